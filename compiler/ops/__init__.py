@@ -1,0 +1,62 @@
+"""The op table: one row for every core op.
+
+A family of ops is one file in this folder; each file ends in rows (:class:`Op`) that this module
+collects into :data:`OPS`.  A row has the shape rule, the numpy reference, and, for elementwise ops,
+the C expression that the code generator puts into fused loops.  `docs/adding.md` says how to add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.ir import Shape, Value
+
+TypeRule = Callable[..., list[tuple[Any, Shape]]]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One core op.
+
+    Attributes:
+        name: the op's name in the IR.
+        infer: ``infer(attrs, *input_values) -> [(dtype, shape), ...]``; raises ValueError where the
+            inputs do not fit.  Absent optional inputs are None.
+        reference: ``reference(attrs, *arrays) -> (array, ...)``; the meaning of the op.  `attrs` has
+            an extra key ``_batch`` with the concrete batch size.
+        elementwise: the result at an index depends on the (broadcast) inputs at that index only.
+        layout: moves elements without changing them (reshape, transpose, ...).
+    """
+
+    name: str
+    infer: TypeRule
+    reference: Callable[..., tuple[np.ndarray, ...]]
+    elementwise: bool = False
+    layout: bool = False
+
+
+def infer(
+    op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]
+) -> list[tuple[Any, Shape]]:
+    """Output types of an op for given input types."""
+    return OPS[op].infer(attrs, *inputs)
+
+
+def _collect() -> dict[str, Op]:
+    from sparsec.compiler.ops import contraction, elementwise, fused, layout, quantize, reduction
+
+    table: dict[str, Op] = {}
+    for family in (elementwise, layout, reduction, contraction, quantize, fused):
+        for row in family.ROWS:
+            if row.name in table:
+                raise ValueError(f"op {row.name} is defined twice")
+            table[row.name] = row
+    return table
+
+
+OPS: dict[str, Op] = {}
+OPS.update(_collect())

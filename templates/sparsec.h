@@ -1,0 +1,95 @@
+/* sparsec.h: the C interface of a compiled bucket (one shared library per sequence-length bucket).
+ *
+ * A bucket library needs nothing but libc and libm.  Load it with dlopen() or link it, then:
+ *
+ *     const sparsec_info *info = sparsec_model_info();
+ *     void *ws = aligned_alloc(64, sparsec_workspace_size(batch, 1));
+ *     sparsec_run(inputs, outputs, batch, NULL, ws, NULL);
+ *
+ * All functions are safe to call from many threads at once, each call with a workspace of its own.
+ */
+#ifndef SPARSEC_H
+#define SPARSEC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Changes whenever anything below changes its meaning. */
+#define SPARSEC_ABI_VERSION 1
+
+#define SPARSEC_MAX_RANK 8
+
+/* Element types; the numbers are those of ONNX TensorProto.DataType. */
+enum {
+    SPARSEC_FLOAT32 = 1,
+    SPARSEC_UINT8 = 2,
+    SPARSEC_INT8 = 3,
+    SPARSEC_INT32 = 6,
+    SPARSEC_INT64 = 7,
+    SPARSEC_BOOL = 9,
+    SPARSEC_FLOAT64 = 11
+};
+
+/* Markers in sparsec_tensor.dims. */
+#define SPARSEC_DIM_BATCH (-1)    /* the batch size given to sparsec_run */
+#define SPARSEC_DIM_SEQUENCE (-2) /* the bucket's length, sparsec_info.length */
+
+typedef struct {
+    const char *name;
+    int32_t dtype;
+    int32_t rank;
+    int64_t dims[SPARSEC_MAX_RANK];
+} sparsec_tensor;
+
+typedef struct {
+    uint32_t abi_version;
+    uint32_t length;           /* tokens per sequence in this bucket */
+    const char *model;         /* name of the model */
+    const char *target;        /* ISA target it was compiled for, e.g. "avx512_vnni" */
+    int32_t n_inputs, n_outputs;
+    const sparsec_tensor *inputs, *outputs;
+    int32_t supports_lengths;  /* 1: sparsec_run skips padding when given lengths */
+    int32_t mask_input;        /* index of the attention mask among the inputs, or -1 */
+} sparsec_info;
+
+/* One piece of a parallel loop: index is in [0, count), thread in [0, threads). */
+typedef void (*sparsec_task)(void *arg, int32_t index, int32_t thread);
+
+/* How a bucket runs its loops on several threads; implemented by the caller. */
+typedef struct sparsec_parallel sparsec_parallel;
+struct sparsec_parallel {
+    int32_t threads; /* at most this many threads run pieces at once, the caller included */
+    /* Calls task(arg, i, t) once for each i in [0, count) and returns when all are done.  Two pieces
+     * that run at the same time have different t. */
+    void (*run)(const sparsec_parallel *self, sparsec_task task, void *arg, int32_t count);
+};
+
+enum {
+    SPARSEC_OK = 0,
+    SPARSEC_BAD_ARGUMENT = 1 /* a null pointer, batch < 1, or a length outside [0, length] */
+};
+
+const sparsec_info *sparsec_model_info(void);
+
+/* Bytes of scratch memory that one call of sparsec_run needs. */
+size_t sparsec_workspace_size(int64_t batch, int32_t threads);
+
+/* Computes the outputs of a batch.
+ *   inputs, outputs  one pointer each, dense row-major, in the order and types of sparsec_model_info()
+ *   batch            number of sequences, at least 1
+ *   lengths          NULL, or for each sequence how many leading tokens are real; the others are not
+ *                    computed and their outputs are 0 (ignored unless supports_lengths)
+ *   workspace        sparsec_workspace_size(batch, threads) bytes, 64-byte aligned
+ *   parallel         NULL: run on the calling thread
+ * Returns SPARSEC_OK or an error; outputs are untouched on error. */
+int sparsec_run(const void *const *inputs, void *const *outputs, int64_t batch,
+                const int32_t *lengths, void *workspace, const sparsec_parallel *parallel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
