@@ -289,7 +289,9 @@ class Editor:
         names = tuple(inputs)
         frozen = FrozenAttrs(attrs)
         types = infer(op, [self.values[n] if n else None for n in names], frozen)
-        outs = tuple(outputs or [self.fresh(f"{op}_{len(self.nodes)}") for _ in types])
+        hint = f"{op}_{len(self.nodes)}"
+        hints = [hint, *(f"{hint}_{i}" for i in range(1, len(types)))]
+        outs = tuple(outputs or map(self.fresh, hints))
         self.nodes.append(Node(op, names, outs, frozen, source))
         for out, (dtype, shape) in zip(outs, types, strict=True):
             self.values[out] = Value(out, np.dtype(dtype), tuple(shape))

@@ -1,0 +1,78 @@
+"""Quantization and its inverse, as in ONNX QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.ir import Shape, Value
+from sparsec.compiler.ops import Op
+
+Attrs = Mapping[str, Any]
+
+_QUANTIZED = tuple(np.dtype(t) for t in (np.uint8, np.int8, np.uint16, np.int16, np.int32))
+
+
+def _check(op: str, attrs: Attrs, x: Value, scale: Value, zp: Value) -> None:
+    if zp.dtype not in _QUANTIZED:
+        raise ValueError(f"{op} with a zero point of type {zp.dtype}")
+    if scale.dtype != np.float32:
+        raise ValueError(f"{op} with a scale of type {scale.dtype}")
+    for parameter in (scale, zp):
+        if parameter.shape in ((), (1,)):
+            continue
+        axis = int(attrs.get("axis", 1))
+        if len(parameter.shape) != 1 or not -len(x.shape) <= axis < len(x.shape):
+            raise ValueError(f"{op} of {x} along axis {axis} with parameters {parameter}")
+        if parameter.shape[0] != x.shape[axis]:
+            raise ValueError(f"{op} of {x}: axis {axis} does not fit parameters {parameter}")
+
+
+def _along(attrs: Attrs, parameter: np.ndarray, rank: int) -> np.ndarray:
+    """The parameter, shaped to broadcast against a tensor of that rank."""
+    if parameter.size == 1:
+        return parameter.reshape(())
+    shape = [1] * rank
+    shape[int(attrs.get("axis", 1))] = parameter.size
+    return parameter.reshape(shape)
+
+
+def _infer_quantize(attrs: Attrs, x: Value, scale: Value, zp: Value) -> list[tuple[Any, Shape]]:
+    _check("quantize", attrs, x, scale, zp)
+    if x.dtype != np.float32:
+        raise ValueError(f"quantize of {x.dtype}")
+    return [(zp.dtype, x.shape)]
+
+
+def _quantize(
+    attrs: Attrs, x: np.ndarray, scale: np.ndarray, zp: np.ndarray
+) -> tuple[np.ndarray]:
+    limits = np.iinfo(zp.dtype)
+    with np.errstate(all="ignore"):
+        y = np.rint(x / _along(attrs, scale, x.ndim))
+    y = y.astype(np.float64) + _along(attrs, zp, x.ndim)
+    # A NaN saturates downwards, which is what the vector code of ONNX Runtime does with it.
+    y = np.nan_to_num(y, nan=limits.min, posinf=limits.max, neginf=limits.min)
+    return (np.clip(y, limits.min, limits.max).astype(zp.dtype),)
+
+
+def _infer_dequantize(attrs: Attrs, q: Value, scale: Value, zp: Value) -> list[tuple[Any, Shape]]:
+    _check("dequantize", attrs, q, scale, zp)
+    if q.dtype != zp.dtype:
+        raise ValueError(f"dequantize of {q.dtype} with a zero point of type {zp.dtype}")
+    return [(np.float32, q.shape)]
+
+
+def _dequantize(
+    attrs: Attrs, q: np.ndarray, scale: np.ndarray, zp: np.ndarray
+) -> tuple[np.ndarray]:
+    shifted = q.astype(np.int64) - _along(attrs, zp, q.ndim).astype(np.int64)
+    return (shifted.astype(np.float32) * _along(attrs, scale, q.ndim),)
+
+
+ROWS = [
+    Op("quantize", _infer_quantize, _quantize, elementwise=True),
+    Op("dequantize", _infer_dequantize, _dequantize, elementwise=True),
+]
