@@ -1,0 +1,194 @@
+"""The artifact directory: its manifest, and how it comes to be whole or not at all.
+
+Everything is written into a folder next to the output and renamed into place as the last step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsec.errors import ArtifactError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+# What a model's folder may hold beside the model that users of the artifact need.
+COMPANIONS = (
+    "config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Refuse early what could not be published at the end.
+
+    Raises:
+        ArtifactError: the output exists and `force` is not given, or it is something else than an
+            artifact, or its folder is missing or not writable.
+    """
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise ArtifactError(f"cannot write {output}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {output}: no permission to write in {parent}")
+    if output.is_symlink() or output.exists():
+        # A forced write removes what was there, so it must be one of ours.
+        if output.is_symlink() or not (output / MANIFEST).is_file():
+            raise ArtifactError(f"{output} exists and is not an artifact; choose another --output")
+        if not force:
+            raise ArtifactError(f"{output} exists; replace it with --force, or choose --output")
+
+
+@contextlib.contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """A private folder on the output's file system, removed at the end whatever happens.
+
+    Raises:
+        ArtifactError: the disk is full, or another failure to write.
+    """
+    with writing(output):
+        parent = output.absolute().parent
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=parent))
+    try:
+        with writing(output):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Turn the operating system's errors into one that says what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason += "; nothing was written, free some space and try again"
+        raise ArtifactError(f"cannot write {what}: {reason}") from error
+
+
+def pack_companions(source: Path, folder: Path) -> None:
+    """Copy tokenizer and configuration files of a model's folder into an artifact."""
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            (folder / name).write_bytes((source / name).read_bytes())
+
+
+def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Record size and sha256 of every file in the folder, write the manifest, flush all to disk."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    text = json.dumps({**manifest, "files": files}, indent=1, sort_keys=True, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        flush(path)
+
+
+def publish(folder: Path, output: Path, force: bool) -> None:
+    """Rename a sealed folder to its final name; with `force`, swap it with what is there.
+
+    Raises:
+        ArtifactError: something appeared at `output` meanwhile, or the rename failed.
+    """
+    with writing(output):
+        check_output(output, force)
+        if output.exists():
+            if not _rename(folder, output, _RENAME_EXCHANGE):
+                # Without an atomic exchange there is a moment with neither; still nothing is lost.
+                old = folder.with_name(folder.name + ".old")
+                output.rename(old)
+                try:
+                    folder.rename(output)
+                except BaseException:
+                    old.rename(output)
+                    raise
+        elif not _rename(folder, output, _RENAME_NOREPLACE):
+            folder.rename(output)
+        flush(output.absolute().parent)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rename(source: Path, destination: Path, flags: int) -> bool:
+    """renameat2; False where the C library, kernel or file system does not have it."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return False
+    names = (os.fsencode(source), os.fsencode(destination))
+    if function(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(flags)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(destination))
+
+
+def manifest_of(
+    *,
+    sparsec_version: str,
+    abi: int,
+    model: Mapping[str, str],
+    target: Mapping[str, Any],
+    toolchain: Mapping[str, Any],
+    inputs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    mask_input: str | None,
+    supports_lengths: bool,
+    buckets: Sequence[Mapping[str, Any]],
+    layers: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The manifest without its file list, which :func:`seal` adds.
+
+    It holds no time and no path, so that the same input gives the same bytes.
+    """
+    return {
+        "format": "sparsec-artifact",
+        "schema": SCHEMA,
+        "abi": abi,
+        "sparsec_version": sparsec_version,
+        "model": dict(model),
+        "target": dict(target),
+        "toolchain": dict(toolchain),
+        "inputs": [dict(row) for row in inputs],
+        "outputs": [dict(row) for row in outputs],
+        "mask_input": mask_input,
+        "supports_lengths": supports_lengths,
+        "buckets": [dict(row) for row in buckets],
+        "layers": [dict(row) for row in layers],
+    }

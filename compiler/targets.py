@@ -1,0 +1,131 @@
+"""ISA targets: what the generated C may use, and how many rows fit one vector.
+
+Adding one is a row in :data:`TARGETS`; compilers turn `features` into flags by themselves (see
+``toolchain.py``), and the runtime checks the same names against the CPU before it loads a bucket.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sparsec.errors import HardwareError, InputError
+
+
+def host_arch() -> str:
+    """The machine's architecture under the name that manifests use, e.g. ``x86_64``."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One ISA target.
+
+    Attributes:
+        name: as given to ``--target`` and recorded in the manifest.
+        arch: the architecture its code runs on; empty: whichever the compiler builds for.
+        features: CPU features the code needs, named as compilers and the runtime's CPU detection
+            name them (``avx512vnni``, ``fma``).
+        lanes: float32 (and int32) elements in one vector, which is the number of rows in a block.
+        tuning: extra compiler flags that change speed, never meaning.
+        summary: one line for people.
+    """
+
+    name: str
+    arch: str
+    features: tuple[str, ...]
+    lanes: int
+    tuning: tuple[str, ...] = ()
+    summary: str = ""
+
+    def runs_on(self, arch: str, features: Collection[str]) -> bool:
+        """Whether a machine of this architecture and with these CPU features can run its code."""
+        return self.arch in ("", arch) and not self.missing(features)
+
+    def missing(self, features: Collection[str]) -> tuple[str, ...]:
+        """The needed CPU features that are not among `features`."""
+        return tuple(f for f in self.features if f not in features)
+
+
+# Fastest first: `auto` takes the first that runs.
+TARGETS: tuple[Target, ...] = (
+    Target(
+        name="avx512_vnni",
+        arch="x86_64",
+        features=("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+        lanes=16,
+        tuning=("-mprefer-vector-width=512",),
+        summary="64-byte vectors with VPDPBUSD: Intel Ice Lake and later servers, AMD Zen 4 and later",
+    ),
+    Target(
+        name="avx_vnni",
+        arch="x86_64",
+        features=("avx2", "fma", "avxvnni"),
+        lanes=8,
+        tuning=("-mprefer-vector-width=256",),
+        summary="32-byte vectors with VPDPBUSD: Intel Alder Lake and later, AMD Zen 5 and later",
+    ),
+    Target(
+        name="avx2",
+        arch="x86_64",
+        features=("avx2", "fma"),
+        lanes=8,
+        tuning=("-mprefer-vector-width=256",),
+        summary="32-byte vectors: any x86-64 since 2015",
+    ),
+    Target(
+        name="generic",
+        arch="",
+        features=(),
+        lanes=4,
+        summary="portable C: any architecture, slow",
+    ),
+)
+
+NAMES = tuple(target.name for target in TARGETS)
+
+
+def get(name: str) -> Target:
+    """The target of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    raise InputError(f"there is no target {name!r}; choose auto or one of {', '.join(NAMES)}")
+
+
+def running_here(features: Collection[str], arch: str | None = None) -> tuple[Target, ...]:
+    """The targets whose code a machine can run, fastest first."""
+    arch = arch or host_arch()
+    return tuple(target for target in TARGETS if target.runs_on(arch, features))
+
+
+def choose(name: str, features: Collection[str], arch: str | None = None) -> Target:
+    """The target called `name`, or for ``auto`` the fastest that runs on the given CPU.
+
+    A named target need not run on this machine: the artifact can be made for another one.
+
+    Args:
+        name: ``auto`` or a target's name.
+        features: CPU features of this machine.
+        arch: its architecture; the running machine's when absent.
+
+    Raises:
+        InputError: there is no such target.
+        HardwareError: the target is for another architecture than the compiler builds for.
+    """
+    arch = arch or host_arch()
+    if name == "auto":
+        return running_here(features, arch)[0]
+    target = get(name)
+    if target.arch not in ("", arch):
+        raise HardwareError(
+            f"target {name} is for {target.arch}, and compilers here build for {arch}; "
+            f"compile on a {target.arch} machine, or use --target generic"
+        )
+    return target
