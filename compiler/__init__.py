@@ -1,0 +1,236 @@
+"""The compiler: an ONNX model and a list of buckets in, an artifact out.
+
+:func:`compile` is the whole pipeline; each stage is the folder or file of its name here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsec.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from sparsec.compiler.frontend import Model, Signature
+    from sparsec.compiler.ir import Graph
+    from sparsec.runtime import Artifact
+
+__all__ = ["compile", "import_buckets", "model_file"]
+
+Progress = Callable[[str], None]
+
+MODEL_FILE = "model.onnx"
+
+
+def compile(
+    model: str | Path,
+    *,
+    buckets: Sequence[int] = (),
+    output: str | Path | None = None,
+    batch_size: int = 1,
+    target: str = "auto",
+    cc: str | None = None,
+    jobs: int | None = None,
+    emit_c: str | Path | None = None,
+    dump_ir: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile an ONNX model into an artifact.
+
+    Args:
+        model: an ONNX file, or a folder with ``model.onnx`` and perhaps tokenizer and config.
+        buckets: sequence lengths to specialize to; needed unless the model has no sequence axis.
+        output: the artifact's folder; ``model.sparsec`` beside ``model.onnx`` when absent.
+        batch_size: the batch size to tune for; any other runs too.
+        target: an ISA target's name, or ``auto`` for the fastest that runs here.
+        cc: the C compiler's command; found when absent.
+        jobs: compilers to run at once; as many as usable cores when absent.
+        emit_c: keep the generated C in this folder, with a Makefile.
+        dump_ir: write the IR after the import and after every pass to this folder.
+        force: replace an artifact that is at `output`.
+        progress: called with one line per stage and bucket.
+
+    Returns:
+        The artifact, as the runtime sees it.
+
+    Raises:
+        ModelError: the model cannot be read (UnsupportedError: it cannot be compiled).
+        ToolchainError: there is no C compiler, or it failed.
+        ArtifactError: the artifact cannot be written.
+        InputError: an argument is wrong.
+    """
+    # Imported here so that `import sparsec` and the command line's --help stay quick.
+    import sparsec
+    from sparsec.compiler import artifact, build, frontend, targets, toolchain
+    from sparsec.compiler.codegen import emit_buckets
+    from sparsec.runtime import Artifact, cpu
+
+    tell = progress or (lambda _: None)
+    path = model_file(model)
+    destination = Path(output) if output else path.with_name(path.stem + ".sparsec")
+    if batch_size < 1:
+        raise InputError(f"the batch size must be at least 1, not {batch_size}")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs must be at least 1, not {jobs}")
+    artifact.check_output(destination, force)
+    isa = targets.choose(target, cpu.detect())
+    compiler = toolchain.find(cc)
+
+    tell(f"loading {path}")
+    loaded = frontend.load_model(path)
+    signature = frontend.signature(loaded)
+    dump = Path(dump_ir) if dump_ir else None
+    graphs = import_buckets(loaded, signature, buckets, dump_ir=dump, progress=tell)
+
+    tell(f"generating C for {isa.name}")
+    emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size)
+
+    with artifact.staging(destination) as stage:
+        tree = build.write_tree(stage / "c", emission, compiler, isa)
+        kept = Path(emit_c) if emit_c else None
+        if kept is not None:
+            with artifact.writing(kept):
+                shutil.copytree(tree.folder, kept, dirs_exist_ok=True)
+        libraries = build.compile_tree(
+            tree, compiler, isa, jobs=jobs, progress=tell, kept=kept
+        )
+
+        tell(f"writing {destination}")
+        folder = stage / "artifact"
+        folder.mkdir()
+        for library in libraries:
+            library.rename(folder / library.name)
+        (folder / "sparsec.h").write_text(build.public_header(), encoding="utf-8")
+        if Path(model).is_dir():
+            artifact.pack_companions(Path(model), folder)
+        manifest = artifact.manifest_of(
+            sparsec_version=sparsec.__version__,
+            abi=build.abi_version(),
+            model={
+                "name": loaded.name,
+                "sha256": loaded.sha256,
+                "dialect": frontend.dialect_name(loaded),
+            },
+            target={
+                "name": isa.name,
+                "arch": isa.arch or targets.host_arch(),
+                "features": sorted(isa.features),
+            },
+            toolchain={
+                "compiler": compiler.kind,
+                "version": compiler.version,
+                "flags": list(compiler.flags(isa)),
+            },
+            inputs=[_tensor_row(spec) for spec in signature.inputs],
+            outputs=[_tensor_row(spec) for spec in signature.outputs],
+            mask_input=signature.mask_input,
+            supports_lengths=signature.mask_input is not None,
+            buckets=[
+                {"length": length, "file": library, "kernels": list(source.kernels)}
+                for (length, library, _), source in zip(
+                    tree.buckets, emission.buckets, strict=True
+                )
+            ],
+            layers=emission.layers,
+        )
+        artifact.seal(folder, manifest)
+        artifact.publish(folder, destination, force)
+    return Artifact(destination)
+
+
+def model_file(model: str | Path) -> Path:
+    """The ONNX file that a path means: itself, or ``model.onnx`` in a folder.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / MODEL_FILE).is_file():
+            raise ModelError(f"{path} is a folder without {MODEL_FILE}; give the file's own path")
+        return path / MODEL_FILE
+    if not path.exists():
+        raise ModelError(f"{path} does not exist")
+    return path
+
+
+def import_buckets(
+    model: Model,
+    signature: Signature,
+    buckets: Sequence[int],
+    *,
+    dump_ir: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Graph]:
+    """Import the model and run the passes, once for each bucket.
+
+    Args:
+        model, signature: from the frontend.
+        buckets: sequence lengths, in any order.
+        dump_ir: write the IR to this folder after every step.
+        progress: called with one line per bucket.
+
+    Returns:
+        One optimized graph per bucket, shortest first.
+
+    Raises:
+        InputError: the buckets do not fit the model.
+        UnsupportedError: the model holds nodes that cannot be compiled.
+    """
+    from sparsec.compiler import frontend, passes
+
+    graphs = []
+    for length in _check_buckets(buckets, signature):
+        if progress:
+            progress(f"importing bucket {length}")
+        graph = frontend.import_graph(model, length)
+        dump = _Dump(dump_ir / f"bucket_{length}") if dump_ir else None
+        if dump:
+            dump("import", graph)
+        graphs.append(passes.run(graph, on_pass=dump))
+    return graphs
+
+
+class _Dump:
+    """Writes graphs as numbered text files, in the order they come."""
+
+    def __init__(self, folder: Path) -> None:
+        from sparsec.compiler.artifact import writing
+
+        self.folder = folder
+        self.written = 0
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, step: str, graph: Graph) -> None:
+        from sparsec.compiler.artifact import writing
+        from sparsec.compiler.ir import to_text
+
+        path = self.folder / f"{self.written:02d}-{step}.txt"
+        with writing(path):
+            path.write_text(to_text(graph), encoding="utf-8")
+        self.written += 1
+
+
+def _check_buckets(buckets: Sequence[int], signature: Signature) -> list[int]:
+    """The buckets in ascending order; [0] for a model without a sequence axis."""
+    lengths = [int(length) for length in buckets]
+    if not any("sequence" in spec.shape for spec in signature.inputs):
+        if lengths:
+            raise InputError("the model has no sequence axis: compile it without buckets")
+        return [0]
+    if not lengths:
+        raise InputError("the model has a sequence axis: name the lengths to compile for (--buckets)")
+    if min(lengths) < 1:
+        raise InputError(f"a bucket must be at least 1 token long, not {min(lengths)}")
+    twice = sorted({length for length in lengths if lengths.count(length) > 1})
+    if twice:
+        raise InputError(f"bucket {twice[0]} is given twice")
+    return sorted(lengths)
+
+
+def _tensor_row(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}

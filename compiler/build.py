@@ -14,7 +14,6 @@ models never meet under one name in a process.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 from sparsec.compiler import toolchain as cc
 from sparsec.compiler.targets import Target
 from sparsec.compiler.toolchain import Toolchain
+from sparsec.runtime.cpu import usable_cores
 
 if TYPE_CHECKING:
     from sparsec.compiler.codegen import Emission
@@ -133,7 +133,7 @@ def compile_tree(
     units = [unit for _, _, bucket_units in tree.buckets for unit in bucket_units]
     if tree.weights:
         units.insert(0, "weights.S")
-    workers = jobs or len(os.sched_getaffinity(0))
+    workers = jobs or usable_cores()[1]
     with ThreadPoolExecutor(max_workers=max(1, min(workers, len(units)))) as pool:
         waiting = {
             pool.submit(

@@ -9,8 +9,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sparsec.errors import HardwareError, InputError
+
+if TYPE_CHECKING:
+    from sparsec.runtime.cpu import CpuInfo
 
 
 def host_arch() -> str:
@@ -99,33 +103,26 @@ def get(name: str) -> Target:
     raise InputError(f"there is no target {name!r}; choose auto or one of {', '.join(NAMES)}")
 
 
-def running_here(features: Collection[str], arch: str | None = None) -> tuple[Target, ...]:
-    """The targets whose code a machine can run, fastest first."""
-    arch = arch or host_arch()
-    return tuple(target for target in TARGETS if target.runs_on(arch, features))
+def running_on(cpu: CpuInfo) -> tuple[Target, ...]:
+    """The targets whose code this CPU can run, fastest first."""
+    return tuple(target for target in TARGETS if target.runs_on(cpu.arch, cpu.features))
 
 
-def choose(name: str, features: Collection[str], arch: str | None = None) -> Target:
+def choose(name: str, cpu: CpuInfo) -> Target:
     """The target called `name`, or for ``auto`` the fastest that runs on the given CPU.
 
-    A named target need not run on this machine: the artifact can be made for another one.
-
-    Args:
-        name: ``auto`` or a target's name.
-        features: CPU features of this machine.
-        arch: its architecture; the running machine's when absent.
+    A named target need not run on it: an artifact can be made for another machine.
 
     Raises:
         InputError: there is no such target.
-        HardwareError: the target is for another architecture than the compiler builds for.
+        HardwareError: the target is for another architecture than compilers here build for.
     """
-    arch = arch or host_arch()
     if name == "auto":
-        return running_here(features, arch)[0]
+        return running_on(cpu)[0]
     target = get(name)
-    if target.arch not in ("", arch):
+    if target.arch not in ("", cpu.arch):
         raise HardwareError(
-            f"target {name} is for {target.arch}, and compilers here build for {arch}; "
+            f"target {name} is for {target.arch}, and compilers here build for {cpu.arch}; "
             f"compile on a {target.arch} machine, or use --target generic"
         )
     return target
