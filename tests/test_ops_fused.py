@@ -32,7 +32,9 @@ U8 = st.integers(0, 255)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.booleans(), st.booleans(), st.sampled_from(["none", "scalar", "1"]))
+@given(
+    st.integers(0, 2**31), st.booleans(), st.booleans(), st.sampled_from(["none", "scalar", "1"])
+)
 def test_matmul_integer_is_exact(seed: int, a_signed: bool, b_signed: bool, zps: str) -> None:
     rng = np.random.default_rng(seed)
     da, db = (np.int8 if s else np.uint8 for s in (a_signed, b_signed))
@@ -84,7 +86,7 @@ def test_quantize_rounds_half_to_even_and_saturates(
     info = np.iinfo(dtype)
     zero = np.array(np.clip(zp, info.min, info.max), dtype)
     got = ref("quantize", np.array(xs, np.float32), np.float32(scale), zero)
-    for x, y in zip(xs, got):
+    for x, y in zip(xs, got, strict=True):
         ratio = float(np.float32(np.float32(x) / np.float32(scale)))
         assert y == min(max(round(ratio) + int(zero), info.min), info.max)
 
@@ -144,8 +146,9 @@ def test_qlinear(x_type: Any) -> None:
 
 
 def attention_attrs(shape: Any, score: Graph, prob: Graph, **attrs: Any) -> dict[str, Any]:
-    base = dict(heads=2, q_zp=0, k_zp=0, v_zp=0, p_zp=0, qk_scale=1.0, pv_scale=1.0)
-    return {**base, "score": score, "prob": prob, **attrs}
+    base = {"heads": 2, "qk_scale": 1.0, "pv_scale": 1.0}
+    zps = dict.fromkeys(("q_zp", "k_zp", "v_zp", "p_zp"), 0)
+    return {**base, **zps, "score": score, "prob": prob, **attrs}
 
 
 def test_attention_of_floats_with_a_mask() -> None:

@@ -7,25 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.ir import Dim, Shape, Value
+from sparsec.compiler.ir import Shape, Value
 from sparsec.compiler.ops import Op
+from sparsec.compiler.ops.elementwise import broadcast_shape
 
 Attrs = Mapping[str, Any]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
-
-
-def _batch_extents(a: Shape, b: Shape) -> Shape:
-    """Broadcast of the extents in front of the matrices."""
-    out: list[Dim] = []
-    for i in range(max(len(a), len(b)), 0, -1):
-        x = a[-i] if i <= len(a) else 1
-        y = b[-i] if i <= len(b) else 1
-        if x != y and x != 1 and y != 1:
-            raise ValueError(f"batch extents {list(a)} and {list(b)} do not broadcast")
-        out.append(y if x == 1 else x)
-    return tuple(out)
 
 
 def matmul_shape(a: Shape, b: Shape) -> Shape:
@@ -38,7 +27,7 @@ def matmul_shape(a: Shape, b: Shape) -> Shape:
         raise ValueError(f"matmul of {list(a)} and {list(b)}: inner extents differ")
     rows = m[-2:-1] if len(a) > 1 else ()
     columns = n[-1:] if len(b) > 1 else ()
-    return (*_batch_extents(m[:-2], n[:-2]), *rows, *columns)
+    return (*broadcast_shape(m[:-2], n[:-2]), *rows, *columns)
 
 
 def integer_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -47,7 +36,8 @@ def integer_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Runs in float64, which BLAS does fast; every partial sum stays below 2**53, so nothing is
     rounded.  The result must fit int32, which it does for 8-bit operands of up to 33,000 terms.
     """
-    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64).astype(np.int32)
+    exact = np.matmul(a.astype(np.float64), b.astype(np.float64))
+    return np.asarray(exact.astype(np.int64).astype(np.int32))
 
 
 def _infer_matmul(attrs: Attrs, a: Value, b: Value) -> list[tuple[Any, Shape]]:

@@ -10,6 +10,7 @@ import numpy as np
 from sparsec.compiler.ir import Graph, Shape, Value, interpret
 from sparsec.compiler.ops import Op
 from sparsec.compiler.ops.contraction import BYTES, integer_product
+from sparsec.compiler.ops.reduction import softmax
 
 Attrs = Mapping[str, Any]
 
@@ -71,7 +72,7 @@ def _infer_attention(
             raise ValueError(f"attention: {graph.name} maps {ends[0]} to {ends[1]}, not {shape}")
     if score.values[score.outputs[0]].dtype != np.float32:
         raise ValueError("attention: scores must be float32")
-    for name, extra in zip(score.inputs[1:], extras):
+    for name, extra in zip(score.inputs[1:], extras, strict=True):
         declared = score.values[name]
         if (declared.dtype, declared.shape) != (extra.dtype, extra.shape):
             raise ValueError(f"attention: extra {extra} declared as {declared}")
@@ -90,15 +91,8 @@ def _heads_apart(x: np.ndarray, heads: int, zero: int) -> np.ndarray:
 def _product(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
     """``a @ b`` in float32; integers are summed exactly and then scaled."""
     if a.dtype == np.float32:
-        return np.matmul(a, b)
-    return integer_product(a, b).astype(np.float32) * np.float32(scale)
-
-
-def softmax_last(x: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis in float32."""
-    with np.errstate(invalid="ignore"):
-        e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+        return np.asarray(np.matmul(a, b))
+    return np.asarray(integer_product(a, b).astype(np.float32) * np.float32(scale))
 
 
 def _attention(
@@ -110,7 +104,7 @@ def _attention(
     v4 = _heads_apart(v, heads, int(attrs["v_zp"]))
     s = _product(q4, k4.transpose(0, 1, 3, 2), attrs["qk_scale"])
     (s,) = interpret(attrs["score"], [s, *extras])
-    (p,) = interpret(attrs["prob"], [softmax_last(s)])
+    (p,) = interpret(attrs["prob"], [softmax(s, axis=-1)])
     if p.dtype != np.float32:
         p = p.astype(np.int32) - int(attrs["p_zp"])
     o = _product(p, v4, attrs["pv_scale"])

@@ -46,9 +46,7 @@ def _infer_quantize(attrs: Attrs, x: Value, scale: Value, zp: Value) -> list[tup
     return [(zp.dtype, x.shape)]
 
 
-def _quantize(
-    attrs: Attrs, x: np.ndarray, scale: np.ndarray, zp: np.ndarray
-) -> tuple[np.ndarray]:
+def _quantize(attrs: Attrs, x: np.ndarray, scale: np.ndarray, zp: np.ndarray) -> tuple[np.ndarray]:
     limits = np.iinfo(zp.dtype)
     with np.errstate(all="ignore"):
         y = np.rint(x / _along(attrs, scale, x.ndim))
