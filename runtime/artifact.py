@@ -1,0 +1,484 @@
+"""Reading an artifact and making sure that it is whole, before any of its code is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, Union
+
+from sparsec.errors import ArtifactError, HardwareError
+from sparsec.runtime.cpu import CpuInfo, detect
+
+FORMAT = "sparsec-artifact"
+SCHEMA = 1
+ABI = 1
+MANIFEST = "manifest.json"
+
+_MAX_MANIFEST = 64 << 20
+_MAX_RANK = 8
+_DTYPES = frozenset(("float32", "uint8", "int8", "int32", "int64", "bool", "float64"))
+
+T = TypeVar("T")
+SpecDim = Union[int, str]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output; `shape` holds extents, "batch" and "sequence"."""
+
+    name: str
+    dtype: str
+    shape: tuple[SpecDim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The ONNX file that was compiled."""
+
+    name: str
+    sha256: str
+    dialect: str
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """What the code was compiled for; `features` are those it needs of the CPU."""
+
+    name: str
+    arch: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ToolchainInfo:
+    """The C compiler and its flags."""
+
+    compiler: str
+    version: str
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """One kernel call of a bucket: its name in the C, the kernel, the ONNX nodes it computes."""
+
+    name: str
+    kernel: str
+    source: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class BucketInfo:
+    """One library; `length` is its sequence length, 0 for a model without a sequence axis."""
+
+    length: int
+    file: str
+    kernels: tuple[KernelInfo, ...]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A weight matrix [n, k] and the share of its weights and of its 4-blocks that is zero."""
+
+    name: str
+    op: str
+    n: int
+    k: int
+    sparsity: float
+    block4_sparsity: float
+    kernel: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size in bytes and sha256 (lower-case hex) of a file of the artifact."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`; see docs/architecture.md.  `buckets` are sorted by length."""
+
+    schema: int
+    abi: int
+    sparsec_version: str
+    model: ModelInfo
+    target: TargetInfo
+    toolchain: ToolchainInfo
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    mask_input: str | None
+    supports_lengths: bool
+    buckets: tuple[BucketInfo, ...]
+    layers: tuple[LayerInfo, ...]
+    files: Mapping[str, FileInfo]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model on disk: the folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], verify: bool = True) -> Artifact:
+        """Read an artifact and check it; none of its code is loaded.
+
+        Whether this machine can run it is another question: :meth:`check_hardware`.
+
+        Args:
+            path: the folder.
+            verify: also compare the sha256 of every file (once per process, unless a file changes).
+
+        Raises:
+            ArtifactError: what is missing, damaged or too new, and where.
+        """
+        folder = Path(path)
+        manifest = parse_manifest(_read_manifest(folder), str(folder / MANIFEST))
+        root = Path(os.path.realpath(folder))
+        for name, info in manifest.files.items():
+            _check_file(root, folder / name, info, verify)
+        return Artifact(folder, manifest)
+
+    def check_hardware(self, cpu: CpuInfo | None = None) -> None:
+        """Make sure that a CPU (this one, unless given) has what the code needs.
+
+        Raises:
+            HardwareError: naming the missing features and the targets that would run.
+        """
+        cpu = cpu or detect()
+        target = self.manifest.target
+        if target.arch != cpu.arch:
+            raise HardwareError(
+                f"{self.path} was compiled for {target.arch}, this machine is {cpu.arch}; "
+                f"compile the model again here"
+            )
+        missing = [name for name in target.features if name not in cpu.features]
+        if missing:
+            raise HardwareError(
+                f"{self.path} was compiled for target {target.name}; this CPU"
+                f"{f' ({cpu.brand})' if cpu.brand else ''} lacks {', '.join(missing)}. "
+                f"Targets that run here: {', '.join(cpu.targets())}; compile the model again "
+                f"with --target {cpu.targets()[0]}"
+            )
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Sequence lengths, ascending."""
+        return tuple(bucket.length for bucket in self.manifest.buckets)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The model's inputs, in order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The model's outputs, in order."""
+        return self.manifest.outputs
+
+    @property
+    def target(self) -> TargetInfo:
+        """What the code was compiled for."""
+        return self.manifest.target
+
+    def library(self, length: int) -> Path:
+        """Where the library of a bucket is, symbolic links resolved."""
+        (name,) = (b.file for b in self.manifest.buckets if b.length == length)
+        return Path(os.path.realpath(self.path / name))
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _read_manifest(folder: Path) -> bytes:
+    """The bytes of the manifest."""
+    manifest = folder / MANIFEST
+    try:
+        if not folder.exists():
+            raise ArtifactError(f"{folder} does not exist")
+        if not folder.is_dir():
+            raise ArtifactError(f"{folder} is not an artifact: an artifact is a folder")
+        size = manifest.stat().st_size
+        if size > _MAX_MANIFEST:
+            raise ArtifactError(f"{manifest} is damaged: {size} bytes is no plausible size")
+        return manifest.read_bytes()
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} is not an artifact: it has no {MANIFEST}") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} cannot be read: {error}") from error
+
+
+_Identity = tuple[int, int, int, int, int]
+_verified: dict[Path, tuple[_Identity, str]] = {}
+
+
+def _check_file(root: Path, path: Path, info: FileInfo, verify: bool) -> None:
+    """Check that a file is inside `root`, regular, and the one that the manifest describes."""
+    real = Path(os.path.realpath(path))
+    try:
+        status = real.stat()
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    if real.parent != root:
+        raise ArtifactError(f"{path} is a link that leads out of the artifact, to {real}")
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError(f"{path} is not a regular file")
+    if status.st_size != info.size:
+        raise ArtifactError(
+            f"{path} is damaged: it has {status.st_size} bytes, the manifest says {info.size}"
+        )
+    if not verify:
+        return
+    identity = (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    known = _verified.get(real)
+    digest = known[1] if known and known[0] == identity else _sha256(real)
+    if digest != info.sha256:
+        raise ArtifactError(
+            f"{path} is damaged: its sha256 is {digest}, the manifest says {info.sha256}; "
+            f"copy or compile the artifact again"
+        )
+    _verified[real] = (identity, digest)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    return digest.hexdigest()
+
+
+# ---- the manifest --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A JSON value and how to name it in an error."""
+
+    value: Any
+    file: str
+    where: str
+
+    def fail(self, expected: str) -> ArtifactError:
+        text = json.dumps(self.value)
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        return ArtifactError(
+            f"{self.file} is damaged: {self.where or 'the document'} must be {expected}, "
+            f"not {shown}"
+        )
+
+    def __getitem__(self, key: str) -> _Field:
+        """A member that must be there."""
+        if not isinstance(self.value, dict):
+            raise self.fail("an object")
+        where = f"{self.where}.{key}" if self.where else key
+        if key not in self.value:
+            raise ArtifactError(f"{self.file} is damaged: {where} is missing")
+        return _Field(self.value[key], self.file, where)
+
+    def text(self) -> str:
+        if not isinstance(self.value, str):
+            raise self.fail("a string")
+        return self.value
+
+    def integer(self, least: int) -> int:
+        if type(self.value) is not int or not least <= self.value < 1 << 62:
+            raise self.fail(f"an integer of at least {least}")
+        return self.value
+
+    def share(self) -> float:
+        if type(self.value) not in (int, float) or not 0 <= self.value <= 1:
+            raise self.fail("a number from 0 to 1")
+        return float(self.value)
+
+    def boolean(self) -> bool:
+        if not isinstance(self.value, bool):
+            raise self.fail("true or false")
+        return self.value
+
+    def sha256(self) -> str:
+        text = self.value
+        if not isinstance(text, str) or len(text) != 64 or set(text) - set("0123456789abcdef"):
+            raise self.fail("a sha256 in hexadecimal")
+        return text
+
+    def array(self, read: Callable[[_Field], T]) -> tuple[T, ...]:
+        if not isinstance(self.value, list):
+            raise self.fail("an array")
+        return tuple(
+            read(_Field(value, self.file, f"{self.where}[{i}]"))
+            for i, value in enumerate(self.value)
+        )
+
+    def members(self) -> dict[str, _Field]:
+        if not isinstance(self.value, dict):
+            raise self.fail("an object")
+        return {key: self[key] for key in self.value}
+
+
+def _file_name(field: _Field) -> str:
+    """A plain name: it can only mean a file inside the folder."""
+    name = field.text()
+    if name in ("", ".", "..", MANIFEST) or any(c in "/\\:" or ord(c) < 32 for c in name):
+        raise field.fail("a plain file name inside the artifact")
+    return name
+
+
+def _tensor(field: _Field) -> TensorSpec:
+    def extent(dim: _Field) -> SpecDim:
+        if isinstance(dim.value, str) and dim.value in ("batch", "sequence"):
+            return dim.value
+        if isinstance(dim.value, str):
+            raise dim.fail('"batch", "sequence" or an integer')
+        return dim.integer(0)
+
+    dtype = field["dtype"].text()
+    if dtype not in _DTYPES:
+        raise field["dtype"].fail(f"one of {', '.join(sorted(_DTYPES))}")
+    shape = field["shape"].array(extent)
+    if len(shape) > _MAX_RANK:
+        raise field["shape"].fail(f"of rank {_MAX_RANK} at most")
+    return TensorSpec(field["name"].text(), dtype, shape)
+
+
+def _bucket(field: _Field) -> BucketInfo:
+    def kernel(k: _Field) -> KernelInfo:
+        return KernelInfo(
+            k["name"].text(), k["kernel"].text(), k["source"].text(), k["detail"].text()
+        )
+
+    return BucketInfo(
+        length=field["length"].integer(0),
+        file=_file_name(field["file"]),
+        kernels=field["kernels"].array(kernel),
+    )
+
+
+def _layer(field: _Field) -> LayerInfo:
+    return LayerInfo(
+        name=field["name"].text(),
+        op=field["op"].text(),
+        n=field["n"].integer(0),
+        k=field["k"].integer(0),
+        sparsity=field["sparsity"].share(),
+        block4_sparsity=field["block4_sparsity"].share(),
+        kernel=field["kernel"].text(),
+    )
+
+
+def _versions(document: _Field) -> tuple[int, int]:
+    """Schema and ABI, once they are known to be ours."""
+    if document["format"].value != FORMAT:
+        raise document["format"].fail(f'"{FORMAT}"')
+    schema, abi = document["schema"].integer(1), document["abi"].integer(1)
+    maker = document["sparsec_version"].text()
+    for what, found, ours in (("schema", schema, SCHEMA), ("ABI", abi, ABI)):
+        if found > ours:
+            raise ArtifactError(
+                f"{document.file} has {what} {found}, made by sparsec {maker}; this sparsec reads "
+                f"{what} {ours}: upgrade sparsec"
+            )
+        if found < ours:
+            raise ArtifactError(
+                f"{document.file} has {what} {found}, made by sparsec {maker}; this sparsec reads "
+                f"{what} {ours}: compile the model again"
+            )
+    return schema, abi
+
+
+def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
+    """Parse and check a manifest, every field of it.
+
+    Args:
+        data: the bytes of the file.
+        name: what error messages call it.
+
+    Raises:
+        ArtifactError: it is not JSON, of another schema or ABI, or a field is wrong.
+    """
+    try:
+        document = _Field(json.loads(data), name, "")
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{name} is damaged: {error}") from error
+    schema, abi = _versions(document)
+    model, target, toolchain = (document[key] for key in ("model", "target", "toolchain"))
+    inputs, outputs = (document[key].array(_tensor) for key in ("inputs", "outputs"))
+    files = {
+        _file_name(_Field(key, name, "the name of a file in files")): FileInfo(
+            info["size"].integer(0), info["sha256"].sha256()
+        )
+        for key, info in document["files"].members().items()
+    }
+    buckets = tuple(sorted(document["buckets"].array(_bucket), key=lambda b: b.length))
+    mask = document["mask_input"].value
+    manifest = Manifest(
+        schema=schema,
+        abi=abi,
+        sparsec_version=document["sparsec_version"].text(),
+        model=ModelInfo(model["name"].text(), model["sha256"].sha256(), model["dialect"].text()),
+        target=TargetInfo(
+            target["name"].text(),
+            target["arch"].text(),
+            target["features"].array(_Field.text),
+        ),
+        toolchain=ToolchainInfo(
+            toolchain["compiler"].text(),
+            toolchain["version"].text(),
+            toolchain["flags"].array(_Field.text),
+        ),
+        inputs=inputs,
+        outputs=outputs,
+        mask_input=None if mask is None else document["mask_input"].text(),
+        supports_lengths=document["supports_lengths"].boolean(),
+        buckets=buckets,
+        layers=document["layers"].array(_layer),
+        files=MappingProxyType(files),
+    )
+    _check_consistency(manifest, document)
+    return manifest
+
+
+def _check_consistency(manifest: Manifest, document: _Field) -> None:
+    """Checks across fields."""
+    for key, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        if len({spec.name for spec in specs}) != len(specs):
+            raise document[key].fail("a list without repeated names")
+    names = [spec.name for spec in manifest.inputs]
+    if manifest.mask_input is not None and manifest.mask_input not in names:
+        raise document["mask_input"].fail(f"null or one of {', '.join(names)}")
+    if not manifest.buckets:
+        raise document["buckets"].fail("a list of at least one bucket")
+    lengths = [bucket.length for bucket in manifest.buckets]
+    if len(set(lengths)) != len(lengths):
+        raise document["buckets"].fail("a list without repeated lengths")
+    sequence = any("sequence" in s.shape for s in (*manifest.inputs, *manifest.outputs))
+    if sequence and 0 in lengths:
+        raise document["buckets"].fail("a list of lengths above 0 (the model has a sequence axis)")
+    for bucket in manifest.buckets:
+        if bucket.file not in manifest.files:
+            raise document["files"].fail(f"a list that has {bucket.file}, which a bucket needs")
