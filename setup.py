@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
-from distutils.command.install_data import install_data  # setuptools provides it on any version
+
+# isort: split
+from distutils.command.install_data import (
+    install_data,
+)  # setuptools brings it where Python has none
 
 HERE = Path(__file__).resolve().parent
 
@@ -21,7 +25,7 @@ def packages() -> tuple[list[str], dict[str, str]]:
     names = ["sparsec"] + ["sparsec." + name for name in find_packages("sparsec")]
     where = {"sparsec": "sparsec"}
     for folder in MAPPED:
-        if folder != "serving" or (HERE / folder / "__init__.py").exists():
+        if (HERE / folder / "__init__.py").exists():
             names.append(f"sparsec.{folder}")
             names += [f"sparsec.{folder}.{name}" for name in find_packages(folder)]
             where[f"sparsec.{folder}"] = folder
@@ -54,7 +58,7 @@ class InstallManPages(install_data):
 
 
 def write_man_pages(folder: Path) -> list[Path]:
-    """Render the argument parsers with argparse-manpage; needs none of the run-time requirements."""
+    """Render the argument parsers with argparse-manpage; needs no run-time requirement."""
     from argparse_manpage.manpage import Manpage
 
     sys.path.insert(0, str(HERE))
@@ -90,7 +94,7 @@ setup(
         "sparsec.runtime": ["*.pyi", "py.typed"],
     },
     include_package_data=False,
-    ext_modules=extensions() if (HERE / "runtime/_engine.pyx").exists() else [],
+    ext_modules=extensions(),
     data_files=[("share/man/man1", [])],
     cmdclass={"install_data": InstallManPages},
 )

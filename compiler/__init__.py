@@ -10,18 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec.errors import InputError, ModelError
+from sparsec.errors import InputError
 
 if TYPE_CHECKING:
     from sparsec.compiler.frontend import Model, Signature
     from sparsec.compiler.ir import Graph
     from sparsec.runtime import Artifact
 
-__all__ = ["compile", "import_buckets", "model_file"]
+__all__ = ["compile", "import_buckets"]
 
 Progress = Callable[[str], None]
-
-MODEL_FILE = "model.onnx"
 
 
 def compile(
@@ -69,18 +67,18 @@ def compile(
     from sparsec.runtime import Artifact, cpu
 
     tell = progress or (lambda _: None)
-    path = model_file(model)
-    destination = Path(output) if output else path.with_name(path.stem + ".sparsec")
     if batch_size < 1:
         raise InputError(f"the batch size must be at least 1, not {batch_size}")
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs must be at least 1, not {jobs}")
-    artifact.check_output(destination, force)
     isa = targets.choose(target, cpu.detect())
     compiler = toolchain.find(cc)
 
-    tell(f"loading {path}")
-    loaded = frontend.load_model(path)
+    tell(f"loading {model}")
+    loaded = frontend.load_model(model)
+    destination = Path(output) if output else loaded.path.with_suffix(".sparsec")
+    artifact.check_output(destination, force)
+
     signature = frontend.signature(loaded)
     dump = Path(dump_ir) if dump_ir else None
     graphs = import_buckets(loaded, signature, buckets, dump_ir=dump, progress=tell)
@@ -94,9 +92,7 @@ def compile(
         if kept is not None:
             with artifact.writing(kept):
                 shutil.copytree(tree.folder, kept, dirs_exist_ok=True)
-        libraries = build.compile_tree(
-            tree, compiler, isa, jobs=jobs, progress=tell, kept=kept
-        )
+        libraries = build.compile_tree(tree, compiler, isa, jobs=jobs, progress=tell, kept=kept)
 
         tell(f"writing {destination}")
         folder = stage / "artifact"
@@ -130,31 +126,13 @@ def compile(
             supports_lengths=signature.mask_input is not None,
             buckets=[
                 {"length": length, "file": library, "kernels": list(source.kernels)}
-                for (length, library, _), source in zip(
-                    tree.buckets, emission.buckets, strict=True
-                )
+                for (length, library, _), source in zip(tree.buckets, emission.buckets, strict=True)
             ],
             layers=emission.layers,
         )
         artifact.seal(folder, manifest)
         artifact.publish(folder, destination, force)
-    return Artifact(destination)
-
-
-def model_file(model: str | Path) -> Path:
-    """The ONNX file that a path means: itself, or ``model.onnx`` in a folder.
-
-    Raises:
-        ModelError: there is no such file.
-    """
-    path = Path(model)
-    if path.is_dir():
-        if not (path / MODEL_FILE).is_file():
-            raise ModelError(f"{path} is a folder without {MODEL_FILE}; give the file's own path")
-        return path / MODEL_FILE
-    if not path.exists():
-        raise ModelError(f"{path} does not exist")
-    return path
+    return Artifact.load(destination)
 
 
 def import_buckets(
@@ -189,30 +167,28 @@ def import_buckets(
         graph = frontend.import_graph(model, length)
         dump = _Dump(dump_ir / f"bucket_{length}") if dump_ir else None
         if dump:
-            dump("import", graph)
+            dump(-1, "import", graph)
         graphs.append(passes.run(graph, on_pass=dump))
     return graphs
 
 
 class _Dump:
-    """Writes graphs as numbered text files, in the order they come."""
+    """Writes graphs as numbered text files; the import is number 0."""
 
     def __init__(self, folder: Path) -> None:
         from sparsec.compiler.artifact import writing
 
         self.folder = folder
-        self.written = 0
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, step: str, graph: Graph) -> None:
+    def __call__(self, index: int, step: str, graph: Graph) -> None:
         from sparsec.compiler.artifact import writing
         from sparsec.compiler.ir import to_text
 
-        path = self.folder / f"{self.written:02d}-{step}.txt"
+        path = self.folder / f"{index + 1:02d}-{step}.txt"
         with writing(path):
             path.write_text(to_text(graph), encoding="utf-8")
-        self.written += 1
 
 
 def _check_buckets(buckets: Sequence[int], signature: Signature) -> list[int]:
@@ -223,7 +199,9 @@ def _check_buckets(buckets: Sequence[int], signature: Signature) -> list[int]:
             raise InputError("the model has no sequence axis: compile it without buckets")
         return [0]
     if not lengths:
-        raise InputError("the model has a sequence axis: name the lengths to compile for (--buckets)")
+        raise InputError(
+            "the model has a sequence axis: name the lengths to compile for (--buckets)"
+        )
     if min(lengths) < 1:
         raise InputError(f"a bucket must be at least 1 token long, not {min(lengths)}")
     twice = sorted({length for length in lengths if lengths.count(length) > 1})

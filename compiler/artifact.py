@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.errors import ArtifactError
-
-SCHEMA = 1
-MANIFEST = "manifest.json"
+from sparsec.runtime.artifact import FORMAT, MANIFEST, SCHEMA
 
 # What a model's folder may hold beside the model that users of the artifact need.
 COMPANIONS = (
@@ -178,7 +176,7 @@ def manifest_of(
     It holds no time and no path, so that the same input gives the same bytes.
     """
     return {
-        "format": "sparsec-artifact",
+        "format": FORMAT,
         "schema": SCHEMA,
         "abi": abi,
         "sparsec_version": sparsec_version,

@@ -6,9 +6,9 @@ The C tree is written to a folder and compiled there with relative paths only::
     bucket_16/*.c *.h
     bucket_128/*.c *.h
 
-`weights.S` pulls the bytes in with ``.incbin``: constants never go through the C parser.  The weights
-library is named after the hash of its bytes, and so is its one symbol, so libraries of different
-models never meet under one name in a process.
+`weights.S` pulls the bytes in with ``.incbin``: constants never go through the C parser.  The
+weights library is named after the hash of its bytes, and so is its one symbol, so libraries of
+different models never meet under one name in a process.
 """
 
 from __future__ import annotations

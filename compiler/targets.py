@@ -61,7 +61,7 @@ TARGETS: tuple[Target, ...] = (
         features=("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
         lanes=16,
         tuning=("-mprefer-vector-width=512",),
-        summary="64-byte vectors with VPDPBUSD: Intel Ice Lake and later servers, AMD Zen 4 and later",
+        summary="64-byte vectors with VPDPBUSD: Intel servers since Ice Lake, AMD since Zen 4",
     ),
     Target(
         name="avx_vnni",
@@ -69,7 +69,7 @@ TARGETS: tuple[Target, ...] = (
         features=("avx2", "fma", "avxvnni"),
         lanes=8,
         tuning=("-mprefer-vector-width=256",),
-        summary="32-byte vectors with VPDPBUSD: Intel Alder Lake and later, AMD Zen 5 and later",
+        summary="32-byte vectors with VPDPBUSD: Intel since Alder Lake, AMD since Zen 5",
     ),
     Target(
         name="avx2",

@@ -21,7 +21,7 @@ from typing import ClassVar
 from sparsec.compiler.targets import Target, host_arch
 from sparsec.errors import ToolchainError
 
-# Meaning: errno and traps are never looked at, and a*b+c is fused only where the kernels ask for it.
+# errno and traps are never looked at, and a*b+c is fused only where the kernels ask for it.
 SEMANTICS = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 
 COMPILE = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", *SEMANTICS)

@@ -1,5 +1,67 @@
-"""Ahead-of-time compiler and runtime for pruned and quantized transformers on CPUs."""
+"""Ahead-of-time compiler and runtime for pruned and quantized transformers on CPUs.
+
+>>> import sparsec
+>>> artifact = sparsec.compile("model.onnx", buckets=[16, 128])     # doctest: +SKIP
+>>> engine = sparsec.Engine(artifact.path, num_cores=2)             # doctest: +SKIP
+>>> outputs = engine.run([input_ids, attention_mask])               # doctest: +SKIP
+
+Importing this is quick: what a name stands for is loaded when it is first used.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sparsec.errors import (
+    ArtifactError,
+    EngineClosedError,
+    HardwareError,
+    InputError,
+    ModelError,
+    SparsecError,
+    ToolchainError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from sparsec.compiler import compile
+    from sparsec.facade import Engine, generate_random_inputs
+    from sparsec.runtime import Artifact
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "Engine",
+    "EngineClosedError",
+    "HardwareError",
+    "InputError",
+    "ModelError",
+    "SparsecError",
+    "ToolchainError",
+    "UnsupportedError",
+    "__version__",
+    "compile",
+    "generate_random_inputs",
+]
+
+_LAZY = {
+    "Artifact": "sparsec.runtime",
+    "Engine": "sparsec.facade",
+    "compile": "sparsec.compiler",
+    "generate_random_inputs": "sparsec.facade",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sparsec' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,108 @@
+"""Artifacts of models that were given as ONNX files: compiled once, then kept for the user."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import platformdirs
+
+import sparsec
+from sparsec.errors import ArtifactError
+
+
+def folder() -> Path:
+    """Where compiled models are kept: ``$XDG_CACHE_HOME/sparsec`` or ``~/.cache/sparsec``."""
+    return Path(platformdirs.user_cache_dir("sparsec", appauthor=False))
+
+
+def compiled(
+    model: str | Path,
+    *,
+    buckets: Sequence[int],
+    batch_size: int = 1,
+    target: str = "auto",
+    cc: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """The artifact of a model, compiled now unless the cache has it.
+
+    The key is everything that the artifact depends on: the model's bytes (external data and the
+    files packed with it too), the options, the compiler and this version of sparsec.  Of several
+    processes that want the same model, one compiles and the others wait.
+
+    Raises:
+        ArtifactError: the cache folder cannot be written; besides what ``sparsec.compile`` raises.
+    """
+    from sparsec.compiler import targets, toolchain
+    from sparsec.runtime import Artifact, cpu
+
+    isa = targets.choose(target, cpu.detect())
+    compiler = toolchain.find(cc)
+    parts = {
+        "sparsec": sparsec.__version__,
+        "model": _content(model),
+        "buckets": sorted(buckets),
+        "batch_size": batch_size,
+        "target": isa.name,
+        "compiler": [compiler.kind, compiler.version, *compiler.flags(isa)],
+    }
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+    root = folder()
+    entry = root / f"{Path(model).resolve().stem}-{key}.sparsec"
+    with _locked(root, entry.with_suffix(".lock")):
+        if entry.exists():
+            # A damaged entry is made again, like one that is not there.
+            with contextlib.suppress(ArtifactError):
+                Artifact.load(entry)
+                return entry
+        sparsec.compile(
+            model,
+            buckets=buckets,
+            output=entry,
+            batch_size=batch_size,
+            target=isa.name,
+            cc=cc,
+            force=True,
+            progress=progress,
+        )
+    return entry
+
+
+def _content(model: str | Path) -> dict[str, str]:
+    """sha256 of every file that goes into the artifact, by name."""
+    from sparsec.compiler.artifact import COMPANIONS, file_sha256
+    from sparsec.compiler.frontend import load_model
+    from sparsec.compiler.frontend.load import tensors
+
+    loaded = load_model(model)
+    names = {
+        item.value
+        for tensor in tensors(loaded.proto)
+        for item in tensor.external_data
+        if item.key == "location"
+    }
+    if Path(model).is_dir():
+        names |= {name for name in COMPANIONS if (Path(model) / name).is_file()}
+    files = {name: file_sha256(loaded.folder / name) for name in sorted(names)}
+    return {"": loaded.sha256, "name": loaded.name, **files}
+
+
+@contextlib.contextmanager
+def _locked(root: Path, lock: Path) -> Iterator[None]:
+    """Hold an exclusive lock that the system drops if the process dies."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("w")
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write the cache folder {root}: {error.strerror}; set XDG_CACHE_HOME, or "
+            f"compile the model yourself with `sparsec compile`"
+        ) from error
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,41 @@
+"""What the commands share: help with defaults, progress lines, number parsing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        silent = action.default in (None, False, argparse.SUPPRESS) or not action.option_strings
+        return text if silent or "%(default)" in text else f"{text} (default: %(default)s)"
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def lengths(text: str) -> list[int]:
+    """A list of positive integers such as ``16,128``, for argparse."""
+    try:
+        return [positive(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of lengths such as 16,128"
+        ) from None
+
+
+def progress(args: argparse.Namespace) -> Callable[[str], None] | None:
+    """Where progress lines go: standard error, if that is a terminal or -v was given."""
+    if args.quiet or not (args.verbose or sys.stderr.isatty()):
+        return None
+    return lambda line: print(f"sparsec: {line}", file=sys.stderr, flush=True)

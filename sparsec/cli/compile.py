@@ -1,0 +1,96 @@
+"""``sparsec compile``: an ONNX model becomes an artifact."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sparsec.cli.common import HelpFormatter, lengths, positive, progress
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the command's parser."""
+    from sparsec.compiler.targets import NAMES
+
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "compile",
+        parents=[common],
+        help="compile an ONNX model to an artifact",
+        description="compile an ONNX model to shared libraries, one per sequence length",
+        epilog="Example: sparsec compile model.onnx --buckets 16,128",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "model", help="an ONNX file, or a folder with model.onnx, tokenizer.json, config.json"
+    )
+    parser.add_argument(
+        "--buckets",
+        type=lengths,
+        metavar="LENGTHS",
+        help="sequence lengths to compile for, such as 16,128; "
+        "needed unless the model has no sequence axis",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="the artifact to write (default: model.sparsec beside model.onnx)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="batch size to tune for; any other runs too",
+    )
+    parser.add_argument(
+        "--target",
+        choices=("auto", *NAMES),
+        default="auto",
+        help="instructions to use; auto: the best that this machine has",
+    )
+    parser.add_argument(
+        "--cc",
+        metavar="COMMAND",
+        help="C compiler: a command, or zig for the one of sparsec[cc] "
+        "(default: $CC, else the first of cc, gcc, clang, zig)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="C compilers to run at once (default: as many as usable cores)",
+    )
+    parser.add_argument(
+        "--emit-c", metavar="DIR", help="keep the generated C there, with a Makefile"
+    )
+    parser.add_argument(
+        "--dump-ir", metavar="DIR", help="write the IR there, after import and after every pass"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing artifact")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile; on a terminal, say where the artifact is."""
+    import sparsec
+
+    tell = progress(args)
+    artifact = sparsec.compile(
+        args.model,
+        buckets=args.buckets or (),
+        output=args.output,
+        batch_size=args.batch_size,
+        target=args.target,
+        cc=args.cc,
+        jobs=args.jobs,
+        emit_c=args.emit_c,
+        dump_ir=args.dump_ir,
+        force=args.force,
+        progress=tell,
+    )
+    if tell:
+        size = sum(info.size for info in artifact.manifest.files.values())
+        tell(f"done: {artifact.path}, {size / 1e6:.1f} MB for {artifact.target.name}")
+    return 0

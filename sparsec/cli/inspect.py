@@ -1,0 +1,179 @@
+"""``sparsec inspect``: what an ONNX file or an artifact holds, in words or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsec.cli.common import HelpFormatter, positive
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the command's parser."""
+    from sparsec.compiler.targets import NAMES
+
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "inspect",
+        parents=[common],
+        help="show what an ONNX model or an artifact holds",
+        description="show what an ONNX model or an artifact holds",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("path", help="an ONNX file, a folder with model.onnx, or an artifact")
+    parser.add_argument(
+        "--length",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="sequence length to look at an ONNX model with",
+    )
+    parser.add_argument(
+        "--target",
+        choices=("auto", *NAMES),
+        default="auto",
+        help="instructions to choose the kernels of an ONNX model for",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    from sparsec.facade import is_artifact
+
+    if is_artifact(args.path):
+        report = _artifact(args.path)
+        show = _show_artifact
+    else:
+        report = _model(args.path, args.length, args.target)
+        show = _show_model
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(show(report)))
+    return 0
+
+
+def _artifact(path: str) -> dict[str, Any]:
+    """The manifest, after the whole artifact was checked."""
+    from sparsec.errors import HardwareError
+    from sparsec.runtime import Artifact
+
+    artifact = Artifact.load(path)
+    text = (artifact.path / "manifest.json").read_text(encoding="utf-8")
+    report: dict[str, Any] = json.loads(text)
+    try:
+        artifact.check_hardware()
+    except HardwareError as error:
+        return {"path": str(path), **report, "runs_here": False, "why_not": str(error)}
+    return {"path": str(path), **report, "runs_here": True}
+
+
+def _model(path: str, length: int, target: str) -> dict[str, Any]:
+    """What the compiler makes of a model, without building it."""
+    from sparsec.compiler import frontend, import_buckets, targets
+    from sparsec.compiler.codegen import emit_buckets
+    from sparsec.errors import UnsupportedError
+    from sparsec.runtime import cpu
+
+    isa = targets.choose(target, cpu.detect())
+    model = frontend.load_model(path)
+    report: dict[str, Any] = {
+        "path": str(path),
+        "model": {"name": model.name, "sha256": model.sha256, "opset": model.opset},
+        "nodes": len(model.proto.graph.node),
+        "target": isa.name,
+        "inputs": [],
+        "outputs": [],
+        "layers": [],
+        "unsupported": [],
+    }
+    try:
+        report["model"]["dialect"] = frontend.dialect_name(model)
+        signature = frontend.signature(model)
+        report["inputs"] = [_tensor(spec) for spec in signature.inputs]
+        report["outputs"] = [_tensor(spec) for spec in signature.outputs]
+        sequence = any("sequence" in spec.shape for spec in signature.inputs)
+        report["length"] = length if sequence else 0
+        graphs = import_buckets(model, signature, [length] if sequence else [])
+        emission = emit_buckets(graphs, signature, isa, model.name, 1)
+        report["layers"] = [dict(layer) for layer in emission.layers]
+    except UnsupportedError as error:
+        report["unsupported"] = [
+            {"node": name, "op": op, "reason": reason} for name, op, reason in error.nodes
+        ] or [{"node": "", "op": "", "reason": str(error)}]
+    return report
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
+
+
+def _show_artifact(report: Mapping[str, Any]) -> list[str]:
+    model, target, tools = report["model"], report["target"], report["toolchain"]
+    size = sum(info["size"] for info in report["files"].values())
+    here = "this machine can run it" if report["runs_here"] else report["why_not"]
+    lines = [
+        f"{report['path']}: artifact of {model['name']} ({model['dialect']}), "
+        f"made by sparsec {report['sparsec_version']}",
+        f"  source   sha256 {model['sha256']}",
+        f"  target   {target['name']} on {target['arch']}; "
+        f"needs {', '.join(target['features']) or 'nothing special'}; {here}",
+        f"  compiler {tools['compiler']} {tools['version']}, {' '.join(tools['flags'])}",
+        f"  size     {size / 1e6:.1f} MB in {len(report['files'])} files, all intact",
+        f"  padding  {'can be skipped' if report['supports_lengths'] else 'is computed'}",
+    ]
+    lines += _tensors(report)
+    lines.append("buckets:")
+    for bucket in report["buckets"]:
+        file = report["files"][bucket["file"]]
+        lines.append(
+            f"  {bucket['length'] or 'no'} tokens: {bucket['file']}, {file['size'] / 1e6:.1f} MB, "
+            f"{len(bucket['kernels'])} kernel calls"
+        )
+    return lines + _layers(report["layers"])
+
+
+def _show_model(report: Mapping[str, Any]) -> list[str]:
+    model = report["model"]
+    lines = [
+        f"{report['path']}: ONNX model {model['name']}, {report['nodes']} nodes, "
+        f"opset {model['opset']}, quantization: {model.get('dialect', 'unknown')}",
+        f"  source   sha256 {model['sha256']}",
+    ]
+    lines += _tensors(report)
+    if report["unsupported"]:
+        lines.append(f"unsupported: {len(report['unsupported'])} nodes; it cannot be compiled")
+        for row in report["unsupported"]:
+            lines.append(f"  {row['node']} ({row['op']}): {row['reason']}")
+        return lines
+    return lines + _layers(report["layers"], f" (for {report['target']})")
+
+
+def _tensors(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for kind in ("inputs", "outputs"):
+        lines.append(f"{kind}:")
+        for spec in report[kind]:
+            lines.append(f"  {spec['name']}: {spec['dtype']}[{', '.join(map(str, spec['shape']))}]")
+    return lines
+
+
+def _layers(layers: Sequence[Mapping[str, Any]], note: str = "") -> list[str]:
+    if not layers:
+        return ["layers: none with weights"]
+    width = min(60, max(len(str(layer["name"])) for layer in layers))
+    lines = [
+        f"layers{note}:",
+        f"  {'name':{width}}  {'op':8} {'n x k':>13}  sparsity  4-blocks  kernel",
+    ]
+    for layer in layers:
+        shape = f"{layer['n']} x {layer['k']}"
+        lines.append(
+            f"  {layer['name']:{width}}  {layer['op']:8} {shape:>13}  {layer['sparsity']:8.1%}  "
+            f"{layer['block4_sparsity']:8.1%}  {layer['kernel']}"
+        )
+    return lines

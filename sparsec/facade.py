@@ -1,0 +1,157 @@
+"""What `import sparsec` offers beyond the compiler and the runtime: an Engine that takes either an
+artifact or an ONNX model, and random inputs to try one with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sparsec import cache, runtime
+from sparsec.errors import InputError
+from sparsec.runtime import Artifact
+
+# Buckets of a model that an Engine is asked to compile without saying which.
+DEFAULT_BUCKETS = (16, 128)
+
+
+class Engine(runtime.Engine):
+    """Runs a compiled model; an ONNX model is compiled into the user's cache folder first.
+
+    Args:
+        model: an artifact's folder, an ``Artifact``, an ONNX file, or a folder with ``model.onnx``.
+        buckets, batch_size, target, cc, progress: as for :func:`sparsec.compile`; an artifact has
+            them already, so they may only be given with an ONNX model.
+        options: those of :class:`sparsec.runtime.Engine`, such as ``num_cores``.
+
+    Raises:
+        InputError: compile options for an artifact; besides what compiling and loading raise.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Artifact,
+        *,
+        buckets: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        target: str | None = None,
+        cc: str | None = None,
+        progress: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(model, Artifact) or is_artifact(model):
+            given = {"buckets": buckets, "batch_size": batch_size, "target": target, "cc": cc}
+            wrong = [name for name, value in given.items() if value is not None]
+            if wrong:
+                raise InputError(
+                    f"{', '.join(wrong)} cannot be changed: {model} is compiled already"
+                )
+            super().__init__(model, **options)
+            return
+        entry = cache.compiled(
+            os.fspath(model),
+            buckets=DEFAULT_BUCKETS if buckets is None else buckets,
+            batch_size=batch_size or 1,
+            target=target or "auto",
+            cc=cc,
+            progress=progress,
+        )
+        super().__init__(entry, **options)
+
+
+def is_artifact(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is meant as an artifact: a folder that is not a model's."""
+    folder = Path(path)
+    if (folder / "manifest.json").exists():
+        return True
+    return folder.suffix == ".sparsec" and not (folder / "model.onnx").exists()
+
+
+class _Spec(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def shape(self) -> Sequence[Any]: ...
+
+
+def generate_random_inputs(
+    model: str | os.PathLike[str] | Artifact,
+    batch_size: int = 1,
+    length: int | None = None,
+    seed: int = 0,
+) -> list[np.ndarray[Any, Any]]:
+    """Random arrays that a model accepts, one per input.
+
+    Token ids are inside the vocabulary, masks are all ones, segment ids all zeros.
+
+    Args:
+        model: an artifact or an ONNX model.
+        batch_size: extent of the batch axis.
+        length: tokens per sequence; the largest bucket of an artifact when absent, 128 for an ONNX
+            model.
+        seed: equal seeds give equal arrays.
+    """
+    if isinstance(model, Artifact) or is_artifact(model):
+        artifact = model if isinstance(model, Artifact) else Artifact.load(model, verify=False)
+        specs: Sequence[_Spec] = artifact.inputs
+        mask = artifact.manifest.mask_input
+        length = length or max(artifact.buckets)
+        limits = _config_limits(artifact.path)
+    else:
+        from sparsec.compiler import frontend
+
+        loaded = frontend.load_model(os.fspath(model))
+        signature = frontend.signature(loaded)
+        specs, mask = signature.inputs, signature.mask_input
+        limits = {**_config_limits(loaded.folder), **_table_limits(loaded)}
+    extents = {"batch": batch_size, "sequence": length or 128}
+    rng = np.random.default_rng(seed)
+    return [_random(spec, mask, limits, extents, rng) for spec in specs]
+
+
+def _random(
+    spec: _Spec,
+    mask: str | None,
+    limits: dict[str, int],
+    extents: dict[str, int],
+    rng: np.random.Generator,
+) -> np.ndarray[Any, Any]:
+    dtype = np.dtype(spec.dtype)
+    shape = tuple(extents[d] if isinstance(d, str) else int(d) for d in spec.shape)
+    if spec.name == mask or "mask" in spec.name or dtype == np.bool_:
+        return np.ones(shape, dtype)
+    if "type" in spec.name or "segment" in spec.name:
+        return np.zeros(shape, dtype)
+    if "position" in spec.name:
+        return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
+    if np.issubdtype(dtype, np.integer):
+        known = limits.get(spec.name, limits.get("", 2))
+        return rng.integers(0, min(known, np.iinfo(dtype).max), shape, dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _config_limits(folder: Path) -> dict[str, int]:
+    """Vocabulary size according to config.json, under the name of no input in particular."""
+    try:
+        size = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {"": size} if isinstance(size, int) and size > 0 else {}
+
+
+def _table_limits(model: Any) -> dict[str, int]:
+    """Rows of the smallest table that each input indexes directly, by input name."""
+    graph = model.proto.graph
+    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    limits: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[0] in rows:
+            table, index = node.input[0], node.input[1]
+            limits[index] = min(rows[table], limits.get(index, rows[table]))
+    return limits
