@@ -105,6 +105,53 @@ class Numerics:
         return params.dequantize(params.quantize(x)) if params else x
 
 
+def normalize(config: EncoderConfig, num: Numerics, name: str, x: np.ndarray) -> np.ndarray:
+    """The LayerNorm called `name`."""
+    return layer_norm(x, num.weights[f"{name}.weight"], num.weights[f"{name}.bias"], config.eps)
+
+
+def embeddings(
+    config: EncoderConfig, num: Numerics, ids: np.ndarray, types: np.ndarray
+) -> np.ndarray:
+    """Token ids and types [B, S] -> what enters the first layer [B, S, hidden]."""
+    x = num.embed("embeddings.word_embeddings", ids)
+    if config.type_vocab:
+        x = x + num.embed("embeddings.token_type_embeddings", types)
+    x = x + num.embed("embeddings.position_embeddings", np.arange(ids.shape[1])[None])
+    return normalize(config, num, "embeddings.LayerNorm", x)
+
+
+def attend(
+    config: EncoderConfig, num: Numerics, layer: str, x: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    """Self-attention up to the merged heads, before the output projection: [B, S, hidden]."""
+    batch, length, _ = x.shape
+    attn = f"{layer}.attention.self"
+
+    def split(name: str) -> np.ndarray:
+        y = num.linear(f"{attn}.{name}", x)
+        return y.reshape(batch, length, config.heads, config.head_size)
+
+    q = split("query").transpose(0, 2, 1, 3)
+    k = split("key").transpose(0, 2, 3, 1)
+    v = split("value").transpose(0, 2, 1, 3)
+    visible = mask[:, None, None, :] != 0
+    size = np.float32(config.head_size)
+    if config.attention == "sdpa":
+        root = np.sqrt(1 / np.sqrt(size))
+        q, k = q * root, k * root
+    elif config.attention == "distilbert":
+        q = q / np.sqrt(size)
+    scores = num.requantize(f"{attn}.scores", num.product(attn, "q", "k", q, k))
+    if config.attention == "eager":
+        scores = scores / np.sqrt(size) + np.where(visible, 0, np.float32(config.mask_value))
+    else:
+        scores = np.where(visible, scores, np.float32(LOWEST))
+    probs = softmax(scores)
+    context = num.requantize(f"{attn}.context", num.product(attn, "probs", "v", probs, v))
+    return context.transpose(0, 2, 1, 3).reshape(batch, length, config.hidden)
+
+
 def forward(
     config: EncoderConfig,
     weights: Weights,
@@ -129,48 +176,16 @@ def forward(
     Returns:
         The outputs in the model's order.
     """
-    batch, length = input_ids.shape
     mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
     types = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
     num = Numerics(weights, quantized, observe)
-
-    def norm(name: str, x: np.ndarray) -> np.ndarray:
-        return layer_norm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], config.eps)
-
-    def split(x: np.ndarray) -> np.ndarray:
-        return x.reshape(batch, length, config.heads, config.head_size)
-
-    x = num.embed("embeddings.word_embeddings", input_ids)
-    if config.type_vocab:
-        x = x + num.embed("embeddings.token_type_embeddings", types)
-    x = x + num.embed("embeddings.position_embeddings", np.arange(length)[None])
-    x = norm("embeddings.LayerNorm", x)
-
-    visible = mask[:, None, None, :] != 0
-    size = np.float32(config.head_size)
+    x = embeddings(config, num, input_ids, types)
     for i in range(config.layers):
         layer = f"encoder.layer.{i}"
-        attn = f"{layer}.attention.self"
-        q = split(num.linear(f"{attn}.query", x)).transpose(0, 2, 1, 3)
-        k = split(num.linear(f"{attn}.key", x)).transpose(0, 2, 3, 1)
-        v = split(num.linear(f"{attn}.value", x)).transpose(0, 2, 1, 3)
-        if config.attention == "sdpa":
-            root = np.sqrt(1 / np.sqrt(size))
-            q, k = q * root, k * root
-        elif config.attention == "distilbert":
-            q = q / np.sqrt(size)
-        scores = num.requantize(f"{attn}.scores", num.product(attn, "q", "k", q, k))
-        if config.attention == "eager":
-            scores = scores / np.sqrt(size) + np.where(visible, 0, np.float32(config.mask_value))
-        else:
-            scores = np.where(visible, scores, np.float32(LOWEST))
-        probs = softmax(scores)
-        context = num.requantize(f"{attn}.context", num.product(attn, "probs", "v", probs, v))
-        merged = context.transpose(0, 2, 1, 3).reshape(batch, length, config.hidden)
-        y = num.linear(f"{layer}.attention.output.dense", merged)
-        x = norm(f"{layer}.attention.output.LayerNorm", y + x)
+        y = num.linear(f"{layer}.attention.output.dense", attend(config, num, layer, x, mask))
+        x = normalize(config, num, f"{layer}.attention.output.LayerNorm", y + x)
         y = num.linear(f"{layer}.output.dense", gelu(num.linear(f"{layer}.intermediate.dense", x)))
-        x = norm(f"{layer}.output.LayerNorm", y + x)
+        x = normalize(config, num, f"{layer}.output.LayerNorm", y + x)
 
     if config.head == "hidden":
         return [x]
