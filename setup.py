@@ -3,11 +3,11 @@ extension, and writes the man pages.  Everything that is plain metadata is in py
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Command, Extension, find_packages, setup
 
 # isort: split
 from distutils.command.install_data import (
@@ -48,39 +48,53 @@ def extensions() -> list[Extension]:
     return cythonize([engine], language_level=3)
 
 
-class InstallManPages(install_data):
-    """Writes a man page for `sparsec` and one for each command, and installs them as data."""
+class BuildManPages(Command):
+    """Writes a man page for `sparsec` and one for each command to build/man."""
+
+    description = "render the command line's parsers as man pages"
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
+
+    def initialize_options(self) -> None:
+        self.pages: list[str] = []
+
+    def finalize_options(self) -> None:
+        pass
 
     def run(self) -> None:
-        pages = write_man_pages(HERE / "build" / "man")
-        self.data_files = [("share/man/man1", [os.path.relpath(p, HERE) for p in pages])]
+        from argparse_manpage.manpage import Manpage
+
+        sys.path.insert(0, str(HERE))
+        import sparsec
+
+        # Before it is installed, the package's sub-packages are the folders of the tree.
+        sparsec.__path__.append(str(HERE))
+        from sparsec.cli import all_parsers
+
+        folder = Path("build", "man")
+        folder.mkdir(parents=True, exist_ok=True)
+        for parser in all_parsers():
+            name = parser.prog.replace(" ", "-")
+            about = {
+                "project_name": "sparsec",
+                "version": sparsec.__version__,
+                "manual_title": "sparsec",
+                "description": parser.description,
+            }
+            page = Manpage(parser, _data=about)
+            page.prog = name
+            path = folder / f"{name}.1"
+            path.write_text(str(page), encoding="utf-8")
+            self.pages.append(str(path))
+
+
+class InstallManPages(install_data):
+    """Puts the man pages into share/man/man1."""
+
+    def run(self) -> None:
+        self.run_command("build_man")
+        pages = self.get_finalized_command("build_man").pages
+        self.data_files = [("share/man/man1", pages)]
         super().run()
-
-
-def write_man_pages(folder: Path) -> list[Path]:
-    """Render the argument parsers with argparse-manpage; needs no run-time requirement."""
-    from argparse_manpage.manpage import Manpage
-
-    sys.path.insert(0, str(HERE))
-    import sparsec
-
-    # Before it is installed, the package's sub-packages are the folders of the tree.
-    sparsec.__path__.append(str(HERE))
-    from sparsec.cli import all_parsers
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pages = []
-    for parser in all_parsers():
-        page = folder / (parser.prog.replace(" ", "-") + ".1")
-        about = {
-            "project_name": "sparsec",
-            "version": sparsec.__version__,
-            "manual_title": "sparsec",
-            "description": str(parser.description).splitlines()[0].rstrip("."),
-        }
-        page.write_text(str(Manpage(parser, _data=about)), encoding="utf-8")
-        pages.append(page)
-    return pages
 
 
 PACKAGES, PACKAGE_DIR = packages()
@@ -96,5 +110,5 @@ setup(
     include_package_data=False,
     ext_modules=extensions(),
     data_files=[("share/man/man1", [])],
-    cmdclass={"install_data": InstallManPages},
+    cmdclass={"build_man": BuildManPages, "install_data": InstallManPages},
 )

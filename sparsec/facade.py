@@ -24,9 +24,11 @@ class Engine(runtime.Engine):
 
     Args:
         model: an artifact's folder, an ``Artifact``, an ONNX file, or a folder with ``model.onnx``.
-        buckets, batch_size, target, cc, progress: as for :func:`sparsec.compile`; an artifact has
-            them already, so they may only be given with an ONNX model.
-        options: those of :class:`sparsec.runtime.Engine`, such as ``num_cores``.
+        num_cores: threads that a call may use, the caller included; None: all usable cores.
+        skip_padding: do not compute padded tokens; see :class:`sparsec.runtime.Engine`.
+        buckets: of an ONNX model, sequence lengths to compile for, 16 and 128 when absent; of an
+            artifact, those to load, all when absent.
+        batch_size, target, cc, progress: as for :func:`sparsec.compile`; only for an ONNX model.
 
     Raises:
         InputError: compile options for an artifact; besides what compiling and loading raise.
@@ -35,22 +37,23 @@ class Engine(runtime.Engine):
     def __init__(
         self,
         model: str | os.PathLike[str] | Artifact,
+        num_cores: int | None = None,
         *,
+        skip_padding: bool = False,
         buckets: Sequence[int] | None = None,
         batch_size: int | None = None,
         target: str | None = None,
         cc: str | None = None,
         progress: Callable[[str], None] | None = None,
-        **options: Any,
     ) -> None:
         if isinstance(model, Artifact) or is_artifact(model):
-            given = {"buckets": buckets, "batch_size": batch_size, "target": target, "cc": cc}
+            given = {"batch_size": batch_size, "target": target, "cc": cc}
             wrong = [name for name, value in given.items() if value is not None]
             if wrong:
                 raise InputError(
                     f"{', '.join(wrong)} cannot be changed: {model} is compiled already"
                 )
-            super().__init__(model, **options)
+            super().__init__(model, num_cores, skip_padding=skip_padding, buckets=buckets)
             return
         entry = cache.compiled(
             os.fspath(model),
@@ -60,7 +63,7 @@ class Engine(runtime.Engine):
             cc=cc,
             progress=progress,
         )
-        super().__init__(entry, **options)
+        super().__init__(entry, num_cores, skip_padding=skip_padding)
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
@@ -133,7 +136,7 @@ def _random(
     if np.issubdtype(dtype, np.integer):
         known = limits.get(spec.name, limits.get("", 2))
         return rng.integers(0, min(known, np.iinfo(dtype).max), shape, dtype)
-    return rng.standard_normal(shape).astype(dtype)
+    return np.asarray(rng.standard_normal(shape), dtype)
 
 
 def _config_limits(folder: Path) -> dict[str, int]:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     cpu = detection.detect()
     best = targets.choose("auto", cpu).name
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": target.name,
             "runs": target.runs_on(cpu.arch, cpu.features),

@@ -1,0 +1,73 @@
+# make demo | test | test-slow | lint | bench | docs
+# Everything happens in .venv, which is made on first use.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# The first Python that is new enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/.ready
+JOBS ?= auto
+
+# Without a C compiler, the one in the ziglang wheel builds the extension and the models.
+SYSTEM_CC := $(shell command -v cc || command -v gcc || command -v clang)
+ifeq ($(origin CC),default)
+ifeq ($(SYSTEM_CC),)
+export CC = $(BIN)/python -m ziglang cc
+WITH_ZIG := ziglang>=0.17
+else
+export CC = $(firstword $(SYSTEM_CC))
+endif
+endif
+
+RUNTIME_SOURCES := $(wildcard runtime/*.pyx runtime/*.pxd runtime/*.c runtime/*.h) templates/sparsec.h
+
+help:
+	@echo "make demo       build, compile and run a small real model"
+	@echo "make test       tests (a few minutes)"
+	@echo "make test-slow  the slow tests: packaging, large models"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      the benchmarks"
+	@echo "make docs       man pages, in build/man"
+
+$(READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q "pip>=23" "setuptools>=77" wheel "Cython>=3.0" \
+		"argparse-manpage>=4.5" $(if $(WITH_ZIG),"$(WITH_ZIG)")
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python examples/minilm/build.py
+	$(BIN)/python examples/minilm/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY) tree
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build/tree && $(BIN)/mypy --config-file ../../pyproject.toml -p sparsec
+
+# mypy knows nothing of package_dir: show it the tree as it is installed.
+tree:
+	@rm -rf build/tree && mkdir -p build/tree/sparsec
+	@ln -s $(CURDIR)/sparsec/* build/tree/sparsec/
+	@for part in compiler templates runtime serving; do \
+		if [ -e $$part/__init__.py ]; then ln -s $(CURDIR)/$$part build/tree/sparsec/$$part; fi; done
+
+bench: $(READY)
+	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+docs: $(READY)
+	$(BIN)/python setup.py -q build_man
+	@ls build/man
+
+.PHONY: help demo test test-slow lint tree bench docs
