@@ -1,0 +1,136 @@
+"""Reductions, softmax, cumulative sums and layer normalization."""
+
+from __future__ import annotations
+
+from sparsec.compiler.lowering.general.extents import (
+    ONE,
+    ZERO,
+    Extent,
+    collapse,
+    decode,
+    extents,
+    offset,
+    product,
+    strides,
+)
+from sparsec.compiler.lowering.general.render import Call, c_type, suffix
+
+# Columns that are reduced together where the last axis is kept.
+COLUMNS = 64
+
+_LIMITS = {
+    "float32": ("-INFINITY", "INFINITY"),
+    "float64": ("-INFINITY", "INFINITY"),
+    "int64": ("INT64_MIN", "INT64_MAX"),
+    "int32": ("INT32_MIN", "INT32_MAX"),
+    "int8": ("INT8_MIN", "INT8_MAX"),
+    "uint8": ("0", "UINT8_MAX"),
+}
+
+
+def emit_reduce(call: Call) -> str:
+    """Sum, mean, maximum or minimum over any axes.
+
+    Sums of floats run in double, sums of integers modulo 2**64, and are converted at the end.
+    """
+    x = call.inputs[0]
+    axes = set(call.node.attrs["axes"])
+    whole = extents(x.shape)
+    name = call.node.op.removeprefix("reduce_")
+    kept_strides = strides([ONE if i in axes else d for i, d in enumerate(whole)])
+    dims, (steps, targets) = collapse(whole, [strides(whole), kept_strides])
+    kept = [k for k in range(len(dims)) if targets[k] != ZERO]
+    reduced = [k for k in range(len(dims)) if targets[k] == ZERO]
+    along = not kept or (bool(dims) and kept[-1] != len(dims) - 1)
+    inner = dims[-1] if dims else ONE
+    if dims:
+        (reduced if along else kept).pop()
+    floating = x.dtype.kind == "f"
+    rows = product(dims[k] for k in kept)
+    count = product(d for i, d in enumerate(whole) if i in axes)
+    blocks = f"(({inner} + {COLUMNS - 1}) / {COLUMNS})"
+    summing = name in ("sum", "mean")
+    return call.render(
+        "reduce",
+        rows=rows if along else f"({rows} * {blocks})",
+        work=product(whole),
+        name=name,
+        summing=summing,
+        suffix=suffix(x.dtype),
+        type=c_type(x.dtype),
+        accumulator=("double" if floating else "uint64_t") if summing else c_type(x.dtype),
+        start="0" if summing else _LIMITS[x.dtype.name][name == "min"],
+        finish=_finish(name, floating, c_type(x.dtype), count),
+        along=along,
+        inner=inner,
+        columns=COLUMNS,
+        blocks=blocks,
+        decode=decode("row", [dims[k] for k in kept], "i"),
+        source=offset("i", [steps[k] for k in kept]),
+        loops=[(f"k{n}", dims[k], steps[k]) for n, k in enumerate(reduced)],
+    )
+
+
+def _finish(name: str, floating: bool, type_: str, count: Extent) -> str:
+    """C expression of the result; ``%s`` stands for the accumulator."""
+    if name != "mean":
+        return f"({type_})%s"
+    if floating:
+        return f"({type_})(%s / (double){count})"
+    return "0" if count == ZERO else f"({type_})((int64_t)%s / {count})"
+
+
+def emit_softmax(call: Call) -> str:
+    """Softmax of runs, or of columns where other axes follow."""
+    x = call.inputs[0]
+    axis = int(call.node.attrs["axis"])
+    dims = extents(x.shape)
+    outer, inner = product(dims[:axis]), product(dims[axis + 1 :])
+    blocks = f"(({inner} + {COLUMNS - 1}) / {COLUMNS})"
+    return call.render(
+        "softmax",
+        rows=outer if inner == ONE else f"({outer} * {blocks})",
+        work=product(dims),
+        type=c_type(x.dtype),
+        suffix=suffix(x.dtype),
+        along=inner == ONE,
+        extent=dims[axis],
+        inner=inner,
+        blocks=blocks,
+        columns=COLUMNS,
+    )
+
+
+def emit_cumsum(call: Call) -> str:
+    """Running sums, added in the order in which numpy adds them."""
+    x = call.inputs[0]
+    attrs = call.node.attrs
+    axis = int(attrs["axis"])
+    dims = extents(x.shape)
+    add = "%s + %s" if x.dtype.kind == "f" else f"op_add_{suffix(x.dtype)}(%s, %s)"
+    return call.render(
+        "cumsum",
+        rows=product(dims[:axis]),
+        work=product(dims),
+        extent=dims[axis],
+        inner=product(dims[axis + 1 :]),
+        reverse=bool(attrs.get("reverse")),
+        exclusive=bool(attrs.get("exclusive")),
+        add=add,
+    )
+
+
+def emit_layernorm(call: Call) -> str:
+    """Mean, then variance of the centred values, both summed in double."""
+    x = call.inputs[0]
+    dims = extents(x.shape)
+    return call.render(
+        "layernorm",
+        rows=product(dims[:-1]),
+        work=product(dims),
+        type=c_type(x.dtype),
+        suffix=suffix(x.dtype),
+        root="sqrtf" if c_type(x.dtype) == "float" else "sqrt",
+        extent=dims[-1],
+        eps=float(call.node.attrs["eps"]).hex(),
+    )

@@ -1,0 +1,153 @@
+"""From a planned kernel to C text: one function, or a function with a task for several threads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from sparsec.compiler.ir import Graph, Node, Value
+from sparsec.compiler.lowering.general.extents import Extent
+
+C_TYPES = {
+    "float32": "float",
+    "float64": "double",
+    "int64": "int64_t",
+    "int32": "int32_t",
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "bool": "uint8_t",
+}
+SUFFIXES = {
+    "float32": "f32",
+    "float64": "f64",
+    "int64": "i64",
+    "int32": "i32",
+    "int8": "i8",
+    "uint8": "u8",
+    "bool": "u8",
+}
+
+# A loop of fewer steps than this is not worth waking another thread for.
+PARALLEL_STEPS = 32768
+
+
+class NotGeneral(ValueError):
+    """A node that the general kernels do not cover; the message is the reason."""
+
+
+def c_type(dtype: np.dtype[Any]) -> str:
+    """The C type of an element."""
+    try:
+        return C_TYPES[dtype.name]
+    except KeyError:
+        raise NotGeneral(f"element type {dtype.name} is not supported") from None
+
+
+def suffix(dtype: np.dtype[Any]) -> str:
+    """The ending of the `op_*` functions for an element type."""
+    c_type(dtype)
+    return SUFFIXES[dtype.name]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a kernel is emitted for.
+
+    Attributes:
+        function: the C function's name.
+        nodes: the node, or the nodes of a fused group.
+        graph: the graph that they are in.
+        inputs: types of the C parameters ``x0, x1, ...``.
+        outputs: types of the C parameters ``y0, y1, ...``.
+    """
+
+    function: str
+    nodes: tuple[Node, ...]
+    graph: Graph
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    @staticmethod
+    def of(node: Node, graph: Graph, function: str) -> Call:
+        """The call of a single node: its outputs, then its inputs that are present."""
+        inputs = tuple(graph.values[n] for n in node.inputs if n)
+        outputs = tuple(graph.values[n] for n in node.outputs)
+        return Call(function, (node,), graph, inputs, outputs)
+
+    @property
+    def node(self) -> Node:
+        """The only node."""
+        (node,) = self.nodes
+        return node
+
+    def render(self, template: str, *, rows: Extent, work: Extent, **context: Any) -> str:
+        """Fill a template that computes rows ``begin`` to ``end`` of `rows` independent ones.
+
+        Args:
+            template: file name in ``templates/general``, without ``.c.j2``.
+            rows: how many rows there are.
+            work: element steps of all rows together; decides whether threads share them.
+            context: what the template itself asks for.
+        """
+        if any(dim == 0 for value in self.outputs for dim in value.shape) and all(
+            0 in value.shape for value in self.outputs
+        ):
+            template = "nothing"
+        inputs = [(c_type(v.dtype), f"x{i}") for i, v in enumerate(self.inputs)]
+        outputs = [(c_type(v.dtype), f"y{i}") for i, v in enumerate(self.outputs)]
+        return (
+            _environment()
+            .get_template(f"{template}.c.j2")
+            .render(
+                function=self.function,
+                comment=self._comment(),
+                inputs=inputs,
+                outputs=outputs,
+                rows=rows,
+                work=work,
+                parallel=work.power > 0 or work.coef >= PARALLEL_STEPS,
+                **context,
+            )
+        )
+
+    def _comment(self) -> list[str]:
+        lines = []
+        for node in self.nodes:
+            shown = {k: v for k, v in node.attrs.items() if not isinstance(v, Graph)}
+            attrs = " {" + ", ".join(f"{k}={v}" for k, v in shown.items()) + "}" if shown else ""
+            args = ", ".join(n or "_" for n in node.inputs)
+            source = f"  from {node.source}" if node.source else ""
+            lines.append(f"{', '.join(node.outputs)} = {node.op}({args}){attrs}{source}")
+        for k, values in (("y", self.outputs), ("x", self.inputs)):
+            lines += [f"  {k}{i}: {value}" for i, value in enumerate(values)]
+        return [_plain(line) for line in lines]
+
+
+def _plain(text: str) -> str:
+    """Text that can stand in a C comment, whatever the model calls its nodes."""
+    safe = "".join(c if c.isprintable() and c.isascii() else "?" for c in text)
+    return safe.replace("*/", "*|").replace("/*", "|*").replace("??", "? ?").rstrip("\\")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sparsec.templates", "general"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["lines"] = indent_lines
+    return environment
+
+
+def indent_lines(lines: Sequence[str], width: int) -> str:
+    """Statements, one a line, indented by `width` spaces; the first line is placed by the template."""
+    return ("\n" + " " * width).join(lines)

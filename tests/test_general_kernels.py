@@ -1,0 +1,724 @@
+"""The general kernels against the numpy references of their ops.
+
+Hypothesis draws batches of cases; the kernels of a batch are compiled into one library and called
+through ctypes in a child process, so that a trap or a fault is a failed test that names its case.
+Every tensor ends at an unreadable page, in a second run begins at one, so a read or write outside
+is a fault.  One build has the undefined-behaviour sanitizer, the other the vectors of this machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import multiprocessing
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, bind_shape, interpret
+from sparsec.compiler.lowering import general
+from sparsec.compiler.lowering.general import render
+
+CFLAGS = {
+    "sanitized": ["-O1", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"],
+    "native": ["-O3", "-march=native", "-ffp-contract=off"],
+}
+BATCHED = settings(
+    max_examples=3,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+DTYPES = ("float32", "float64", "int64", "int32", "int8", "uint8")
+FLOATS = ("float32", "float64")
+BYTES = ("uint8", "int8")
+
+PRELUDE = """
+#include "rt.h"
+#include "general/scalar.h"
+/* Two threads' worth of pieces, run in the wrong order. */
+static void backwards(const sparsec_parallel *self, sparsec_task task, void *arg, int32_t count)
+{
+    (void)self;
+    for (int32_t i = count - 1; i >= 0; i--)
+        task(arg, i, i % 2);
+}
+static const sparsec_parallel TWO = {2, backwards};
+"""
+
+
+@dataclass
+class Case:
+    """One kernel, its arguments, and what it must give."""
+
+    graph: Graph
+    inputs: list[np.ndarray]
+    batch: int = 1
+    ulps: float = 0
+    scale: Callable[[list[np.ndarray], list[np.ndarray]], Any] | None = None
+    group: bool = False
+    expected: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        with np.errstate(all="ignore"):
+            self.expected = interpret(self.graph, self.inputs)
+
+    def interface(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if self.group:
+            return general.group_interface(self.graph.nodes, self.graph)
+        (node,) = self.graph.nodes
+        return tuple(n for n in node.inputs if n), node.outputs
+
+    def kernel(self, function: str) -> str:
+        if self.group:
+            return general.general_kernel_for_group(self.graph.nodes, self.graph, function)
+        (node,) = self.graph.nodes
+        assert general.supported(node, self.graph) is None
+        return general.general_kernel(node, self.graph, function)
+
+    def caller(self, k: int) -> str:
+        inputs, outputs = self.interface()
+        args = [f"out[{i}]" for i in range(len(outputs))] + [f"in[{i}]" for i in range(len(inputs))]
+        return (
+            f"void call{k}(int64_t batch, int parallel, void **out, void **in)\n{{\n"
+            "    const sparsec_rt rt = {.batch = batch, .parallel = parallel ? &TWO : NULL};\n"
+            f"    kernel{k}(&rt, {', '.join(args)});\n}}\n"
+        )
+
+
+class Guarded:
+    """A buffer of exactly some bytes with an unreadable page after (or before) it."""
+
+    def __init__(self, array: np.ndarray, at_end: bool) -> None:
+        page = mmap.PAGESIZE
+        size = max(1, -(-array.nbytes // page)) * page
+        self._map = mmap.mmap(-1, size + 2 * page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        libc = ctypes.CDLL(None, use_errno=True)
+        for bad in (base, base + page + size):
+            assert libc.mprotect(ctypes.c_void_p(bad), page, 0) == 0
+        self.address = base + page + (size - array.nbytes if at_end else 0)
+        self.array = np.frombuffer(
+            (ctypes.c_char * array.nbytes).from_address(self.address), array.dtype
+        ).reshape(array.shape)
+        self.array[...] = array
+
+
+def check(case: Case, got: list[np.ndarray]) -> str | None:
+    """What is wrong with the outputs, if anything."""
+    for want, array in zip(case.expected, got, strict=True):
+        if array.dtype.kind != "f":
+            if not np.array_equal(array, want):
+                return f"{array} is not {want}"
+            continue
+        with np.errstate(all="ignore"):
+            same = (array == want) | (np.isnan(array) & np.isnan(want))
+            size = np.abs(want) if case.scale is None else case.scale(case.inputs, case.expected)
+            unit = np.spacing(np.maximum(size, np.finfo(want.dtype).tiny).astype(want.dtype))
+            off = np.where(same, 0, np.abs(array.astype(np.float64) - want) / unit)
+        if not np.all(off <= case.ulps):
+            at = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
+            return f"{array.flat[at]!r} is not {want.flat[at]!r}, off by {off.flat[at]} ulp"
+    return None
+
+
+def _child(library: Path, cases: Sequence[Case], pipe: Any) -> None:
+    lib = ctypes.CDLL(str(library))
+    for k, case in enumerate(cases):
+        names, outputs = case.interface()
+        env = {**case.graph.constants, **dict(zip(case.graph.inputs, case.inputs, strict=True))}
+        for at_end in (True, False):
+            for parallel in (0, 1):
+                pipe.send((k, None))
+                ins = [Guarded(np.ascontiguousarray(env[n]), at_end) for n in names]
+                shapes = [case.graph.values[n] for n in outputs]
+                outs = [
+                    Guarded(np.full(bind_shape(v.shape, case.batch), 85, v.dtype), at_end)
+                    for v in shapes
+                ]
+                pointers = [(ctypes.c_void_p * len(g))(*(b.address for b in g)) for g in (outs, ins)]
+                getattr(lib, f"call{k}")(ctypes.c_int64(case.batch), parallel, *pointers)
+                made = dict(zip(outputs, (b.array for b in outs), strict=True))
+                fault = check(case, [made[n] for n in case.graph.outputs])
+                if fault:
+                    pipe.send((k, f"{fault} (parallel={parallel})"))
+    pipe.send((-1, None))
+
+
+def run(cases: Sequence[Case], folder: Path, flags: Sequence[str]) -> None:
+    """Compile the kernels of all cases into one library and check every one."""
+    code = PRELUDE
+    for k, case in enumerate(cases):
+        code += case.kernel(f"kernel{k}") + case.caller(k)
+    source, library = folder / "cases.c", folder / "cases.so"
+    source.write_text(code)
+    library.unlink(missing_ok=True)
+    include = str(resources.files("sparsec.templates") / "sparsec.h").removesuffix("/sparsec.h")
+    done = subprocess.run(
+        ["gcc", "-std=gnu11", "-Wall", "-Werror", "-fPIC", "-shared", "-DOP_PARALLEL_STEPS=2"]
+        + [*flags, "-I", include, "-o", str(library), str(source), "-lm"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[:3000]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(False)
+    child = context.Process(target=_child, args=(library, cases, sender))
+    child.start()
+    sender.close()
+    last, faults = 0, []
+    while last >= 0:
+        try:
+            last, fault = receiver.recv()
+        except EOFError:
+            break
+        if fault:
+            faults.append((last, fault))
+    child.join()
+    if last >= 0:
+        faults.append((last, f"the kernel crashed (exit code {child.exitcode})"))
+    for k, fault in faults[:3]:
+        print(fault, cases[k].kernel("kernel"), cases[k].inputs, sep="\n")
+    assert not faults, f"{len(faults)} faults, first: {cases[faults[0][0]].graph.nodes[0].op}: {faults[0][1]}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _always_parallel() -> Any:
+    """Emit every kernel with its task, whatever its size."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(render, "PARALLEL_STEPS", 2)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(params=sorted(CFLAGS), scope="module")
+def build(request: Any, tmp_path_factory: Any) -> Callable[[Sequence[Case]], None]:
+    """A function that compiles and checks cases with one set of flags."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return lambda cases: run(cases, folder, CFLAGS[request.param])
+
+
+# ---- drawing tensors ----
+
+SPECIALS = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 127.5, 1e-40, 3e38, 89.0, -88.0, -104.0]
+SPECIALS += [math.inf, -math.inf, math.nan, 0.62, 0.92, 4.0, 10.0, 2.0**31, -(2.0**31), 1e-8]
+
+
+def numbers(rng: np.random.Generator, dtype: Any, shape: Sequence[int], special: bool = True) -> Any:
+    """Random numbers of a dtype, a third of them extreme ones if asked for."""
+    dtype = np.dtype(dtype)
+    shape = tuple(shape)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    if dtype.kind == "f":
+        plain = rng.normal(0, 3, shape)
+        extreme = rng.choice(np.array(SPECIALS), shape)
+    else:
+        info = np.iinfo(dtype)
+        plain = rng.integers(max(info.min, -100), min(info.max, 100), shape, dtype=dtype)
+        edges = [info.min, info.max, info.min + 1, info.max - 1, 0, 1, 2, 1 if info.min == 0 else -1]
+        extreme = rng.choice(np.array(edges, dtype), shape)
+    if not special:
+        return np.asarray(plain).astype(dtype)
+    with np.errstate(all="ignore"):
+        return np.where(rng.random(shape) < 0.35, extreme, plain).astype(dtype)
+
+
+def random_generator(draw: Any) -> np.random.Generator:
+    return np.random.default_rng(draw(st.integers(0, 2**32)))
+
+
+DIM = st.sampled_from([1, 1, 2, 3, 4, 7, 16, 17, 33, 0])
+LIVE_DIM = st.sampled_from([1, 2, 3, 5, 16, 17, 70])
+
+
+def shapes(draw: Any, min_rank: int = 0, max_rank: int = 4, dim: Any = DIM) -> tuple[Any, ...]:
+    """A shape, perhaps with a multiple of the batch size in it."""
+    rank = draw(st.integers(min_rank, max_rank))
+    shape = [draw(dim) for _ in range(rank)]
+    if rank and draw(st.booleans()):
+        shape[draw(st.integers(0, rank - 1))] = draw(st.sampled_from([BATCH, BatchDim(3)]))
+    return tuple(shape)
+
+
+def narrowed(draw: Any, shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A shape that broadcasts to `shape`."""
+    keep = draw(st.integers(0, len(shape)))
+    return tuple(1 if draw(st.integers(0, 3)) == 0 else d for d in shape[len(shape) - keep :])
+
+
+def one_node(op: str, batch: int, arrays: Sequence[Any], **attrs: Any) -> Case:
+    """A case of one node; each array is (array, symbolic shape) or None, or a constant array."""
+    extra = {k: attrs.pop(k) for k in ("ulps", "scale") if k in attrs}
+    edit = Editor(name="case", length=0)
+    names, inputs = [], []
+    for i, entry in enumerate(arrays):
+        if entry is None:
+            names.append("")
+        elif isinstance(entry, tuple):
+            names.append(edit.input(f"in{i}", entry[0].dtype, entry[1]))
+            inputs.append(entry[0])
+        else:
+            names.append(edit.constant(entry))
+    edit.outputs = list(edit.emit_multi(op, names, source=f"/layer/{op} */", **attrs))
+    return Case(edit.finish(), inputs, batch, **extra)
+
+
+def tensor(draw: Any, dtype: Any, shape: tuple[Any, ...], batch: int, special: bool = True) -> Any:
+    rng = random_generator(draw)
+    return numbers(rng, dtype, bind_shape(shape, batch), special), shape
+
+
+# ---- elementwise ----
+
+# Ops by operand dtypes, with the largest distance from numpy in units of the last place.
+BINARY = ["add", "sub", "mul", "div", "min", "max"]
+COMPARE = ["equal", "less", "less_equal", "greater", "greater_equal"]
+UNARY_FLOAT = {
+    "sqrt": 0, "exp": 3, "log": 3, "erf": 4, "tanh": 5, "sigmoid": 6, "reciprocal": 0, "floor": 0,
+    "ceil": 0, "round": 0, "neg": 0, "abs": 0, "sign": 0, "relu": 0, "isnan": 0,
+}  # fmt: skip
+SIGNED = ("float32", "float64", "int64", "int32", "int8")
+
+
+@st.composite
+def elementwise_case(draw: Any) -> Case:
+    batch = draw(st.integers(1, 3))
+    shape = shapes(draw)
+    kind = draw(st.sampled_from(["binary", "compare", "unary", "mod", "pow", "where", "cast", "logic", "gelu", "quantize"]))
+    if kind == "binary" or kind == "compare":
+        op = draw(st.sampled_from(BINARY if kind == "binary" else COMPARE))
+        dtype = draw(st.sampled_from(DTYPES + (("bool",) if op == "equal" else ())))
+        parts = [shape, narrowed(draw, shape)]
+        parts = parts[:: draw(st.sampled_from([1, -1]))]
+        return one_node(op, batch, [tensor(draw, dtype, p, batch) for p in parts])
+    if kind == "unary":
+        op = draw(st.sampled_from(sorted(UNARY_FLOAT)))
+        choice = {"sign": DTYPES, "abs": DTYPES, "neg": SIGNED, "relu": SIGNED}.get(op, FLOATS)
+        dtype = draw(st.sampled_from(choice))
+        return one_node(op, batch, [tensor(draw, dtype, shape, batch)], ulps=UNARY_FLOAT[op])
+    if kind == "mod":
+        dtype = draw(st.sampled_from(DTYPES))
+        parts = [tensor(draw, dtype, p, batch) for p in (shape, narrowed(draw, shape))]
+        return one_node("mod", batch, parts, fmod=draw(st.booleans()))
+    if kind == "pow":
+        return power_case(draw, shape, batch)
+    if kind == "where":
+        dtype = draw(st.sampled_from(DTYPES))
+        parts = [shape, narrowed(draw, shape), narrowed(draw, shape)]
+        parts = draw(st.permutations(parts))
+        kinds = ["bool", dtype, dtype]
+        return one_node("where", batch, [tensor(draw, d, p, batch) for d, p in zip(kinds, parts)])
+    if kind == "cast":
+        source, to = draw(st.sampled_from(DTYPES + ("bool",))), draw(st.sampled_from(DTYPES + ("bool",)))
+        whole = np.dtype(source).kind == "f" and np.dtype(to).kind in "iu"
+        array, symbolic = tensor(draw, source, shape, batch, special=not whole)
+        array = np.abs(array) if to == "uint8" and whole else array
+        return one_node("cast", batch, [(array * 7 if whole else array, symbolic)], to=np.dtype(to))
+    if kind == "logic":
+        op = draw(st.sampled_from(["and", "or", "not"]))
+        parts = [shape] if op == "not" else [shape, narrowed(draw, shape)]
+        return one_node(op, batch, [tensor(draw, "bool", p, batch) for p in parts])
+    if kind == "gelu":
+        dtype = draw(st.sampled_from(FLOATS))
+        x = tensor(draw, dtype, shape, batch)
+        how = draw(st.sampled_from(["none", "tanh"]))
+        # 1 + erf(x) cancels on the left, so the error is measured against x.
+        return one_node("gelu", batch, [x], approximate=how, ulps=8, scale=lambda i, _: np.abs(i[0]))
+    return quantize_case(draw, batch)
+
+
+def power_case(draw: Any, shape: tuple[Any, ...], batch: int) -> Case:
+    base, exponent = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES))
+    x, _ = tensor(draw, base, shape, batch, special=np.dtype(base).kind == "f")
+    rng = random_generator(draw)
+    if np.dtype(base).kind == "f":
+        y = rng.choice(np.array([0, 1, 2, 3, 5, 0.5, 1.5, -1, -2]), ()).astype(exponent)
+        y = y if exponent != "uint8" or y < 10 else y.astype(exponent) * 0
+        return one_node("pow", batch, [(x, shape), y], ulps=4)
+    y = rng.integers(0, 4, ()).astype(exponent)
+    x = x % 5 + (0 if np.dtype(exponent).kind != "f" else 1)
+    return one_node("pow", batch, [(x.astype(base), shape), y])
+
+
+def quantize_case(draw: Any, batch: int) -> Case:
+    shape = shapes(draw, 1, 3)
+    axis = draw(st.integers(0, len(shape) - 1))
+    along = draw(st.booleans()) and not isinstance(shape[axis], BatchDim)
+    parameters = (shape[axis],) if along else draw(st.sampled_from([(), (1,)]))
+    target = draw(st.sampled_from(["uint8", "int8", "int32"]))
+    rng = random_generator(draw)
+    scale = rng.choice(np.array([0.5, 0.1, 1.0, 1e-3, 0.0173]), parameters).astype(np.float32)
+    zp = numbers(rng, target, parameters)
+    attrs = {"axis": axis} if along or draw(st.booleans()) else {}
+    pairs = [(np.asarray(scale), parameters), (np.asarray(zp), parameters)]
+    if draw(st.booleans()):
+        return one_node("quantize", batch, [tensor(draw, "float32", shape, batch), *pairs], **attrs)
+    return one_node("dequantize", batch, [tensor(draw, target, shape, batch), *pairs], **attrs)
+
+
+@BATCHED
+@given(cases=st.lists(elementwise_case(), min_size=60, max_size=60))
+def test_elementwise(build: Any, cases: list[Case]) -> None:
+    build(cases)
+
+
+@pytest.mark.parametrize("op", sorted(UNARY_FLOAT) + ["gelu"])
+def test_float_functions_over_all_magnitudes(build: Any, op: str) -> None:
+    """Every 2**12-th float32, which meets all exponents, denormals, infinities and NaNs."""
+    bits = np.arange(0, 2**32, 2**12 + 1, dtype=np.uint64).astype(np.uint32)
+    x = bits.view(np.float32)
+    if op == "gelu":
+        x = x[~(np.abs(x) > 1e30)]  # x * x * x overflows in the reference too
+        build([one_node(op, 1, [(x, x.shape)], ulps=3, scale=lambda i, _: np.abs(i[0]))])
+    else:
+        build([one_node(op, 1, [(x, x.shape)], ulps=UNARY_FLOAT[op])])
+
+
+@st.composite
+def group_case(draw: Any) -> Case:
+    """A random chain of float nodes of one shape, with operands that broadcast and with casts."""
+    batch = draw(st.integers(1, 3))
+    shape = shapes(draw, 1, 4)
+    edit = Editor(name="group", length=0)
+    inputs: list[np.ndarray] = []
+
+    def fresh(own: tuple[Any, ...]) -> str:
+        array, _ = tensor(draw, "float32", own, batch)
+        inputs.append(array)
+        return edit.input(f"in{len(inputs)}", np.float32, own)
+
+    values = [fresh(shape)]
+    for _ in range(draw(st.integers(1, 7))):
+        op = draw(st.sampled_from(["add", "mul", "where", "cast", "quantize", "max", "abs"]))
+        x = draw(st.sampled_from(values))
+        other = draw(st.sampled_from([*values, fresh(narrowed(draw, shape))]))
+        if op == "where":
+            test = edit.emit("less", [x, values[-1]])
+            values.append(edit.emit(op, [test, x, values[-1]]))
+        elif op == "cast":
+            test = edit.emit("isnan", [x])
+            values.append(edit.emit(op, [test], to=np.dtype(np.float32)))
+        elif op == "quantize":
+            scale, zp = edit.constant(np.float32(0.25)), edit.constant(np.uint8(128))
+            q = edit.emit(op, [x, scale, zp])
+            values.append(edit.emit("dequantize", [q, scale, zp]))
+        elif op == "abs":
+            values.append(edit.emit(op, [x]))
+        else:
+            node = edit.emit(op, [x, other])
+            if edit.values[node].shape == shape:
+                values.append(node)
+    made = [v for v in values if v not in edit.inputs] or [edit.emit("neg", [values[0]])]
+    edit.outputs = list(dict.fromkeys([made[-1], draw(st.sampled_from(made))]))
+    return Case(edit.finish(), inputs, batch, group=True)
+
+
+@BATCHED
+@given(cases=st.lists(group_case(), min_size=25, max_size=25))
+def test_groups(build: Any, cases: list[Case]) -> None:
+    build(cases)
+
+
+def test_partition_keeps_order_and_splits_by_shape() -> None:
+    edit = Editor(name="g", length=0)
+    x = edit.input("x", np.float32, (2, 3))
+    y = edit.input("y", np.float32, (3,))
+    a = edit.emit("add", [x, y])
+    b = edit.emit("exp", [a])
+    c = edit.emit("neg", [y])
+    d = edit.emit("transpose", [b], perm=(1, 0))
+    e = edit.emit("abs", [d])
+    edit.outputs = [b, c, e]
+    graph = edit.finish()
+    groups = general.group_elementwise(graph, graph.nodes)
+    assert [n for g in groups for n in g] == list(graph.nodes)
+    assert [a, b] in [[n.output for n in g] for g in groups]
+    assert all(len({graph.values[n.output].shape for n in g}) == 1 for g in groups)
+    first = next(g for g in groups if len(g) == 2)
+    assert general.group_interface(first, graph) == (("x", "y"), (b,))
+
+
+# ---- layout ----
+
+
+@st.composite
+def layout_case(draw: Any) -> Case:
+    batch = draw(st.integers(1, 3))
+    dtype = draw(st.sampled_from(DTYPES + ("bool",)))
+    op = draw(st.sampled_from(["reshape", "transpose", "transpose", "expand", "concat", "slice", "gather", "split"]))
+    shape = shapes(draw, 1, 5 if op == "transpose" else 4)
+    x = tensor(draw, dtype, shape, batch)
+    axis = draw(st.integers(0, len(shape) - 1))
+    if op == "reshape":
+        to = (*shape, 1) if draw(st.booleans()) else (1, *shape)
+        return one_node(op, batch, [x], shape=to)
+    if op == "transpose":
+        return one_node(op, batch, [x], perm=tuple(draw(st.permutations(range(len(shape))))))
+    if op == "expand":
+        return one_node(op, batch, [tensor(draw, dtype, narrowed(draw, shape), batch)], shape=shape)
+    if op == "concat":
+        like = shape[axis]
+        other = BatchDim(2) if isinstance(like, BatchDim) else draw(DIM)
+        parts = [shape, (*shape[:axis], other, *shape[axis + 1 :])]
+        return one_node(op, batch, [tensor(draw, dtype, p, batch) for p in parts], axis=axis)
+    if op == "slice":
+        return slice_case(draw, x, batch)
+    if op == "gather":
+        n = bind_shape(shape, batch)[axis]
+        own = shapes(draw, 0, 2) if n else (0,)
+        index = draw(st.sampled_from(["int64", "int32"]))
+        rng = random_generator(draw)
+        bound = 1 if isinstance(shape[axis], BatchDim) else max(n, 1)
+        picks = rng.integers(-bound, bound, bind_shape(own, batch)).astype(index)
+        return one_node(op, batch, [x, (picks, own)], axis=axis)
+    total = shape[axis]
+    if isinstance(total, BatchDim):
+        axis = 0
+        shape = (9, *shape)
+        total = 9
+        x = tensor(draw, dtype, shape, batch)
+    first = draw(st.integers(0, total))
+    return one_node(op, batch, [x], axis=axis, sizes=(first, 0, total - first))
+
+
+def slice_case(draw: Any, x: Any, batch: int) -> Case:
+    _, shape = x
+    starts, ends, axes, steps = [], [], [], []
+    for axis, dim in enumerate(shape):
+        extent = dim.coef if isinstance(dim, BatchDim) else dim
+        if extent and draw(st.booleans()):
+            a, b = draw(st.integers(0, extent - 1)), draw(st.integers(0, extent - 1))
+            step = draw(st.sampled_from([1, 1, 2, 3])) * (1 if a <= b else -1)
+            starts.append(a)
+            ends.append(b + (1 if a <= b else -1))
+            axes.append(axis)
+            steps.append(step)
+    return one_node("slice", batch, [x], starts=tuple(starts), ends=tuple(ends), axes=tuple(axes), steps=tuple(steps))
+
+
+@BATCHED
+@given(cases=st.lists(layout_case(), min_size=50, max_size=50))
+def test_layout(build: Any, cases: list[Case]) -> None:
+    build(cases)
+
+
+def test_large_transposes(build: Any) -> None:
+    """Shapes of attention, longer than a block each way."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 40, 3, 33)).astype(np.float32)
+    perms = [(0, 2, 1, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 3, 2), (0, 1, 3, 2)]
+    build([one_node("transpose", 2, [(x, (BATCH, 40, 3, 33))], perm=p) for p in perms])
+
+
+def test_gather_never_reads_outside(build: Any) -> None:
+    """An index that ONNX forbids is moved to the nearest element."""
+    data = np.arange(12, dtype=np.float32).reshape(4, 3)
+    wild = np.array([4, -5, 2**62, -(2**63), 100], np.int64)
+    case = one_node("gather", 1, [(data, (4, 3)), (np.zeros(5, np.int64), (5,))], axis=0)
+    case.inputs[1] = wild
+    case.expected = [data[[3, 0, 3, 0, 3]]]
+    build([case])
+
+
+# ---- reductions ----
+
+
+@st.composite
+def reduction_case(draw: Any) -> Case:
+    batch = draw(st.integers(1, 3))
+    op = draw(st.sampled_from(["sum", "mean", "max", "min", "softmax", "cumsum", "layernorm"]))
+    floating = draw(st.booleans()) or op in ("softmax", "layernorm")
+    dtype = draw(st.sampled_from(FLOATS if floating else DTYPES))
+    if op in ("softmax", "cumsum"):
+        shape = shapes(draw, 1, 4, LIVE_DIM)
+        x = tensor(draw, dtype, shape, batch, special=draw(st.booleans()))
+        axis = draw(st.integers(0, len(shape) - 1))
+        if op == "softmax":
+            # A result's error is that of its exponent x - max, of up to 100 or so, in ulps.
+            return one_node(op, batch, [x], axis=axis, ulps=8)
+        return one_node(op, batch, [x], axis=axis, exclusive=draw(st.booleans()), reverse=draw(st.booleans()))
+    if op == "layernorm":
+        shape = (*shapes(draw, 0, 3), draw(LIVE_DIM))
+        parts = [tensor(draw, dtype, s, batch, False) for s in (shape, shape[-1:], shape[-1:])]
+
+        def size(inputs: list[np.ndarray], _: Any) -> Any:
+            top = np.max(np.abs(inputs[0]), axis=-1, keepdims=True, initial=0)
+            spread = np.std(inputs[0], axis=-1, keepdims=True)
+            return np.abs(inputs[1]) * (1 + top / np.maximum(spread, 1e-6)) + np.abs(inputs[2])
+
+        return one_node(op, batch, parts, eps=draw(st.sampled_from([1e-5, 1e-12])), ulps=8, scale=size)
+    shape = shapes(draw, 0, 4, DIM if op == "sum" else LIVE_DIM)
+    axes = tuple(i for i in range(len(shape)) if draw(st.booleans()))
+    x = tensor(draw, dtype, shape, batch, special=np.dtype(dtype).kind != "f" or op in ("max", "min"))
+
+    def magnitude(inputs: list[np.ndarray], expected: list[np.ndarray]) -> Any:
+        f = np.sum if op == "sum" else np.mean
+        return np.asarray(f(np.abs(inputs[0]), axis=axes)).reshape(expected[0].shape)
+
+    return one_node(
+        f"reduce_{op}", batch, [x], axes=axes, keepdims=draw(st.booleans()),
+        ulps=8 if op in ("sum", "mean") else 0, scale=magnitude if op in ("sum", "mean") else None,
+    )  # fmt: skip
+
+
+@BATCHED
+@given(cases=st.lists(reduction_case(), min_size=50, max_size=50))
+def test_reductions(build: Any, cases: list[Case]) -> None:
+    build(cases)
+
+
+def test_softmax_of_nothing_but_minus_infinity(build: Any) -> None:
+    """Such a row is NaN, as in ONNX; its neighbours are not."""
+    x = np.array([[-np.inf] * 20, [0.0] * 19 + [-np.inf]], np.float32)
+    build([one_node("softmax", 1, [(x, x.shape)], axis=a, ulps=2) for a in (0, 1)])
+
+
+# ---- contractions ----
+
+
+def dot_size(a: np.ndarray, b: np.ndarray) -> Any:
+    """Sum of the absolute products: what float rounding of a dot product is relative to."""
+    return np.matmul(np.abs(a).astype(np.float64), np.abs(b).astype(np.float64))
+
+
+@st.composite
+def contraction_case(draw: Any) -> Case:
+    batch = draw(st.integers(1, 3))
+    op = draw(st.sampled_from(["matmul", "matmul_integer", "matmul_integer", "linear", "qlinear"]))
+    m = draw(st.sampled_from([1, 3, 4, 5, 17, 66, 0, BATCH]))
+    k = draw(st.sampled_from([0, 1, 2, 3, 16, 33, 64, 513, 600]))
+    n = draw(st.sampled_from([1, 2, 5, 8, 16, 31, 32, 33, 48, 70]))
+    rng = random_generator(draw)
+    if op in ("linear", "qlinear"):
+        x_shape = (*shapes(draw, 0, 2, st.sampled_from([1, 2, 3])), m, k)
+        if op == "linear":
+            x = tensor(draw, "float32", x_shape, batch, False)
+            w = numbers(rng, "float32", (n, k), False)
+            return one_node(op, batch, [x, w], ulps=k + 2, scale=lambda i, _: dot_size(i[0], w.T))
+        dtype = draw(st.sampled_from(BYTES))
+        x = tensor(draw, dtype, x_shape, batch)
+        zp = int(numbers(rng, dtype, ()))
+        scale = rng.uniform(1e-4, 1e-2, draw(st.sampled_from([(), (n,)]))).astype(np.float32)
+        parts = [x, numbers(rng, "int8", (n, k)), scale]
+        parts += [numbers(rng, "int32", (n,), False) * 1000] if draw(st.booleans()) else []
+        return one_node(op, batch, parts, x_zp=zp)
+    front = shapes(draw, 0, 2, st.sampled_from([1, 2, 3]))
+    a_shape, b_shape = (*front, m, k), (*narrowed(draw, front), k, n)
+    if draw(st.booleans()):
+        a_shape, b_shape = (*b_shape[:-2], m, k), (*front, k, n)
+    if op == "matmul":
+        if draw(st.integers(0, 4)) == 0:
+            a_shape = (k,)
+        elif draw(st.integers(0, 4)) == 0:
+            b_shape = (k,)
+        dtype = draw(st.sampled_from(FLOATS))
+        parts = [tensor(draw, dtype, s, batch, False) for s in (a_shape, b_shape)]
+        return one_node(op, batch, parts, ulps=k + 2, scale=lambda i, _: dot_size(*i))
+    left, right = draw(st.sampled_from(BYTES)), draw(st.sampled_from(BYTES))
+    rows, columns = [None, (), (1,)], [None, (), (1,), (n,), (1, n)]
+    if not isinstance(m, BatchDim):
+        rows += [(m,), (m, 1)]
+    zeros = [draw(st.sampled_from(rows)), draw(st.sampled_from(columns))]
+    parts = [tensor(draw, left, a_shape, batch), tensor(draw, right, b_shape, batch)]
+    for dtype, shape in zip((left, right), zeros, strict=True):
+        parts.append(None if shape is None else tensor(draw, dtype, shape, batch))
+    return one_node(op, batch, parts)
+
+
+@BATCHED
+@given(cases=st.lists(contraction_case(), min_size=40, max_size=40))
+def test_contractions(build: Any, cases: list[Case]) -> None:
+    build(cases)
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_integer_extremes(build: Any, dtype: str) -> None:
+    """The largest sums that a BERT can make: every product is 255 * 255."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    a, b = np.full((5, 3072), high, dtype), np.full((3072, 33), low, dtype)
+    za, zb = np.array(low, dtype), np.array(high, dtype)
+    case = one_node("matmul_integer", 1, [(a, a.shape), b, za, zb])
+    assert case.expected[0][0, 0] == -255 * 255 * 3072
+    build([case])
+
+
+# ---- attention ----
+
+
+def attention_case(
+    rng: np.random.Generator, scores: str, result: str, length: int, depth: int, batch: int
+) -> Case:
+    """q, k, v float32 or 8-bit; a mask added to the scores; probabilities quantized with v."""
+    heads, channels = 3, 3 * depth
+    full, symbolic = (batch, heads, length, length), (BATCH, heads, length, length)
+    mask_shape = (BATCH, 1, 1, length)
+    score = Editor(name="score", length=0)
+    s = score.input("s", np.float32, symbolic)
+    mask = score.input("mask", np.float32, mask_shape)
+    keep = score.input("keep", np.bool_, (1, 1, length, 1))
+    scaled = score.emit("mul", [s, score.constant(np.float32(1 / math.sqrt(depth)))])
+    table = score.constant(numbers(rng, "float32", (heads, 1, 1), False))
+    shifted = score.emit("add", [score.emit("add", [scaled, mask]), table])
+    score.outputs = [score.emit("where", [keep, shifted, score.constant(np.float32(-1.5))])]
+    prob = Editor(name="prob", length=0)
+    p = prob.input("p", np.float32, symbolic)
+    if result == "float32":
+        prob.outputs = [p]
+    else:
+        step, zp = prob.constant(np.float32(1 / 255)), prob.constant(np.array(-3, "int8") if result == "int8" else np.uint8(0))
+        prob.outputs = [prob.emit("quantize", [p, step, zp])]
+    edit = Editor(name="attention", length=0)
+    shape = (BATCH, length, channels)
+    kinds = [scores, "int8" if scores == "uint8" else scores, result]
+    arrays = [numbers(rng, d, bind_shape(shape, batch), special=d != "float32") for d in kinds]
+    names = [edit.input(x, a.dtype, shape) for x, a in zip("qkv", arrays, strict=True)]
+    names.append(edit.input("mask", np.float32, mask_shape))
+    names.append(edit.input("keep", np.bool_, (1, 1, length, 1)))
+    arrays += [rng.choice([0.0, -1e4], (batch, 1, 1, length)).astype(np.float32)]
+    arrays += [rng.random((1, 1, length, 1)) < 0.9]
+    out = edit.emit(
+        "attention", names, heads=heads, q_zp=120 if scores == "uint8" else 3, k_zp=-7,
+        v_zp=11, p_zp=-3 if result == "int8" else 0, qk_scale=1e-4, pv_scale=1 / 300,
+        score=score.finish(), prob=prob.finish(),
+    )  # fmt: skip
+    edit.outputs = [out]
+    assert full == bind_shape(symbolic, batch)
+    # One step of a quantized probability may differ where rounding ties; floats are close to exact.
+    bound = 400.0 if result == "float32" else 255 / 300 * 40 / np.finfo(np.float32).eps
+    return Case(edit.finish(), arrays, batch, ulps=bound, scale=lambda i, _: np.float64(1.0))
+
+
+@pytest.mark.parametrize("scores", ["float32", "uint8", "int8"])
+def test_attention(build: Any, scores: str) -> None:
+    rng = np.random.default_rng(11)
+    cases = [
+        attention_case(rng, scores, result, length, depth, batch)
+        for result in ("float32", "uint8", "int8")
+        for length, depth, batch in ((1, 4, 1), (6, 5, 2), (19, 40, 1), (33, 64, 2))
+    ]
+    build(cases)
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16"])
+def test_other_element_types_are_named(dtype: str) -> None:
+    edit = Editor(name="g", length=0)
+    x = edit.input("x", np.float32, (2,))
+    edit.outputs = [edit.emit("quantize", [x, edit.constant(np.float32(1)), edit.constant(np.zeros((), dtype))])]
+    graph = edit.finish()
+    reason = general.supported(graph.nodes[0], graph)
+    assert reason is not None and dtype in reason
