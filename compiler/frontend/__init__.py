@@ -1,0 +1,43 @@
+"""ONNX in, core IR out.
+
+:func:`load_model` reads and checks a file, :func:`signature` says what it takes and gives, and
+:func:`import_graph` makes the core IR for one sequence length:
+
+    load -> import (one function per ONNX op; shapes and constants fold) -> dialects (canonical
+    quantized and float linear layers)
+"""
+
+from __future__ import annotations
+
+from sparsec.compiler.frontend import onnx_ops
+from sparsec.compiler.frontend.dialects import canonicalize, dialect_name
+from sparsec.compiler.frontend.load import Model, load_model
+from sparsec.compiler.frontend.signature import Signature, TensorSpec, import_raw, signature
+from sparsec.compiler.ir import Graph
+
+__all__ = [
+    "Model",
+    "Signature",
+    "TensorSpec",
+    "canonicalize",
+    "dialect_name",
+    "import_graph",
+    "import_raw",
+    "load_model",
+    "onnx_ops",
+    "signature",
+]
+
+
+def import_graph(model: Model, length: int) -> Graph:
+    """The core IR of a model, specialized to one sequence length, in canonical form.
+
+    Args:
+        length: the bucket's length; 0 for a model without a sequence axis.
+
+    Raises:
+        InputError: the length is not one a sequence can have.
+        ModelError: the graph is damaged.
+        UnsupportedError: listing every node that cannot be imported, and which lengths would work.
+    """
+    return canonicalize(import_raw(model, length))

@@ -1,0 +1,127 @@
+"""Integer products with constant weights (SparseML, ONNX Runtime's static and Q-operator forms).
+
+    x (u8, s8) --.
+                  matmul_integer -> [add i32 bias] -> cast f32 -> mul scale   =>   qlinear
+    W [K, N] ----'
+
+    qlinear -> mul constant   =>   qlinear with the product of the scales
+
+W is u8 or s8 with any constant zero point (absent, scalar or [N]), as long as W minus it fits int8;
+scale is a constant scalar or [N].  Operands come in either order.  A float bias stays an ``add``.
+Products of two activations stay as they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsec.compiler.ir import Match, Node
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+def per_channel(array: np.ndarray | None, n: int, rank: int) -> np.ndarray | None:
+    """A constant as [] or [N], if it varies along the last axis of `rank` only; else None."""
+    if array is None or array.ndim > rank:
+        return None
+    if array.size == 1:
+        return array.reshape(())
+    return array.reshape(n) if array.size == n and array.shape[-1] == n else None
+
+
+def constant_operand(m: Match, node: Node) -> tuple[str, np.ndarray] | None:
+    """The other operand and the array of a two-operand node with one constant operand."""
+    for mine, other in ((0, 1), (1, 0)):
+        array = m.constant(node.inputs[mine])
+        if array is not None and m.constant(node.inputs[other]) is None:
+            return node.inputs[other], array
+    return None
+
+
+def weights(w: np.ndarray | None, zero: np.ndarray | None, rank: int) -> np.ndarray | None:
+    """W [K, N] (or [1.., K, N]) and its zero point as int8 [N, K]; None where that cannot be.
+
+    Args:
+        zero: [] or [N], or None for 0.
+        rank: of the activation; the weights may not have more extents.
+    """
+    if w is None or w.ndim < 2 or w.ndim > rank or any(d != 1 for d in w.shape[:-2]):
+        return None
+    wide = w.reshape(w.shape[-2:]).astype(np.int16)
+    if zero is not None:
+        point = per_channel(zero, wide.shape[1], 1)
+        if point is None:
+            return None
+        wide = wide - point.astype(np.int16)
+    if wide.size and (wide.min() < -128 or wide.max() > 127):
+        return None
+    return np.ascontiguousarray(wide.T.astype(np.int8))
+
+
+def to_qlinear(m: Match, node: Node) -> bool:
+    """mul(cast([add](matmul_integer))) => qlinear."""
+    if node.op != "mul" or m.type(node.output).dtype != _FLOAT32:
+        return False
+    scaled = constant_operand(m, node)
+    cast = m.producer(scaled[0], "cast") if scaled else None
+    if scaled is None or cast is None:
+        return False
+    product = m.producer(cast.inputs[0], "matmul_integer")
+    bias: np.ndarray | None = None
+    if product is None:
+        added = m.producer(cast.inputs[0], "add")
+        sides = constant_operand(m, added) if added else None
+        if sides is None:
+            return False
+        product = m.producer(sides[0], "matmul_integer")
+        bias = sides[1]
+    if product is None:
+        return False
+    x, b, *zeros = product.inputs
+    za = zeros[0] if zeros else ""
+    zb = zeros[1] if len(zeros) > 1 else ""
+    x_zp = m.scalar(za) if za else 0.0
+    if x_zp is None or (zb and m.constant(zb) is None):
+        return False
+    rank = len(m.type(product.output).shape)
+    w = weights(m.constant(b), m.constant(zb) if zb else None, len(m.type(x).shape))
+    if w is None or not w.size or m.constant(x) is not None:
+        return False
+    scale = per_channel(scaled[1], w.shape[0], rank)
+    operands = [x, m.edit.constant(w, b)]
+    if scale is None:
+        return False
+    operands.append(m.edit.constant(scale.astype(np.float32), "scale"))
+    if bias is not None:
+        row = per_channel(bias, w.shape[0], rank)
+        if row is None or row.dtype != np.int32:
+            return False
+        full = np.broadcast_to(row, (w.shape[0],)).copy()
+        operands.append(m.edit.constant(full, "bias"))
+    source = product.source
+    out = m.edit.emit("qlinear", operands, source=source, x_zp=int(x_zp))
+    m.edit.replace_uses(node.output, out)
+    return True
+
+
+def merge_scale(m: Match, node: Node) -> bool:
+    """mul(qlinear, constant) => qlinear with the product of the scales."""
+    if node.op != "mul":
+        return False
+    sides = constant_operand(m, node)
+    layer = m.producer(sides[0], "qlinear") if sides else None
+    if sides is None or layer is None or m.only_user(layer.output) is None:
+        return False
+    width = m.type(layer.inputs[1]).shape[0]
+    factor = per_channel(sides[1], int(width), len(m.type(layer.output).shape))  # type: ignore[call-overload]
+    scale = m.constant(layer.inputs[2])
+    if factor is None or scale is None:
+        return False
+    merged = m.edit.constant((scale * factor).astype(np.float32), "scale")
+    operands = (*layer.inputs[:2], merged, *layer.inputs[3:])
+    out = m.edit.emit("qlinear", operands, source=layer.source, **layer.attrs)
+    m.edit.replace_uses(node.output, out)
+    return True
+
+
+RULES = [to_qlinear, merge_scale]

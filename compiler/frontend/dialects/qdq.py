@@ -1,0 +1,136 @@
+"""QDQ: float ops between dequantize and quantize.
+
+First, dequantize moves behind the ops that move elements, and pairs that undo each other go:
+
+    dequantize -> reshape, transpose, slice, gather     =>   the same on 8 bits -> dequantize
+    quantize(s, z) <- dequantize(s, z) <- q             =>   q
+
+(so a quantized embedding table is gathered as bytes, and weights are dequantized in their final
+layout), then linear layers:
+
+    dequantize(x, sx, zx) --.
+                             matmul       =>   qlinear(x, W - zw, scale = sx * sw) {x_zp = zx}
+    dequantize(W, sw, zw) --'
+
+The bias stays a float ``add``: a ``dequantize`` of its int32 constant folds to the float it means.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsec.compiler.frontend.dialects.matmul_integer import per_channel, weights
+from sparsec.compiler.ir import Match, Node
+
+_MOVES = ("reshape", "transpose", "slice", "gather")
+_BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
+
+
+def _per_tensor(m: Match, node: Node) -> bool:
+    return all(m.type(name).shape in ((), (1,)) for name in node.inputs[1:])
+
+
+def _axis_after(m: Match, move: Node, axis: int) -> int | None:
+    """Where the channel axis of a dequantize goes, or None if the move breaks it up."""
+    before = m.type(move.inputs[0]).shape
+    after = m.type(move.output).shape
+    if move.op == "transpose":
+        return int(list(move.attrs["perm"]).index(axis))
+    if move.op == "slice":
+        return None if axis in move.attrs["axes"] else axis
+    if move.op == "reshape":
+        # Only extents of 1 may come and go in front of the channels.
+        for new, extent in enumerate(after):
+            same = extent == before[axis] and after[new + 1 :] == before[axis + 1 :]
+            if same and _count(after[:new]) == _count(before[:axis]):
+                return new
+    return None
+
+
+def _count(shape: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(d for d in shape if d != 1)
+
+
+def dequantize_after_move(m: Match, node: Node) -> bool:
+    """move(dequantize(q)) => dequantize(move(q))."""
+    if node.op not in _MOVES:
+        return False
+    inner = m.producer(node.inputs[0], "dequantize")
+    if inner is None or m.type(inner.inputs[0]).dtype not in _BYTES:
+        return False
+    axis: int | None = 0
+    if not _per_tensor(m, inner):
+        axis = _axis_after(m, node, inner.attrs["axis"])
+    if axis is None:
+        return False
+    inputs = (inner.inputs[0], *node.inputs[1:])
+    moved = m.edit.emit(node.op, inputs, source=node.source, **node.attrs)
+    out = m.edit.emit("dequantize", (moved, *inner.inputs[1:]), source=inner.source, axis=axis)
+    m.edit.replace_uses(node.output, out)
+    return True
+
+
+def _same(m: Match, a: str, b: str) -> bool:
+    if a == b:
+        return True
+    left, right = m.constant(a), m.constant(b)
+    if left is None or right is None or left.dtype != right.dtype or left.size != right.size:
+        return False
+    return bool(np.array_equal(left.reshape(-1), right.reshape(-1)))
+
+
+def requantize_same(m: Match, node: Node) -> bool:
+    """quantize(dequantize(q, s, z), s, z) => q."""
+    if node.op != "quantize":
+        return False
+    inner = m.producer(node.inputs[0], "dequantize")
+    if inner is None or not _per_tensor(m, inner) or not _per_tensor(m, node):
+        return False
+    if not all(_same(m, a, b) for a, b in zip(inner.inputs[1:], node.inputs[1:], strict=True)):
+        return False
+    m.edit.replace_uses(node.output, inner.inputs[0])
+    return True
+
+
+def move_of_constant(m: Match, node: Node) -> bool:
+    """Moves of constants happen now, so that weights reach their layer in their final layout."""
+    from sparsec.compiler.frontend.dialects.fold import fold_constant
+
+    return node.op in _MOVES and fold_constant(m, node)
+
+
+def to_qlinear(m: Match, node: Node) -> bool:
+    """matmul(dequantize(x), dequantize(W)) => qlinear."""
+    if node.op != "matmul":
+        return False
+    left = m.producer(node.inputs[0], "dequantize")
+    right = m.producer(node.inputs[1], "dequantize")
+    if left is None or right is None or not _per_tensor(m, left):
+        return False
+    x = m.type(left.inputs[0])
+    sx, zx = m.scalar(left.inputs[1]), m.scalar(left.inputs[2])
+    w, sw, zw = (m.constant(name) for name in right.inputs)
+    if x.dtype not in _BYTES or m.constant(x.name) is not None or sx is None or zx is None:
+        return False
+    if w is None or sw is None or zw is None or w.dtype not in _BYTES:
+        return False
+    if max(sw.size, zw.size) > 1 and right.attrs["axis"] != w.ndim - 1:
+        return False
+    rows = weights(w, zw, len(x.shape))
+    if rows is None or not rows.size:
+        return False
+    scale = per_channel(np.float32(sx) * sw, rows.shape[0], 1)
+    if scale is None:
+        return False
+    operands = [
+        left.inputs[0],
+        m.edit.constant(rows, right.inputs[0]),
+        m.edit.constant(scale.astype(np.float32), "scale"),
+    ]
+    out = m.edit.emit("qlinear", operands, source=node.source, x_zp=int(zx))
+    m.edit.replace_uses(node.output, out)
+    return True
+
+
+MOVE = [move_of_constant, dequantize_after_move, requantize_same]
+RULES = [to_qlinear]

@@ -1,0 +1,587 @@
+"""From ONNX nodes to the core IR, for one sequence length.
+
+The importer walks the nodes in order.  What can be computed from constants and shapes is computed
+(:mod:`~sparsec.compiler.frontend.tensor`); the rest is emitted as core ops.  One function for each
+ONNX op, registered with :func:`onnx_op` in :mod:`~sparsec.compiler.frontend.onnx_ops`, says how.
+An op without one is imported through its ONNX function body where the standard gives one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Union
+
+import numpy as np
+import onnx
+
+from sparsec.compiler.frontend import symbolic
+from sparsec.compiler.frontend.load import Model, dense_array, require_tensor, tensor_array
+from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, dense
+from sparsec.compiler.ir import BatchDim, Dim, Editor, FrozenAttrs, Graph, Shape, element_count
+from sparsec.compiler.ops import OPS, infer
+from sparsec.compiler.ops.elementwise import broadcast_shape
+from sparsec.errors import ModelError, UnsupportedError
+
+FOLD_LIMIT = 2**28
+"""Folding may not make a constant larger than this many bytes (nor than its inputs)."""
+
+VALUE_LIMIT = 2**32
+"""No value may have more elements than this for a batch of one."""
+
+MIN_OPSET = 7
+
+_WIDENED = {"float16", "bfloat16"}
+_PLAIN = {
+    *("float32", "float64", "bool", "int8", "uint8", "int16", "uint16"),
+    *("int32", "uint32", "int64", "uint64"),
+}
+
+Result = Union[Tensor, Sequence[Union[Tensor, None]]]
+OpImporter = Callable[["Importer", "OnnxNode"], Result]
+
+IMPORTERS: dict[tuple[str, str], OpImporter] = {}
+"""(domain, op type) -> importer function."""
+
+
+def onnx_op(*names: str, domain: str = "") -> Callable[[OpImporter], OpImporter]:
+    """Register the importer of one or more ONNX ops."""
+
+    def register(function: OpImporter) -> OpImporter:
+        for name in names:
+            if (domain, name) in IMPORTERS:
+                raise ValueError(f"ONNX op {name} is registered twice")
+            IMPORTERS[domain, name] = function
+        return function
+
+    return register
+
+
+def core_dtype(data_type: int) -> np.dtype[Any]:
+    """The core IR's element type for an ONNX one; half floats are widened to float32.
+
+    Raises:
+        Fail: there is none.
+    """
+    name = onnx.TensorProto.DataType.Name(data_type) if data_type else "UNDEFINED"
+    if name in ("STRING", "UNDEFINED"):
+        raise Fail(f"tensors of type {name.lower()} are not supported")
+    return _core(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type)))
+
+
+def _core(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype.name in _WIDENED:
+        return np.dtype(np.float32)
+    if dtype.name not in _PLAIN:
+        raise Fail(f"tensors of type {dtype.name} are not supported")
+    return dtype
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxNode:
+    """One ONNX node with its inputs resolved.
+
+    Attributes:
+        op: the ONNX op type.
+        source: the node's ONNX name, or ``OpType_index`` if it has none.
+        inputs: None where an optional input is absent; trailing absent inputs are dropped.
+        attrs: attribute values; tensors as arrays, strings decoded, subgraphs as protos.
+        version: of the operator set the op is from.
+        outputs: ONNX names of the outputs, "" where one is not wanted.
+    """
+
+    op: str
+    source: str
+    inputs: tuple[Tensor | None, ...]
+    attrs: Mapping[str, Any]
+    version: int
+    outputs: tuple[str, ...]
+
+    def __getitem__(self, i: int) -> Tensor:
+        tensor = self.optional(i)
+        if tensor is None:
+            raise Fail(f"its input {i} is missing")
+        return tensor
+
+    def optional(self, i: int) -> Tensor | None:
+        """An input that may be absent."""
+        return self.inputs[i] if i < len(self.inputs) else None
+
+    def wants(self, i: int) -> bool:
+        """True if output `i` has a name."""
+        return i < len(self.outputs) and bool(self.outputs[i])
+
+
+def normal_axis(axis: int, rank: int) -> int:
+    """A non-negative axis; raises Fail if it is out of range."""
+    if not -rank <= axis < rank:
+        raise Fail(f"axis {axis} is out of range for rank {rank}")
+    return axis % rank
+
+
+class Importer:
+    """State of one import; importer functions emit core ops and constants through it."""
+
+    def __init__(self, model: Model, length: int) -> None:
+        self.model = model
+        self.edit = Editor(name=model.name, length=length)
+        self.problems: list[tuple[str, str, str]] = []
+        self._source = ""
+        self._hint = ""
+        self._constants: dict[int, tuple[Tensor, str]] = {}
+
+    # -- building ---------------------------------------------------------------------------------
+
+    def emit(self, op: str, *inputs: Tensor | None, fold: bool = True, **attrs: Any) -> Tensor:
+        """A core op's only output: computed now if all inputs are known, else emitted.
+
+        Args:
+            fold: False emits the op even if it could be computed now.
+        """
+        return self.emit_multi(op, *inputs, fold=fold, **attrs)[0]
+
+    def emit_multi(
+        self, op: str, *inputs: Tensor | None, fold: bool = True, **attrs: Any
+    ) -> tuple[Tensor, ...]:
+        """Like :meth:`emit`, for ops of several outputs."""
+        try:
+            types = infer(op, [t.type if t else None for t in inputs], FrozenAttrs(attrs))
+        except ValueError as error:
+            raise Fail(str(error)) from None
+        for _, shape in types:
+            _check_size(shape)
+        if fold and all(t is None or t.known for t in inputs):
+            folded = self._fold(op, attrs, inputs, types)
+            if folded is not None:
+                return folded
+        operands = list(inputs)
+        if OPS[op].elementwise and op not in ("quantize", "dequantize"):
+            operands = [self._compact(t, inputs, types[0][1]) if t else None for t in inputs]
+        names = [self.name(t) if t else "" for t in operands]
+        outs = [self.edit.fresh(self._hint or op)]
+        outs += [self.edit.fresh(f"{self._hint or op}.{i}") for i in range(1, len(types))]
+        self.edit.emit_multi(op, names, source=self._source, outputs=outs, **attrs)
+        return tuple(
+            Tensor(np.dtype(dtype), tuple(shape), name=out)
+            for out, (dtype, shape) in zip(outs, types, strict=True)
+        )
+
+    def name(self, tensor: Tensor) -> str:
+        """The IR value of a tensor; compile-time tensors become constants (and an expand)."""
+        if tensor.name:
+            return tensor.name
+        made = self._constants.get(id(tensor))
+        if made is None:
+            array = tensor.contents()
+            if tensor.symbolic:
+                raise Fail("a number that depends on the batch size is used as data")
+            if tensor.uniform and not any(isinstance(d, BatchDim) for d in tensor.shape):
+                array = dense(tensor, FOLD_LIMIT)
+            name = self.edit.constant(array, tensor.hint)
+            if tuple(array.shape) != tensor.shape:
+                name = self.edit.emit(
+                    "expand", [name], source=self._source, outputs=None, shape=tensor.shape
+                )
+            made = self._constants[id(tensor)] = (tensor, name)
+        return made[1]
+
+    def _compact(self, tensor: Tensor, others: Iterable[Tensor | None], shape: Shape) -> Tensor:
+        """The operand without its uniform axes, where the result's shape does not need them."""
+        if not tensor.uniform or tensor.symbolic:
+            return tensor
+        small = constant(tensor.contents(), tensor.hint)
+        shapes = [small.shape if t is tensor else t.shape for t in others if t is not None]
+        return small if broadcast_shape(*shapes) == shape else tensor
+
+    def _fold(
+        self,
+        op: str,
+        attrs: dict[str, Any],
+        inputs: Sequence[Tensor | None],
+        types: Sequence[tuple[Any, Shape]],
+    ) -> tuple[Tensor, ...] | None:
+        """Results of an op on compile-time tensors, or None if it has to run later."""
+        known = [t for t in inputs if t is not None]
+        shapes = [tuple(shape) for _, shape in types]
+        dtypes = [np.dtype(dtype) for dtype, _ in types]
+        if OPS[op].elementwise:
+            arrays = [t.contents() if t else None for t in inputs]
+            extents = np.broadcast_shapes(*(t.contents().shape for t in known))
+            self._check_fold(extents, dtypes[0], known)
+            if any(t.symbolic for t in known):
+                out = symbolic.elementwise(
+                    op, attrs, dtypes[0], [a for a in arrays if a is not None]
+                )
+            else:
+                (out,) = OPS[op].reference({**attrs, "_batch": 1}, *arrays)
+            return (Tensor(dtypes[0], shapes[0], array=out),)
+        if op == "expand":
+            array = known[0].contents()
+            array = array.reshape((1,) * (len(shapes[0]) - array.ndim) + array.shape)
+            return (Tensor(dtypes[0], shapes[0], array=array),)
+        if op == "reshape" and known[0].contents().size == 1:
+            array = known[0].contents().reshape((1,) * len(shapes[0]))
+            return (Tensor(dtypes[0], shapes[0], array=array),)
+        if not all(_one_per_batch(t.shape) for t in known):
+            return None
+        if any(_batch_axes(s) for s in (*shapes, *(t.shape for t in known))) and not _batch_apart(
+            op, attrs, known, shapes
+        ):
+            return None
+        for shape, dtype in zip(shapes, dtypes, strict=True):
+            extents = tuple(1 if isinstance(d, BatchDim) else d for d in shape)
+            self._check_fold(extents, dtype, known)
+        arrays = [self._at_batch_one(t) if t else None for t in inputs]
+        if any(t.symbolic for t in known) and not OPS[op].layout and not op.startswith("reduce_"):
+            raise Fail(f"{op} of numbers that depend on the batch size")
+        try:
+            outs = OPS[op].reference({**attrs, "_batch": 1}, *arrays)
+        except IndexError as error:
+            raise Fail(str(error)) from None
+        return tuple(
+            Tensor(dtype, shape, array=symbolic.tidy(np.asarray(out), dtype))
+            for dtype, shape, out in zip(dtypes, shapes, outs, strict=True)
+        )
+
+    def _at_batch_one(self, tensor: Tensor) -> np.ndarray:
+        """The contents for a batch of one: batch axes are uniform, so they have extent 1."""
+        shape = tuple(1 if isinstance(d, BatchDim) else d for d in tensor.shape)
+        return dense(replace(tensor, shape=shape), FOLD_LIMIT)
+
+    def _check_fold(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Iterable[Tensor]
+    ) -> None:
+        size = math.prod(shape) * dtype.itemsize
+        # Copies of a stored tensor, even in a wider type, are as large as the model made them.
+        limit = max([FOLD_LIMIT, *(8 * t.contents().size for t in inputs)])
+        if size > limit:
+            raise Fail(f"folding gives a constant of {size} bytes, which is absurd")
+
+    # -- shorthands -------------------------------------------------------------------------------
+
+    def scalar(self, value: float, like: Tensor) -> Tensor:
+        """A constant of `like`'s element type."""
+        return constant(np.asarray(value, like.dtype))
+
+    def cast(self, tensor: Tensor, dtype: Any) -> Tensor:
+        """The tensor in another element type."""
+        dtype = np.dtype(dtype)
+        return tensor if tensor.dtype == dtype else self.emit("cast", tensor, to=dtype)
+
+    def reshape(self, tensor: Tensor, shape: Iterable[Dim]) -> Tensor:
+        """The tensor in another, fully resolved shape."""
+        shape = tuple(shape)
+        return tensor if shape == tensor.shape else self.emit("reshape", tensor, shape=shape)
+
+    def transpose(self, tensor: Tensor, perm: Iterable[int]) -> Tensor:
+        """The tensor with its axes permuted."""
+        perm = tuple(perm)
+        if perm == tuple(range(len(perm))):
+            return tensor
+        return self.emit("transpose", tensor, perm=perm)
+
+    def expand(self, tensor: Tensor, shape: Iterable[Dim]) -> Tensor:
+        """The tensor broadcast against a shape."""
+        try:
+            full = broadcast_shape(tensor.shape, tuple(shape))
+        except ValueError as error:
+            raise Fail(str(error)) from None
+        return tensor if full == tensor.shape else self.emit("expand", tensor, shape=full)
+
+    def ints(self, tensor: Tensor) -> list[Dim]:
+        """The elements of a compile-time integer tensor."""
+        if not tensor.known:
+            raise Fail("a shape, axis or index depends on the values of the inputs")
+        return [v if isinstance(v, BatchDim) else int(v) for v in dense(tensor, FOLD_LIMIT).flat]
+
+    def plain_ints(self, tensor: Tensor) -> list[int]:
+        """Like :meth:`ints`, where none may depend on the batch size."""
+        values = self.ints(tensor)
+        if any(isinstance(v, BatchDim) for v in values):
+            raise Fail(f"{values} may not depend on the batch size")
+        return [int(v) for v in values]  # type: ignore[call-overload]
+
+    # -- walking ----------------------------------------------------------------------------------
+
+    def tensor(self, proto: onnx.TensorProto, hint: str = "") -> Tensor:
+        """A stored tensor, half floats widened."""
+        core_dtype(proto.data_type)
+        array = tensor_array(proto, self.model.folder)
+        return constant(array.astype(_core(array.dtype), copy=False), hint or proto.name or "const")
+
+    def initializer(self, proto: onnx.TensorProto) -> Tensor:
+        """A stored tensor of the graph, read once for all imports of the model."""
+        cache = self.model.cache.setdefault("initializers", {})
+        if proto.name not in cache:
+            cache[proto.name] = self.tensor(proto).contents()
+        return constant(cache[proto.name], proto.name)
+
+    def run(
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        scope: dict[str, Tensor | None],
+        opsets: Mapping[str, int],
+        prefix: str = "",
+        attributes: Mapping[str, onnx.AttributeProto] | None = None,
+    ) -> None:
+        """Import nodes.  A value is None in `scope` once a node it needs could not be imported."""
+        for index, proto in enumerate(nodes):
+            domain = "" if proto.domain == "ai.onnx" else proto.domain
+            label = prefix or proto.name or f"{proto.op_type}_{index}"
+            missing = any(i and scope[i] is None for i in proto.input)
+            results: Sequence[Tensor | None] = []
+            outer = self._source, self._hint
+            try:
+                importer = IMPORTERS.get((domain, proto.op_type))
+                if importer is None and not _has_body(proto, domain, opsets):
+                    raise Fail("no such op is supported")
+                if not missing:
+                    self._source = label
+                    self._hint = next((o for o in proto.output if o), label)
+                    inputs = tuple(scope[i] if i else None for i in proto.input)
+                    if importer is None:
+                        results = self._body(proto, inputs, domain, opsets, label, attributes)
+                    else:
+                        attrs = self._attributes(proto, attributes, scope)
+                        version = opsets.get(domain, 1)
+                        node = OnnxNode(
+                            proto.op_type, label, inputs, attrs, version, tuple(proto.output)
+                        )
+                        made = importer(self, node)
+                        results = (made,) if isinstance(made, Tensor) else made
+            except (Fail, ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
+                reason = str(error) if isinstance(error, Fail) else f"it is malformed ({error!r})"
+                self.problems.append((label, proto.op_type, reason))
+                results = []
+            finally:
+                self._source, self._hint = outer
+            for i, out in enumerate(proto.output):
+                if out:
+                    scope[out] = results[i] if i < len(results) else None
+
+    def _attributes(
+        self,
+        proto: onnx.NodeProto,
+        caller: Mapping[str, onnx.AttributeProto] | None,
+        scope: dict[str, Tensor | None],
+    ) -> dict[str, Any]:
+        attrs: dict[str, Any] = {"_scope": scope}
+        for attribute in _bound(proto.attribute, caller):
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                attrs[attribute.name] = self.tensor(attribute.t)
+                continue
+            value = onnx.helper.get_attribute_value(attribute)
+            attrs[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        return attrs
+
+    def _body(
+        self,
+        proto: onnx.NodeProto,
+        inputs: tuple[Tensor | None, ...],
+        domain: str,
+        opsets: Mapping[str, int],
+        label: str,
+        caller: Mapping[str, onnx.AttributeProto] | None,
+    ) -> list[Tensor | None]:
+        """Import an op through the function body that the ONNX standard gives for it."""
+        bound = onnx.NodeProto()
+        bound.CopyFrom(proto)
+        del bound.attribute[:]
+        bound.attribute.extend(_bound(proto.attribute, caller))
+        schema = onnx.defs.get_schema(proto.op_type, opsets.get(domain, 1), domain)
+        if schema.has_function:
+            body = schema.function_body
+        else:
+            types = [_onnx_type(t).SerializeToString() if t else b"" for t in inputs]
+            text = schema.get_context_dependent_function(bound.SerializeToString(), types)
+            body = onnx.FunctionProto.FromString(text)
+        attributes = {a.name: a for a in body.attribute_proto}
+        attributes |= {
+            name: parameter.default_value
+            for name, parameter in schema.attributes.items()
+            if parameter.default_value.name
+        }
+        attributes |= {a.name: a for a in bound.attribute}
+        inner: dict[str, Tensor | None] = dict(zip(body.input, inputs, strict=False))
+        absent = set(body.input) - set(inner)
+        for name in absent:
+            inner[name] = None
+        nodes = []
+        for node in body.node:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            # An input of the body that the caller leaves out is an absent input inside, too.
+            gone = {n for n, t in inner.items() if t is None and n in body.input}
+            copy.ClearField("input")
+            copy.input.extend("" if i in gone else i for i in node.input)
+            nodes.append(copy)
+        versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in body.opset_import}
+        problems = len(self.problems)
+        self.run(nodes, inner, {**opsets, **versions}, prefix=label, attributes=attributes)
+        if len(self.problems) > problems:
+            reasons = dict.fromkeys(f"{op}: {why}" for _, op, why in self.problems[problems:])
+            del self.problems[problems:]
+            raise Fail("in its ONNX function body: " + "; ".join(reasons))
+        return [inner.get(name) for name in body.output]
+
+
+def _has_body(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> bool:
+    try:
+        schema = onnx.defs.get_schema(proto.op_type, opsets.get(domain, 1), domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def _bound(
+    attributes: Iterable[onnx.AttributeProto], caller: Mapping[str, onnx.AttributeProto] | None
+) -> list[onnx.AttributeProto]:
+    """Attributes with references to the calling function's attributes resolved."""
+    out = []
+    for attribute in attributes:
+        if attribute.ref_attr_name:
+            if not caller or attribute.ref_attr_name not in caller:
+                continue
+            copy = onnx.AttributeProto()
+            copy.CopyFrom(caller[attribute.ref_attr_name])
+            copy.name = attribute.name
+            attribute = copy
+        out.append(attribute)
+    return out
+
+
+def _onnx_type(tensor: Tensor) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(
+        onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype),
+        [str(d) if isinstance(d, BatchDim) else d for d in tensor.shape],
+    )
+
+
+def _batch_axes(shape: Shape) -> list[int]:
+    return [i for i, d in enumerate(shape) if isinstance(d, BatchDim)]
+
+
+def _one_per_batch(shape: Shape) -> bool:
+    """True if every batch extent is the batch size itself, so that it is 1 for a batch of one."""
+    return all(not isinstance(d, BatchDim) or (d.coef, d.const) == (1, 0) for d in shape)
+
+
+def _batch_apart(
+    op: str, attrs: Mapping[str, Any], inputs: Sequence[Tensor], shapes: Sequence[Shape]
+) -> bool:
+    """True if the op, on tensors that are uniform along the batch, is the same for every batch."""
+    if not all(_one_per_batch(s) for s in shapes):
+        return False
+    if op == "transpose":
+        return True
+    axes = [_batch_axes(t.shape) for t in inputs]
+    if op == "reshape":
+        out = _batch_axes(shapes[0])
+        if len(axes[0]) != 1 or len(out) != 1:
+            return False
+        before = element_count(inputs[0].shape[: axes[0][0]])
+        return before == element_count(shapes[0][: out[0]])
+    if op in ("slice", "concat", "split", "softmax", "cumsum"):
+        touched = attrs.get("axes", (attrs.get("axis"),))
+        return not any(a in touched for group in axes for a in group)
+    if op == "gather":
+        return attrs["axis"] not in axes[0]
+    if op.startswith("reduce_"):
+        return not any(a in attrs["axes"] for a in axes[0])
+    return False
+
+
+def _check_size(shape: Shape) -> None:
+    count = 1
+    for d in shape:
+        count *= d.bind(1) if isinstance(d, BatchDim) else d
+    if count > VALUE_LIMIT:
+        raise Fail(f"a value of shape {list(shape)} is absurdly large")
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """What an input's shape becomes: its ONNX name, ONNX element type, and extents."""
+
+    name: str
+    data_type: int
+    dims: Shape = field(default=())
+
+
+def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Graph:
+    """Import a model for given input shapes, without canonicalizing it.
+
+    Raises:
+        ModelError: the graph is damaged.
+        UnsupportedError: listing every node that cannot be imported.
+    """
+    if model.opset and model.opset < MIN_OPSET:
+        raise ModelError(
+            f"{model.path.name} uses ONNX opset {model.opset}; sparsec reads {MIN_OPSET} and "
+            "newer: convert it with onnx.version_converter.convert_version"
+        )
+    importer = Importer(model, length)
+    graph = model.proto.graph
+    scope: dict[str, Tensor | None] = {}
+    for given in inputs:
+        try:
+            dtype = core_dtype(given.data_type)
+            _check_size(given.dims)
+            importer.edit.input(given.name, dtype, given.dims)
+            scope[given.name] = Tensor(dtype, given.dims, name=given.name)
+        except Fail as error:
+            importer.problems.append((given.name, "input", str(error)))
+            scope[given.name] = None
+    for proto in graph.initializer:
+        try:
+            scope[proto.name] = importer.initializer(proto)
+        except Fail as error:
+            importer.problems.append((proto.name, "initializer", str(error)))
+            scope[proto.name] = None
+    for sparse in graph.sparse_initializer:
+        name = sparse.values.name
+        array = dense_array(sparse, model.folder)
+        scope[name] = constant(array.astype(_core(array.dtype), copy=False), name)
+    importer.run(graph.node, scope, model.opsets)
+    if importer.problems:
+        listed = "\n".join(f"  {name} ({op}): {why}" for name, op, why in importer.problems)
+        count = len(importer.problems)
+        nodes = "1 node" if count == 1 else f"{count} nodes"
+        raise UnsupportedError(
+            f"{model.path.name}: {nodes} cannot be compiled\n{listed}", importer.problems
+        )
+    for output in graph.output:
+        tensor = scope[output.name]
+        if tensor is None:
+            raise ModelError(f"{model.path.name}: nothing makes the output {output.name}")
+        try:
+            importer.edit.outputs.append(importer.name(tensor))
+        except Fail as error:
+            why = str(error)
+            raise UnsupportedError(
+                f"{model.path.name}: output {output.name}: {why}", [(output.name, "output", why)]
+            ) from None
+    importer.edit.output_names = tuple(o.name for o in graph.output)
+    return importer.edit.finish()
+
+
+def declared_inputs(model: Model) -> list[tuple[str, int, list[str | int | None]]]:
+    """Name, ONNX element type and declared extents of each input.
+
+    An extent is an int, a parameter's name, or None where nothing is said.
+
+    Raises:
+        UnsupportedError: an input is not a tensor.
+    """
+    out: list[tuple[str, int, list[str | int | None]]] = []
+    for value in model.inputs():
+        kind = require_tensor(value)
+        dims: list[str | int | None] = []
+        for d in kind.shape.dim:
+            if d.HasField("dim_value") and d.dim_value >= 0:
+                dims.append(int(d.dim_value))
+            else:
+                dims.append(d.dim_param or None)
+        out.append((value.name, kind.elem_type, dims))
+    return out

@@ -1,0 +1,281 @@
+"""ONNX ops that move elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
+from sparsec.compiler.frontend.tensor import Fail, Tensor, constant
+from sparsec.compiler.ir import BatchDim, Dim, element_count
+
+_END = 2**31 - 1
+"""Ends of slices from here on mean "to the end"."""
+
+
+@onnx_op("Reshape")
+def _reshape(c: Importer, n: OnnxNode) -> Tensor:
+    """0 copies an extent (unless allowzero), one -1 takes what remains."""
+    x = n[0]
+    if n.version < 5:
+        raise Fail("Reshape before opset 5 is not supported")
+    target = c.ints(n[1])
+    if not n.attrs.get("allowzero", 0):
+        target = [x.shape[i] if d == 0 else d for i, d in enumerate(target)]
+    if target.count(-1) > 1:
+        raise Fail(f"the target shape {target} has more than one -1")
+    if -1 in target:
+        rest = element_count([d for d in target if d != -1])
+        if rest == 0:
+            raise Fail(f"the -1 in {target} is undefined")
+        total = element_count(x.shape)
+        if isinstance(rest, BatchDim) and not isinstance(total, BatchDim):
+            raise Fail(f"{list(x.shape)} does not reshape to {target} for every batch size")
+        if not isinstance(rest, BatchDim) and total % rest != 0:
+            raise Fail(f"{list(x.shape)} does not reshape to {target}")
+        target[target.index(-1)] = total // rest  # type: ignore[operator]
+    return c.reshape(x, target)
+
+
+@onnx_op("Flatten")
+def _flatten(c: Importer, n: OnnxNode) -> Tensor:
+    x = n[0]
+    axis = n.attrs.get("axis", 1)
+    axis += len(x.shape) if axis < 0 else 0
+    return c.reshape(x, (element_count(x.shape[:axis]), element_count(x.shape[axis:])))
+
+
+def axes_of(c: Importer, n: OnnxNode, index: int, since: int) -> list[int] | None:
+    """Axes from input `index` (from opset `since` on) or from the attribute; None if absent."""
+    if n.version >= since:
+        given = n.optional(index)
+        return None if given is None else c.plain_ints(given)
+    axes = n.attrs.get("axes")
+    return None if axes is None else list(axes)
+
+
+@onnx_op("Squeeze")
+def _squeeze(c: Importer, n: OnnxNode) -> Tensor:
+    x = n[0]
+    axes = axes_of(c, n, 1, 13)
+    if axes is None:
+        drop = {i for i, d in enumerate(x.shape) if d == 1}
+    else:
+        drop = {normal_axis(a, len(x.shape)) for a in axes}
+    if any(x.shape[i] != 1 for i in drop):
+        raise Fail(f"axes {sorted(drop)} of {list(x.shape)} are not all 1")
+    return c.reshape(x, [d for i, d in enumerate(x.shape) if i not in drop])
+
+
+@onnx_op("Unsqueeze")
+def _unsqueeze(c: Importer, n: OnnxNode) -> Tensor:
+    x = n[0]
+    axes = axes_of(c, n, 1, 13)
+    if axes is None:
+        raise Fail("it has no axes")
+    return unsqueeze(c, x, axes)
+
+
+def unsqueeze(c: Importer, x: Tensor, axes: Sequence[int]) -> Tensor:
+    """The tensor with extents of 1 inserted at these axes of the result."""
+    rank = len(x.shape) + len(axes)
+    new = {normal_axis(a, rank) for a in axes}
+    if len(new) != len(axes):
+        raise Fail(f"axes {list(axes)} name one axis twice")
+    rest = iter(x.shape)
+    return c.reshape(x, [1 if i in new else next(rest) for i in range(rank)])
+
+
+@onnx_op("Transpose")
+def _transpose(c: Importer, n: OnnxNode) -> Tensor:
+    return c.transpose(n[0], n.attrs.get("perm") or reversed(range(len(n[0].shape))))
+
+
+@onnx_op("Concat")
+def _concat(c: Importer, n: OnnxNode) -> Tensor:
+    parts = [n[i] for i in range(len(n.inputs))]
+    axis = normal_axis(n.attrs["axis"], len(parts[0].shape))
+    parts = [p for p in parts if p.shape[axis] != 0] or parts[:1]
+    return parts[0] if len(parts) == 1 else c.emit("concat", *parts, axis=axis)
+
+
+@onnx_op("Split")
+def _split(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
+    """Sizes: attribute before 13, input after; num_outputs since 18, its last part may be short."""
+    x = n[0]
+    axis = normal_axis(n.attrs.get("axis", 0), len(x.shape))
+    extent = x.shape[axis]
+    if isinstance(extent, BatchDim):
+        raise Fail("the batch cannot be split")
+    given = n.optional(1)
+    if given is not None:
+        sizes = c.plain_ints(given)
+    elif "split" in n.attrs:
+        sizes = list(n.attrs["split"])
+    else:
+        count = n.attrs.get("num_outputs", len(n.outputs))
+        part = -(-extent // count)
+        sizes = [max(0, min(part, extent - i * part)) for i in range(count)]
+    return c.emit_multi("split", x, axis=axis, sizes=tuple(sizes))
+
+
+@onnx_op("Slice")
+def _slice(c: Importer, n: OnnxNode) -> Tensor:
+    x = n[0]
+    if n.version < 10:
+        starts: list[Dim] = list(n.attrs["starts"])
+        ends: list[Dim] = list(n.attrs["ends"])
+        axes = list(n.attrs.get("axes", range(len(starts))))
+        steps = [1] * len(starts)
+    else:
+        starts, ends = c.ints(n[1]), c.ints(n[2])
+        given, strides = n.optional(3), n.optional(4)
+        axes = list(range(len(starts))) if given is None else c.plain_ints(given)
+        steps = [1] * len(starts) if strides is None else c.plain_ints(strides)
+    cuts = []
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        axis = normal_axis(axis, len(x.shape))
+        first, last = _clamp(start, end, step, x.shape[axis])
+        if (first, last, step) != (0, x.shape[axis], 1):
+            if isinstance(first, BatchDim) or isinstance(last, BatchDim):
+                raise Fail(f"[{start}:{end}:{step}] of axis {axis} depends on the batch size")
+            cuts.append((first, last, axis, step))
+    if not cuts:
+        return x
+    first_, last_, axes_, steps_ = zip(*cuts, strict=True)
+    return c.emit("slice", x, starts=first_, ends=last_, axes=axes_, steps=steps_)
+
+
+def _clamp(start: Dim, end: Dim, step: int, extent: Dim) -> tuple[Dim, Dim]:
+    """Starts and ends as Python's ``range`` wants them, inside the axis."""
+    if step == 0:
+        raise Fail("a step of 0")
+    if not isinstance(extent, BatchDim) and not isinstance(start, BatchDim):
+        # An end that grows with the batch is past the end of a fixed axis only by luck.
+        if isinstance(end, BatchDim):
+            raise Fail(f"an end at {end} of an axis of {extent} depends on the batch size")
+        first, last, _ = slice(start, end, step).indices(extent)
+        # `slice` and the core op agree on a negative step's end of -1: "through element 0".
+        return first, last
+    if isinstance(end, int) and end >= _END:
+        end = extent
+    if step != 1:
+        raise Fail("the batch is cut with a step")
+    start = extent + start if start < 0 else start
+    end = extent + end if end < 0 else end
+    return start, end if end <= extent else extent
+
+
+@onnx_op("Gather")
+def _gather(c: Importer, n: OnnxNode) -> Tensor:
+    x, indices = n[0], n[1]
+    axis = normal_axis(n.attrs.get("axis", 0), len(x.shape))
+    extent = x.shape[axis]
+    if indices.known and not isinstance(extent, BatchDim):
+        values = indices.contents()
+        if indices.symbolic or np.any(values >= extent) or np.any(values < -extent):
+            raise Fail(f"an index is outside the {extent} elements of axis {axis}")
+        if not indices.uniform and values.size == 1:
+            # One element is a slice, which needs no index at run time.
+            at = int(values.reshape(-1)[0]) % max(extent, 1)
+            part = x
+            if extent != 1:
+                part = c.emit("slice", x, starts=(at,), ends=(at + 1,), axes=(axis,), steps=(1,))
+            return c.reshape(part, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+    return c.emit("gather", x, indices, axis=axis)
+
+
+@onnx_op("Expand")
+def _expand(c: Importer, n: OnnxNode) -> Tensor:
+    return c.expand(n[0], c.ints(n[1]))
+
+
+@onnx_op("Tile")
+def _tile(c: Importer, n: OnnxNode) -> Tensor:
+    """[a, b] tiled (r, s): reshape to [1, a, 1, b], expand to [r, a, s, b], reshape."""
+    x = n[0]
+    repeats = c.ints(n[1])
+    if len(repeats) != len(x.shape):
+        raise Fail(f"{len(repeats)} repeats for rank {len(x.shape)}")
+    if all(r == 1 for r in repeats):
+        return x
+    shape = [r * d for r, d in zip(repeats, x.shape, strict=True)]
+    if all(r == 1 or d == 1 for r, d in zip(repeats, x.shape, strict=True)):
+        return c.expand(x, shape)
+    apart = [e for d in x.shape for e in (1, d)]
+    spread = [e for r, d in zip(repeats, x.shape, strict=True) for e in (r, d)]
+    return c.reshape(c.expand(c.reshape(x, apart), spread), shape)
+
+
+@onnx_op("Pad")
+def _pad(c: Importer, n: OnnxNode) -> Tensor:
+    """Constant padding, as a concat of constant parts; negative pads cut."""
+    x = n[0]
+    if n.attrs.get("mode", "constant") != "constant":
+        raise Fail(f"mode {n.attrs['mode']} is not supported")
+    pads = list(n.attrs["pads"]) if n.version < 11 else c.plain_ints(n[1])
+    fill = n.optional(2)
+    value = fill if fill is not None else c.scalar(n.attrs.get("value", 0), x)
+    given = n.optional(3)
+    rank = len(x.shape)
+    axes = [normal_axis(a, rank) for a in c.plain_ints(given)] if given else list(range(rank))
+    for i, axis in enumerate(axes):
+        before, after = pads[i], pads[i + len(axes)]
+        extent = x.shape[axis]
+        if not before and not after:
+            continue
+        if isinstance(extent, BatchDim):
+            raise Fail("the batch is padded")
+        if before < 0 or after < 0:
+            start, end = max(0, -before), extent - max(0, -after)
+            x = c.emit("slice", x, starts=(start,), ends=(end,), axes=(axis,), steps=(1,))
+        parts = [
+            c.expand(c.reshape(value, (1,) * rank), (*x.shape[:axis], size, *x.shape[axis + 1 :]))
+            for size in (before, after)
+            if size > 0
+        ]
+        if before > 0:
+            x = c.emit("concat", *parts[:1], x, axis=axis)
+        if after > 0:
+            x = c.emit("concat", x, *parts[-1:], axis=axis)
+    return x
+
+
+@onnx_op("Trilu")
+def _trilu(c: Importer, n: OnnxNode) -> Tensor:
+    x = n[0]
+    given = n.optional(1)
+    k = c.plain_ints(given)[0] if given is not None else 0
+    rows, columns = x.shape[-2:]
+    if isinstance(rows, BatchDim) or isinstance(columns, BatchDim):
+        raise Fail("a triangle of the batch")
+    full = np.ones((rows, columns), np.bool_)
+    keep = constant(np.triu(full, k) if n.attrs.get("upper", 1) else np.tril(full, k), "triangle")
+    if x.dtype == np.bool_:
+        return c.emit("and", x, keep)
+    return c.emit("where", keep, x, c.scalar(0, x))
+
+
+@onnx_op("GatherElements", "GatherND", "ScatterND", "NonZero")
+def _known_only(c: Importer, n: OnnxNode) -> Tensor:
+    """Only of compile-time tensors: index arithmetic of masks and relative positions."""
+    tensors = [n[i] for i in range(len(n.inputs))]
+    if not all(t.known and not t.symbolic and not t.uniform for t in tensors):
+        raise Fail("it is supported only on values known at compile time")
+    arrays = [t.contents() for t in tensors]
+    x = arrays[0]
+    if n.op == "NonZero":
+        return constant(np.stack(np.nonzero(x)) if x.ndim else np.zeros((0, 1), np.int64))
+    if n.op == "GatherElements":
+        axis = normal_axis(n.attrs.get("axis", 0), x.ndim)
+        return constant(np.take_along_axis(x, arrays[1], axis))
+    if n.op == "GatherND":
+        if n.attrs.get("batch_dims", 0):
+            raise Fail("batch_dims is not supported")
+        return constant(x[tuple(np.moveaxis(arrays[1], -1, 0))])
+    if n.attrs.get("reduction", "none") != "none":
+        raise Fail("a reduction is not supported")
+    out = x.copy()
+    out[tuple(np.moveaxis(arrays[1], -1, 0))] = arrays[2]
+    return constant(out)

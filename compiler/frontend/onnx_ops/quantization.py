@@ -1,0 +1,117 @@
+"""ONNX quantization ops.
+
+``dequantize`` of a constant is emitted, not folded: the dialects look for it.  They fold what they
+leave.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from sparsec.compiler.frontend.importer import Importer, OnnxNode, core_dtype, normal_axis, onnx_op
+from sparsec.compiler.frontend.tensor import Fail, Tensor, constant
+
+_BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
+
+
+def parameter(c: Importer, tensor: Tensor) -> Tensor:
+    """A scale or zero point; one of a single element becomes a scalar."""
+    return c.reshape(tensor, ()) if tensor.shape == (1,) else tensor
+
+
+def _axis(n: OnnxNode, x: Tensor, scale: Tensor) -> int:
+    if n.attrs.get("block_size", 0) or len(scale.shape) > 1:
+        raise Fail("blockwise quantization is not supported")
+    return normal_axis(n.attrs.get("axis", 1), len(x.shape)) if scale.shape else 0
+
+
+def _zero(n: OnnxNode, index: int, dtype: np.dtype, scale: Tensor) -> Tensor:  # type: ignore[type-arg]
+    given = n.optional(index)
+    if given is None:
+        return Tensor(dtype, scale.shape, array=np.zeros((1,) * len(scale.shape), dtype))
+    return given
+
+
+@onnx_op("QuantizeLinear")
+@onnx_op("QuantizeLinear", domain="com.microsoft")
+def _quantize(c: Importer, n: OnnxNode) -> Tensor:
+    """The result's type is the zero point's, else `output_dtype`, else uint8."""
+    x, scale = n[0], parameter(c, c.cast(n[1], np.float32))
+    wanted = n.attrs.get("output_dtype", 0) or onnx.TensorProto.UINT8
+    zero = parameter(c, _zero(n, 2, core_dtype(wanted), scale))
+    if zero.dtype not in _BYTES:
+        raise Fail(f"quantization to {zero.dtype.name} is not supported")
+    return c.emit("quantize", x, scale, zero, axis=_axis(n, x, scale))
+
+
+@onnx_op("DequantizeLinear")
+@onnx_op("DequantizeLinear", domain="com.microsoft")
+def _dequantize(c: Importer, n: OnnxNode) -> Tensor:
+    x, scale = n[0], parameter(c, c.cast(n[1], np.float32))
+    zero = parameter(c, _zero(n, 2, x.dtype, scale))
+    if x.dtype not in (*_BYTES, np.dtype(np.int32)):
+        raise Fail(f"quantized values of type {x.dtype.name} are not supported")
+    return c.emit("dequantize", x, scale, zero, fold=False, axis=_axis(n, x, scale))
+
+
+@onnx_op("DynamicQuantizeLinear")
+def _dynamic_quantize(c: Importer, n: OnnxNode) -> list[Tensor]:
+    """Range of x including 0 -> scale and zero point (both at run time) -> quantize to uint8."""
+    x = n[0]
+    axes = tuple(range(len(x.shape)))
+    zero = c.scalar(0, x)
+    high = c.emit("max", c.emit("reduce_max", x, axes=axes, keepdims=False), zero)
+    low = c.emit("min", c.emit("reduce_min", x, axes=axes, keepdims=False), zero)
+    scale = c.emit("div", c.emit("sub", high, low), c.scalar(255, x))
+    point = c.emit("round", c.emit("div", c.emit("sub", zero, low), scale))
+    point = c.emit("min", c.emit("max", point, zero), c.scalar(255, x))
+    point = c.cast(point, np.uint8)
+    return [c.emit("quantize", x, scale, point, axis=0), scale, point]
+
+
+@onnx_op("MatMulInteger")
+def _matmul_integer(c: Importer, n: OnnxNode) -> Tensor:
+    zeros = [n.optional(2), n.optional(3)]
+    return c.emit("matmul_integer", n[0], n[1], *(parameter(c, z) if z else None for z in zeros))
+
+
+def integer_product(
+    c: Importer, a: Tensor, b: Tensor, za: Tensor | None, zb: Tensor | None, scale: Tensor
+) -> Tensor:
+    """matmul_integer -> cast -> mul by a scale ([] or [N]); float32."""
+    za = parameter(c, za) if za else None
+    zb = parameter(c, zb) if zb else None
+    return c.emit("mul", c.cast(c.emit("matmul_integer", a, b, za, zb), np.float32), scale)
+
+
+@onnx_op("QLinearMatMul")
+@onnx_op("QLinearMatMul", domain="com.microsoft")
+def _qlinear_matmul(c: Importer, n: OnnxNode) -> Tensor:
+    """matmul_integer -> cast -> mul(a_scale * b_scale) -> quantize."""
+    a, sa, za, b, sb, zb, sy, zy = (n[i] for i in range(8))
+    scale = c.emit("mul", parameter(c, sa), parameter(c, sb))
+    if len(scale.shape) > 1 or len(sy.shape) > 1 or (sy.shape and sy.shape != (1,)):
+        raise Fail(f"scales of shapes {list(scale.shape)} and {list(sy.shape)}")
+    out = integer_product(c, a, b, za, zb, scale)
+    return c.emit("quantize", out, parameter(c, sy), parameter(c, zy), axis=0)
+
+
+@onnx_op("DynamicQuantizeMatMul", domain="com.microsoft")
+def _dynamic_quantize_matmul(c: Importer, n: OnnxNode) -> Tensor:
+    x, scale, point = _dynamic_quantize(c, n)
+    product = c.emit("mul", scale, parameter(c, n[2]))
+    out = integer_product(c, x, n[1], point, n.optional(3), product)
+    bias = n.optional(4)
+    return out if bias is None else c.emit("add", out, bias)
+
+
+@onnx_op("MatMulIntegerToFloat", domain="com.microsoft")
+def _matmul_integer_to_float(c: Importer, n: OnnxNode) -> Tensor:
+    scale = c.emit("mul", parameter(c, n[2]), parameter(c, n[3]))
+    out = integer_product(c, n[0], n[1], n.optional(4), n.optional(5), scale)
+    bias = n.optional(6)
+    return out if bias is None else c.emit("add", out, bias)
+
+
+__all__ = ["constant", "integer_product", "parameter"]

@@ -1,0 +1,258 @@
+"""What a model takes and gives: which extents are the batch, which the sequence, which fixed.
+
+Inputs are judged by their declared extents; an integer input ``[batch, length]`` of an export with
+a fixed length is a token input all the same, and its length is overridden.  Outputs are found by
+importing the graph at two lengths and comparing, so that no number can be mistaken for a length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+
+from sparsec.compiler.frontend.importer import (
+    InputShape,
+    core_dtype,
+    declared_inputs,
+    import_nodes,
+)
+from sparsec.compiler.frontend.load import Model
+from sparsec.compiler.frontend.tensor import Fail
+from sparsec.compiler.ir import BATCH, BatchDim, Dim, Graph, Shape
+from sparsec.errors import InputError, UnsupportedError
+
+SpecDim = Union[str, int]
+"""``"batch"``, ``"sequence"`` or a fixed extent."""
+
+_PROBES = (2, 3)
+"""Lengths at which a graph of any length is imported to find the extents of its outputs."""
+
+_LONGEST = 2**20
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of an input or output; half floats appear as float32."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[SpecDim, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A model's inputs and outputs.
+
+    Attributes:
+        inputs: in the model's order.
+        outputs: in the model's order.
+        mask_input: name of the attention mask (``[batch, sequence]``, nonzero where a token is
+            real), or None.
+        fixed_length: the only sequence length that works, or None if any does.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    mask_input: str | None
+    fixed_length: int | None = None
+
+    @property
+    def has_sequence(self) -> bool:
+        """False for a model without a sequence axis, which has one bucket of length 0."""
+        return any("sequence" in spec.shape for spec in self.inputs)
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """The role of every input's extents, and the length that an export has fixed."""
+
+    inputs: tuple[tuple[str, int, tuple[SpecDim, ...]], ...]
+    declared_length: int | None
+
+    @property
+    def has_sequence(self) -> bool:
+        return any("sequence" in dims for _, _, dims in self.inputs)
+
+    def shapes(self, length: int) -> list[InputShape]:
+        """Input shapes for one length."""
+
+        def dim(d: SpecDim) -> Dim:
+            return BATCH if d == "batch" else length if d == "sequence" else int(d)
+
+        return [InputShape(n, t, tuple(dim(d) for d in dims)) for n, t, dims in self.inputs]
+
+
+def _is_token_input(name: str, data_type: int, rank: int) -> bool:
+    try:
+        kind = core_dtype(data_type).kind
+    except Fail:
+        return False
+    return rank == 2 and (kind in "iub" or "mask" in name.lower())
+
+
+def _roles(model: Model) -> _Roles:
+    declared = declared_inputs(model)
+    later = {d for _, _, dims in declared for d in dims[1:] if isinstance(d, str)}
+    first = {dims[0] for _, _, dims in declared if dims and isinstance(dims[0], str)}
+    batch_names = {d for d in first if d not in later or "batch" in d.lower()}
+    batch_names |= {d for d in later if "batch" in d.lower()}
+
+    leading = {dims[0] for _, _, dims in declared if dims}
+    fixed_batch = len(leading) == 1 and all(isinstance(d, int) for d in leading)
+    open_length = any(
+        d is None or (isinstance(d, str) and d not in batch_names)
+        for _, _, dims in declared
+        for d in dims[1:]
+    )
+    lengths = {dims[1] for name, kind, dims in declared if _is_token_input(name, kind, len(dims))}
+    declared_length: int | None = None
+    if not open_length and len(lengths) == 1:
+        (only,) = lengths
+        declared_length = only if isinstance(only, int) else None
+
+    def role(name: str, kind: int, rank: int, axis: int, d: str | int | None) -> SpecDim:
+        if isinstance(d, int):
+            if axis == 0 and fixed_batch:
+                return "batch"
+            tokens = axis == 1 and _is_token_input(name, kind, rank)
+            return "sequence" if tokens and d == declared_length else d
+        if d is None:
+            return "batch" if axis == 0 else "sequence"
+        return "batch" if d in batch_names else "sequence"
+
+    inputs = tuple(
+        (name, kind, tuple(role(name, kind, len(dims), i, d) for i, d in enumerate(dims)))
+        for name, kind, dims in declared
+    )
+    return _Roles(inputs, declared_length)
+
+
+def import_raw(model: Model, length: int) -> Graph:
+    """Import a model for one sequence length (0 if it has no sequence axis), as it stands.
+
+    Raises:
+        InputError: the length is not one a sequence can have.
+        ModelError: the graph is damaged.
+        UnsupportedError: listing every node that cannot be imported, and which lengths would work.
+    """
+    roles = _roles(model)
+    if roles.has_sequence and not 1 <= length <= _LONGEST:
+        raise InputError(f"a sequence length must be from 1 to {_LONGEST}, not {length}")
+    try:
+        return import_nodes(model, roles.shapes(length), length if roles.has_sequence else 0)
+    except UnsupportedError as error:
+        hint = _which_lengths(model, roles, length)
+        if not hint:
+            raise
+        raise UnsupportedError(f"{error}\n{hint}", error.nodes) from None
+
+
+def _works(model: Model, roles: _Roles, length: int) -> bool:
+    try:
+        import_nodes(model, roles.shapes(length), length)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _which_lengths(model: Model, roles: _Roles, length: int) -> str:
+    """Advice on lengths after an import failed, or ""."""
+    declared = roles.declared_length
+    if not roles.has_sequence or length == declared:
+        return ""
+    if declared is not None and _works(model, roles, declared):
+        only = "" if length > declared and _works(model, roles, max(1, declared - 1)) else "only "
+        return (
+            f"The file was exported for length {declared}, and {only}length {declared} works: "
+            f"compile it with that bucket{'' if only else ' or shorter ones'}, or export it with a "
+            "dynamic sequence axis"
+        )
+    if length == 1 or not _works(model, roles, 1):
+        return ""
+    low, high = 1, length
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _works(model, roles, middle) else (low, middle)
+    return f"Length {length} is too long for this model: it works up to length {low}"
+
+
+def signature(model: Model) -> Signature:
+    """Inputs and outputs of a model.
+
+    Raises:
+        ModelError: the graph is damaged.
+        UnsupportedError: nodes that cannot be imported, or an output extent that is neither the
+            batch, nor the sequence, nor fixed.
+    """
+    if "signature" not in model.cache:
+        model.cache["signature"] = _signature(model)
+    found: Signature = model.cache["signature"]
+    return found
+
+
+def _signature(model: Model) -> Signature:
+    roles = _roles(model)
+    fixed: int | None = None
+    if not roles.has_sequence:
+        first = second = import_raw(model, 0)
+        lengths = (0, 0)
+    else:
+        lengths = _PROBES
+        declared = roles.declared_length
+        if declared is not None:
+            other = declared - 1 if declared > 1 else 2
+            if _works(model, roles, other):
+                lengths = (declared, other)
+            else:
+                lengths, fixed = (declared, declared), declared
+        first = import_raw(model, lengths[0])
+        second = import_raw(model, lengths[1]) if lengths[1] != lengths[0] else first
+    inputs = tuple(TensorSpec(n, core_dtype(t), dims) for n, t, dims in roles.inputs)
+    outputs = []
+    for name, a, b in zip(first.output_names, first.outputs, second.outputs, strict=True):
+        one, two = first.values[a], second.values[b]
+        shape = _output_shape(model, name, (one.shape, two.shape), lengths, fixed)
+        outputs.append(TensorSpec(name, one.dtype, shape))
+    return Signature(inputs, tuple(outputs), _mask_input(inputs), fixed)
+
+
+def _output_shape(
+    model: Model,
+    name: str,
+    shapes: tuple[Shape, Shape],
+    lengths: tuple[int, int],
+    fixed: int | None,
+) -> tuple[SpecDim, ...]:
+    out: list[SpecDim] = []
+    ranks = {len(s) for s in shapes}
+    for axis, (a, b) in enumerate(zip(*shapes, strict=False)):
+        if a == b == BATCH:
+            out.append("batch")
+        elif isinstance(a, BatchDim) or isinstance(b, BatchDim) or len(ranks) > 1:
+            break
+        elif a == b:
+            # With one length to go by, the axis after the batch is the sequence if it is as long.
+            out.append("sequence" if fixed and axis == 1 and a == fixed else a)
+        elif (a, b) == lengths:
+            out.append("sequence")
+        else:
+            break
+    if len(ranks) > 1 or len(out) < len(shapes[0]):
+        why = (
+            f"its shape {list(shapes[0])} is not made of the batch, the sequence and fixed extents"
+        )
+        raise UnsupportedError(f"{model.path.name}: output {name}: {why}", [(name, "output", why)])
+    return tuple(out)
+
+
+def _mask_input(inputs: tuple[TensorSpec, ...]) -> str | None:
+    """The attention mask: by its usual names, else the only token input called a mask."""
+    masks = [
+        s.name for s in inputs if s.shape == ("batch", "sequence") and "mask" in s.name.lower()
+    ]
+    for usual in ("attention_mask", "input_mask", "mask"):
+        if usual in masks:
+            return usual
+    return masks[0] if len(masks) == 1 and not masks[0].lower().startswith("masked") else None
