@@ -1,0 +1,93 @@
+"""Optimized graphs -> C files and packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sparsec
+from sparsec.compiler.codegen.bucket import BucketSource, emit_bucket
+from sparsec.compiler.ir import Graph
+from sparsec.compiler.lowering import check_supported
+from sparsec.compiler.lowering.linear import LinearPlan
+from sparsec.compiler.lowering.pool import WeightPool
+from sparsec.compiler.targets import Target
+
+if TYPE_CHECKING:
+    from sparsec.compiler.frontend import Signature, TensorSpec
+
+_DTYPES = {
+    "float32": "SPARSEC_FLOAT32",
+    "uint8": "SPARSEC_UINT8",
+    "int8": "SPARSEC_INT8",
+    "int32": "SPARSEC_INT32",
+    "int64": "SPARSEC_INT64",
+    "bool": "SPARSEC_BOOL",
+    "float64": "SPARSEC_FLOAT64",
+}
+_DIMS = {"batch": "SPARSEC_DIM_BATCH", "sequence": "SPARSEC_DIM_SEQUENCE"}
+
+
+@dataclass(frozen=True)
+class Emission:
+    """C sources of all buckets and the constants they share.
+
+    Attributes:
+        buckets: one per graph, in order.
+        weights: the bytes behind ``SPARSEC_WEIGHTS``; may be empty.
+        layers: one row per linear layer (those of the last bucket).
+    """
+
+    buckets: tuple[BucketSource, ...]
+    weights: bytes
+    layers: tuple[dict[str, Any], ...]
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    name = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in spec.name)
+    dims = [_DIMS.get(d, d) if isinstance(d, str) else d for d in spec.shape]
+    return {
+        "name": name,
+        "dtype": _DTYPES[str(spec.dtype)],
+        "rank": len(dims),
+        "dims": dims or ["0"],
+    }
+
+
+def emit_buckets(
+    graphs: Sequence[Graph],
+    signature: Signature,
+    target: Target,
+    model_name: str,
+    batch_size: int,
+) -> Emission:
+    """Lower and render every bucket.
+
+    Args:
+        graphs: one optimized graph per bucket.
+        signature: names and types of the model's inputs and outputs.
+        target: the ISA to emit for.
+        model_name: for comments and ``sparsec_info``.
+        batch_size: the batch size to tune for.
+
+    Raises:
+        UnsupportedError: listing every node that has no kernel.
+    """
+    del batch_size  # tiles do not depend on it yet
+    for graph in graphs:
+        check_supported(graph)
+    pool = WeightPool()
+    plans: dict[bytes, LinearPlan] = {}
+    inputs = [spec.name for spec in signature.inputs]
+    context = {
+        "model": "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in model_name),
+        "version": sparsec.__version__,
+        "tensors": [_tensor(s) for s in (*signature.inputs, *signature.outputs)],
+        "mask_input": inputs.index(signature.mask_input) if signature.mask_input in inputs else -1,
+    }
+    buckets = tuple(emit_bucket(graph, target, pool, plans, context) for graph in graphs)
+    return Emission(buckets, pool.data(), buckets[-1].layers if buckets else ())
+
+
+__all__ = ["BucketSource", "Emission", "emit_buckets"]

@@ -1,0 +1,589 @@
+"""One bucket's graph -> its C files: kernels, calls, stages, and the entry points."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.codegen import lane_kernels
+from sparsec.compiler.codegen.lane_kernels import CTYPES, LaneKernel, Slot, environment, read_template
+from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
+from sparsec.compiler.lowering import lanes
+from sparsec.compiler.lowering.batch import separable
+from sparsec.compiler.lowering.general import general_kernel
+from sparsec.compiler.lowering.linear import LinearPlan, plan_linear
+from sparsec.compiler.lowering.pool import WeightPool
+from sparsec.compiler.lowering.program import BYTES
+from sparsec.compiler.targets import Target
+
+#: Rows that are computed at a time where the batch can be cut: enough to share the weights' traffic,
+#: few enough to keep activations in the last-level cache.
+CHUNK_ROWS = 1024
+
+#: Blocks of rows that a thread takes through a stage at a time.
+TALL = 4
+
+VECTOR_HEADERS = {16: "vec_avx512.h", 8: "vec_avx2.h", 4: "vec_generic.h"}
+
+
+@dataclass(frozen=True)
+class BucketSource:
+    """What is compiled into one bucket's library.
+
+    Attributes:
+        length: tokens per sequence.
+        files: C files and headers by name; each ``.c`` is a translation unit.
+        kernels: one row per call, in order: name, kernel, source, detail.
+        layers: one row per linear layer: name, op, n, k, sparsity, block4_sparsity, kernel.
+        supports_lengths: padding can be skipped.
+    """
+
+    length: int
+    files: Mapping[str, str]
+    kernels: tuple[dict[str, Any], ...]
+    layers: tuple[dict[str, Any], ...]
+    supports_lengths: bool
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Bytes of a buffer: ``batch * B + token * token_blocks + item * item_blocks + fixed``."""
+
+    batch: int = 0
+    token: int = 0
+    item: int = 0
+    fixed: int = 0
+
+    def cover(self, other: _Size) -> _Size:
+        return _Size(
+            max(self.batch, other.batch),
+            max(self.token, other.token),
+            max(self.item, other.item),
+            max(self.fixed, other.fixed),
+        )
+
+    def kind(self) -> tuple[bool, bool, bool]:
+        return (bool(self.batch), bool(self.token), bool(self.item))
+
+    def total(self) -> int:
+        return self.batch + self.token + self.item + self.fixed
+
+
+@dataclass
+class _Call:
+    """A call of a kernel: a lane kernel, or a row-major node."""
+
+    title: str
+    reads: list[Slot]
+    writes: list[Slot]
+    kernel: LaneKernel | None = None
+    node: Node | None = None
+    domain: str = ""
+    source: str = ""
+    function: str = ""
+
+
+@dataclass
+class _Stage:
+    calls: list[_Call] = field(default_factory=list)
+    kind: str = "general"  # general, rows, attention, copy
+
+
+def _identifier(text: str) -> str:
+    """A C identifier made of an ONNX name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[-60:].strip("_") or "node"
+
+
+def _c_string(text: str) -> str:
+    """A text for use inside a C string literal or comment: plain ASCII, nothing that could end it."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in " _-.,:/()[]=+") else "_" for c in text)
+
+
+class _Emitter:
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        pool: WeightPool,
+        plans: dict[bytes, LinearPlan],
+    ) -> None:
+        self.graph = graph
+        self.target = target
+        self.pool = pool
+        self.plans = plans
+        self.choice = lanes.choose(graph)
+        self.steps = lanes.group(graph, self.choice)
+        self.kernels: dict[str, str] = {}
+        self.slots: list[_Size] = []
+        self.place: dict[Slot, str] = {}
+        self.layers: list[dict[str, Any]] = []
+        self.copies: list[tuple[str, int]] = []
+        self._find_makers()
+
+    # -- what is made where, and in which forms it is needed ------------------------------------
+
+    def _find_makers(self) -> None:
+        graph, choice = self.graph, self.choice
+        self.lane_made: set[str] = set()
+        self.gathers: dict[str, Node] = {}
+        flat_steps = {id(s.node) for s in self.steps if s.node is not None}
+        for step in self.steps:
+            if step.group is not None:
+                self.lane_made |= {o for n in step.group.nodes for o in n.outputs}
+        for node in graph.nodes:
+            if node.op == "gather" and id(node) in choice.nodes and id(node) not in flat_steps:
+                self.gathers[node.output] = node
+        self.copied = {n for s in self.steps if s.group is not None for n in s.group.copies}
+        self.needed: dict[str, set[str]] = {}
+
+        def need(name: str, form: str) -> None:
+            self.needed.setdefault(choice.root(name), set()).add(form)
+
+        for step in self.steps:
+            if step.node is not None:
+                for name in step.node.inputs:
+                    if name and choice.root(name) in self.lane_made:
+                        need(name, "flat")
+                continue
+            assert step.group is not None
+            inside = {o for n in step.group.nodes for o in n.outputs}
+            for node in step.group.nodes:
+                for position, name in enumerate(node.inputs):
+                    if not name or name in graph.constants or choice.root(name) in inside:
+                        continue
+                    form = self._form(node, position, name)
+                    if form is not None:
+                        need(name, form)
+        for name in graph.outputs:
+            if choice.root(name) in self.lane_made:
+                need(name, "flat")
+
+    def _form(self, node: Node, position: int, name: str) -> str | None:
+        """The form in which a lane node reads an operand; None for row-major ones."""
+        dtype = self.graph.values[name].dtype
+        if node.op == "qlinear":
+            return "panel_u8" if position == 0 else None
+        if node.op == "attention":
+            if position > 2:
+                root = self.choice.root(name)
+                return "flat" if root in self.lane_made else None
+            if dtype not in BYTES:
+                return "lane"
+            return ("panel_u8", "panel_s8", "byte_s8")[position]
+        if self.choice.root(name) in self.lane_made or node.op == "linear":
+            return "byte" if dtype in BYTES else "lane"
+        return None
+
+    # -- calls ------------------------------------------------------------------------------------
+
+    def _plan(self, node: Node) -> LinearPlan:
+        graph = self.graph
+        digest = hashlib.sha256(f"{node.op} {node.attrs.get('x_zp')}".encode())
+        digest.update(str(graph.values[node.inputs[0]].dtype).encode())
+        for name in (node.inputs[1], *node.inputs[3:]):
+            if name:
+                array = np.ascontiguousarray(graph.constants[name])
+                digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+        key = digest.digest()
+        if key not in self.plans:
+            self.plans[key] = plan_linear(node, self.graph, self.target)
+        return self.plans[key]
+
+    def _lane_calls(self, group: lanes.Group) -> list[_Call]:
+        made = {o for n in group.nodes for o in n.outputs}
+        outputs: dict[str, set[str]] = {}
+        unpacks: list[str] = []
+        wanted = (made & set(self.needed)) | set(group.copies)
+        for name in sorted(wanted):
+            forms = {f for f in self.needed.get(name, set()) if f != "flat"}
+            if "flat" in self.needed.get(name, set()) and name in made:
+                unpacks.append(name)
+                forms.add("byte" if self.graph.values[name].dtype in BYTES else "lane")
+            outputs[name] = forms
+        body = lane_kernels._Body(
+            graph=self.graph,
+            choice=self.choice,
+            group=group,
+            outputs=outputs,
+            gathers=self.gathers,
+            # A copy reads its value row-major; everyone else finds the copied value in lanes.
+            lane_made=self.lane_made,
+        )
+        if group.kind == "linear":
+            anchor = group.nodes[0]
+            plan = self._plan(anchor)
+            kernel = lane_kernels.linear_kernel(body, plan, self.target)
+            self.layers.append(
+                {
+                    "name": anchor.source,
+                    "op": anchor.op,
+                    "n": plan.n,
+                    "k": plan.k,
+                    "sparsity": round(plan.sparsity, 4),
+                    "block4_sparsity": round(plan.block4_sparsity, 4),
+                    "kernel": kernel.name,
+                }
+            )
+        elif group.kind == "attention":
+            kernel = lane_kernels.attention_kernel(body, self.target)
+        else:
+            kernel = lane_kernels.map_kernel(body)
+        source = group.source or ", ".join(group.copies)
+        calls = [
+            _Call(
+                kernel.title,
+                list(kernel.args.inputs),
+                list(kernel.args.outputs),
+                kernel,
+                domain=group.domain,
+                source=source,
+            )
+        ]
+        for name in unpacks:
+            rows = self.choice.rows[name]
+            unpack = lane_kernels.unpack_kernel(name, self.graph, rows)
+            calls.append(
+                _Call(
+                    unpack.title,
+                    list(unpack.args.inputs),
+                    list(unpack.args.outputs),
+                    unpack,
+                    domain=rows.domain,
+                    source=source,
+                )
+            )
+        return calls
+
+    def stages(self) -> list[_Stage]:
+        """Calls grouped into stages, in order."""
+        graph, choice = self.graph, self.choice
+        stages: list[_Stage] = []
+        number = 0
+        for step in self.steps:
+            if step.node is not None:
+                node = step.node
+                reads = [
+                    (choice.root(n), "flat") for n in node.inputs if n and n not in graph.constants
+                ]
+                call = _Call(
+                    node.op, reads, [(o, "flat") for o in node.outputs], node=node, source=node.source
+                )
+                call.function = f"general_{number}_{_identifier(node.source or node.op)}"
+                number += 1
+                stages.append(_Stage([call], "general"))
+                continue
+            assert step.group is not None
+            kind = "attention" if step.group.kind == "attention" else "rows"
+            calls = self._lane_calls(step.group)
+            for call in calls:
+                name = _identifier(call.source.split(", ")[0])
+                call.function = f"call_{number}_{name}"
+                number += 1
+            last = stages[-1] if stages else None
+            heads, tail = (calls[:1], calls[1:]) if kind == "attention" else ([], calls)
+            if heads:
+                stages.append(_Stage(heads, "attention"))
+                last = None
+            if tail:
+                if last is not None and last.kind == "rows" and last.calls[0].domain == tail[0].domain:
+                    last.calls.extend(tail)
+                else:
+                    stages.append(_Stage(tail, "rows"))
+        return stages
+
+    # -- buffers ------------------------------------------------------------------------------------
+
+    def _size(self, slot: Slot) -> _Size:
+        name, form = slot
+        value = self.graph.values[name]
+        if form == "flat":
+            count = element_count(value.shape)
+            size = value.dtype.itemsize
+            if isinstance(count, BatchDim):
+                return _Size(batch=count.coef * size)
+            return _Size(fixed=int(count) * size)
+        rows = self.choice.rows[name]
+        block = (rows.channels + 3) // 4 * 4 * 16 * (1 if form[0] in "bp" else 4)
+        return _Size(token=block) if rows.domain == "token" else _Size(item=block)
+
+    def allocate(self, stages: Sequence[_Stage]) -> None:
+        """Give every buffer a place; buffers that are never alive together share one."""
+        graph = self.graph
+        for i, name in enumerate(graph.inputs):
+            self.place[(name, "flat")] = f"in{i}"
+        taken: set[str] = set()
+        for i, name in enumerate(graph.outputs):
+            root = self.choice.root(name)
+            slot = (root, "flat")
+            free = root not in graph.constants and slot not in self.place
+            if free and graph.values[root].dtype == graph.values[name].dtype:
+                self.place[slot] = f"out{i}"
+                taken.add(name)
+            else:
+                self.copies.append((root, i))
+        last: dict[Slot, int] = {}
+        for i, stage in enumerate(stages):
+            for call in stage.calls:
+                for slot in (*call.reads, *call.writes):
+                    last[slot] = i
+        for root, _ in self.copies:
+            last[(root, "flat")] = len(stages)
+        free_slots: list[int] = []
+        busy: list[tuple[int, int]] = []  # (last stage, slot)
+        for i, stage in enumerate(stages):
+            for end, index in list(busy):
+                if end < i:
+                    busy.remove((end, index))
+                    free_slots.append(index)
+            for call in stage.calls:
+                for slot in call.writes:
+                    if slot in self.place:
+                        continue
+                    size = self._size(slot)
+                    fits = [s for s in free_slots if self.slots[s].kind() == size.kind()]
+                    fits.sort(key=lambda s: abs(self.slots[s].total() - size.total()))
+                    if fits:
+                        index = fits[0]
+                        free_slots.remove(index)
+                        self.slots[index] = self.slots[index].cover(size)
+                    else:
+                        index = len(self.slots)
+                        self.slots.append(size)
+                    self.place[slot] = f"slot{index}"
+                    busy.append((last[slot], index))
+
+    def number(self, slot: Slot) -> int:
+        """Index of a buffer in ``rt->buf``."""
+        place = self.place[slot]
+        inputs, outputs = len(self.graph.inputs), len(self.graph.outputs)
+        if place.startswith("in"):
+            return int(place[2:])
+        if place.startswith("out"):
+            return inputs + int(place[3:])
+        return inputs + outputs + int(place[4:])
+
+    # -- text -----------------------------------------------------------------------------------------
+
+    def _pointer(self, slot: Slot) -> str:
+        name, form = slot
+        if form == "flat" and name in self.graph.constants:
+            return f"W({self.pool.add(self.graph.constants[name])})"
+        return f"BUF(void, {self.number(slot)})"
+
+    def _lane_call(self, call: _Call) -> str:
+        kernel = call.kernel
+        assert kernel is not None
+        args = kernel.args
+        limits = ((args.inputs, 12), (args.outputs, 8), (args.vectors, 24), (args.scalars, 64))
+        if any(len(have) > most for have, most in limits):
+            raise ValueError(f"{call.source}: too many operands for one lane kernel")
+        lines = [f"/* {_c_string(call.source)}: {call.title} */"]
+        attention = kernel.heads > 0
+        params = (
+            "int32_t query, int32_t head" if attention else "int64_t b0, int64_t b1, int32_t q0, int32_t q1"
+        )
+        lines.append(f"static void {call.function}(const sparsec_rt *rt, {params}, char *scratch)")
+        lines.append("{")
+        lines.append("    const lane_args a = {")
+        if args.inputs:
+            lines.append(f"        .in = {{{', '.join(self._pointer(s) for s in args.inputs)}}},")
+        if args.outputs:
+            lines.append(f"        .out = {{{', '.join(self._pointer(s) for s in args.outputs)}}},")
+        if args.vectors:
+            offsets = (f"W({self.pool.add(v)})" for v in args.vectors)
+            lines.append(f"        .cv = {{{', '.join(offsets)}}},")
+        if args.scalars:
+            numbers = (_float_literal(s) for s in args.scalars)
+            lines.append(f"        .cs = {{{', '.join(numbers)}}},")
+        lines.append("    };")
+        rows = f"&rt->{call.domain}"
+        if attention:
+            lines.append(f"    {kernel.name}(rt, &a, query, head, scratch);")
+        elif kernel.tiles:
+            lines.append("    int64_t b = b0;")
+            for tile in kernel.tiles:
+                loop = "while" if tile == kernel.tiles[0] else "if"
+                step = f"{kernel.name}_t{tile}(rt, {rows}, &a, b, q0, q1, scratch), b += {tile}"
+                lines.append(f"    {loop} (b + {tile} <= b1)")
+                lines.append(f"        {step};")
+        else:
+            lines.append("    (void)q0; (void)q1;")
+            lines.append(f"    {kernel.name}(rt, {rows}, &a, b0, b1, scratch);")
+        return "\n".join([*lines, "}", ""])
+
+    def _attention_stage(self, name: str, call: _Call) -> str:
+        assert call.kernel is not None
+        return f"""static void {name}_task(void *arg, int32_t index, int32_t thread)
+{{
+    const sparsec_rt *const rt = arg;
+    {call.function}(rt, index / {call.kernel.heads}, index % {call.kernel.heads},
+        rt->scratch + (size_t)thread * rt->scratch_size);
+}}
+
+static void {name}(const sparsec_rt *rt)
+{{
+    sparsec_for(rt, {name}_task, (void *)rt, rt->queries * {call.kernel.heads});
+}}
+"""
+
+    def _general_call(self, name: str, call: _Call) -> str:
+        node = call.node
+        assert node is not None
+        outs = [self._pointer((o, "flat")) for o in node.outputs]
+        ins = [self._pointer((self.choice.root(n), "flat")) for n in node.inputs if n]
+        return (
+            f"/* {_c_string(call.source)}: {node.op} */\n"
+            f"static void {name}(const sparsec_rt *rt)\n{{\n"
+            f"    {call.function}({', '.join(['rt', *outs, *ins])});\n}}\n"
+        )
+
+    def render(self, context: Mapping[str, Any]) -> BucketSource:
+        """Everything as C text."""
+        graph = self.graph
+        stages = self.stages()
+        self.allocate(stages)
+        kernels: dict[str, str] = {}
+        calls: list[str] = []
+        names: list[str] = []
+        rows: list[dict[str, Any]] = []
+        scratch = 64
+        env = environment()
+        for i, stage in enumerate(stages):
+            name = f"stage_{i}"
+            names.append(name)
+            for call in stage.calls:
+                kernel = call.kernel.name if call.kernel else f"general_{call.node.op}"  # type: ignore[union-attr]
+                rows.append(
+                    {"name": call.function, "kernel": kernel, "source": call.source, "detail": call.title}
+                )
+                if call.kernel is not None:
+                    kernels[call.kernel.name] = call.kernel.text
+                    scratch = max(scratch, call.kernel.scratch)
+                    calls.append(self._lane_call(call))
+            if stage.kind == "general":
+                (call,) = stage.calls
+                assert call.node is not None
+                kernels[call.function] = general_kernel(call.node, graph, call.function)
+                calls.append(self._general_call(name, call))
+            elif stage.kind == "attention":
+                calls.append(self._attention_stage(name, stage.calls[0]))
+            else:
+                described = [
+                    {"name": c.function, "quads": c.kernel.quads if c.kernel else 0}
+                    for c in stage.calls
+                ]
+                zeroed = [
+                    {"buffer": self.number(slot), "bytes": self._size(slot).batch}
+                    for c in stage.calls
+                    if c.domain == "token"
+                    for slot in c.writes
+                    if slot[1] == "flat"
+                ]
+                calls.append(
+                    env.get_template("stage.c.j2").render(
+                        name=name,
+                        domain=stage.calls[0].domain,
+                        calls=described,
+                        splits=any(c["quads"] for c in described),
+                        zeroed=zeroed,
+                        tall=TALL,
+                    )
+                )
+        if self.copies:
+            lines = [
+                f"    memcpy(rt->buf[{len(graph.inputs) + i}], {self._pointer((root, 'flat'))}, "
+                f"{_bytes_of(graph, root)});"
+                for root, i in self.copies
+            ]
+            names.append("copy_outputs")
+            calls.append(
+                "static void copy_outputs(const sparsec_rt *rt)\n{\n" + "\n".join(lines) + "\n}\n"
+            )
+        token_lanes = any(c.domain == "token" for s in stages for c in s.calls)
+        divisible = separable(graph)
+        per_item = max(graph.length, 1)
+        buffers = [
+            f"(char *)inputs[{i}] + {_step(graph, n)} * b0" for i, n in enumerate(graph.inputs)
+        ]
+        buffers += [
+            f"(char *)outputs[{i}] + {_step(graph, n)} * b0" for i, n in enumerate(graph.outputs)
+        ]
+        buffers += [f"ws + m.offset[{i}]" for i in range(len(self.slots))]
+        text = env.get_template("bucket.c.j2").render(
+            **context,
+            length=graph.length,
+            target=self.target.name,
+            kernels=[t for t in kernels.values()],
+            calls=calls,
+            stages=names,
+            n_inputs=len(graph.inputs),
+            n_outputs=len(graph.outputs),
+            supports_lengths=token_lanes,
+            chunk=max(1, CHUNK_ROWS // per_item) if divisible else 0,
+            scratch=scratch,
+            slots=[vars(s) for s in self.slots],
+            buffers=buffers,
+            weights=bool(self.pool.data()),
+        )
+        files = {
+            "bucket.c": text,
+            "rt.h": read_template("rt.h"),
+            "scalar.h": read_template("general/scalar.h"),
+            "vec_isa.h": read_template(f"lanes/{VECTOR_HEADERS[self.target.lanes]}"),
+            "vec.h": read_template("lanes/vec.h"),
+            "vmath.h": read_template("lanes/vmath.h"),
+            "lanes.h": read_template("lanes/lanes.h"),
+        }
+        return BucketSource(graph.length, files, tuple(rows), tuple(self.layers), token_lanes)
+
+
+def _step(graph: Graph, name: str) -> str:
+    """Bytes of one sequence of an input or output (0 where it has no batch extent)."""
+    value = graph.values[name]
+    count = element_count(value.shape)
+    return f"{count.coef * value.dtype.itemsize}LL" if isinstance(count, BatchDim) else "0"
+
+
+def _bytes_of(graph: Graph, name: str) -> str:
+    value = graph.values[name]
+    count = element_count(value.shape)
+    if isinstance(count, BatchDim):
+        return f"{count.coef * value.dtype.itemsize}LL * rt->batch"
+    return str(int(count) * value.dtype.itemsize)
+
+
+def _float_literal(number: float) -> str:
+    """A float32 as C text, exact."""
+    single = np.float32(number)
+    if np.isnan(single):
+        return "NAN"
+    if np.isinf(single):
+        return "INFINITY" if single > 0 else "-INFINITY"
+    return f"{float(single).hex()}f"
+
+
+def emit_bucket(
+    graph: Graph,
+    target: Target,
+    pool: WeightPool,
+    plans: dict[bytes, LinearPlan],
+    context: Mapping[str, Any],
+) -> BucketSource:
+    """C files of one bucket; constants go into `pool`.
+
+    Args:
+        graph: optimized, specialized to the bucket.
+        target: the ISA to emit for.
+        pool: where big constants are collected.
+        plans: packed weights by array and input zero point, shared by the buckets.
+        context: what the entry points need besides: model, version, tensors, mask_input.
+    """
+    return _Emitter(graph, target, pool, plans).render(context)
+
+
+__all__ = ["CTYPES", "BucketSource", "emit_bucket"]

@@ -1,0 +1,487 @@
+"""Lane groups -> C functions and the arguments of their calls.
+
+A function's text depends on the structure only (shapes, tiles, sparsity form, the sequence of
+elementwise operations); weights, tables and numbers arrive in ``lane_args``.  Layers that look alike
+therefore share one function, which keeps the C compiler's work small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering import lanes, program
+from sparsec.compiler.lowering.lanes import Choice, Group
+from sparsec.compiler.lowering.linear import LinearPlan
+from sparsec.compiler.lowering.program import BYTES, F32, S8, U8, Args, Program
+from sparsec.compiler.targets import Target
+
+CTYPES = {
+    "float32": "float",
+    "float64": "double",
+    "int64": "int64_t",
+    "int32": "int32_t",
+    "uint8": "uint8_t",
+    "int8": "int8_t",
+    "bool": "uint8_t",
+}
+
+#: A buffer: a value in one of its forms.  Forms: "flat" (row-major), "lane" (4-byte lanes), "byte"
+#: and "byte_s8" (byte lanes, as is or made signed), "panel_u8", "panel_s8" (made unsigned, signed).
+Slot = tuple[str, str]
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The Jinja2 environment over ``templates/``."""
+    root = resources.files("sparsec.templates")
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: root.joinpath(name).read_text()),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+
+
+def read_template(name: str) -> str:
+    """A file of ``templates/`` as it is."""
+    return resources.files("sparsec.templates").joinpath(name).read_text()
+
+
+@dataclass(frozen=True)
+class LaneKernel:
+    """A C function for a lane group, and what one call of it passes.
+
+    Attributes:
+        name: of the function; tiles of a linear kernel append ``_t<T>``.
+        text: the C source of the function and its helpers.
+        args: buffers, constant vectors and numbers of the call.
+        tiles: rows/16 of each tile variant, largest first (linear kernels only).
+        quads: groups of 4 output channels (linear kernels only).
+        scratch: bytes of scratch memory for one thread.
+        title: one line for comments and the manifest.
+    """
+
+    name: str
+    text: str
+    args: Args
+    scratch: int
+    title: str
+    tiles: tuple[int, ...] = ()
+    quads: int = 0
+    heads: int = 0
+
+
+def _named(base: str, template: str, context: Mapping[str, Any], helpers: str) -> tuple[str, str]:
+    """Render with a name made of `base` and a hash of the text."""
+    env = environment()
+    body = helpers + env.get_template(template).render(name="@NAME@", **context)
+    name = f"{base}_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
+    return name, body.replace("@NAME@", name)
+
+
+@dataclass
+class _Body:
+    """Shared by the kernels: programs over the graph with operands read from lanes."""
+
+    graph: Graph
+    choice: Choice
+    group: Group
+    outputs: Mapping[str, set[str]]
+    gathers: Mapping[str, Node]
+    lane_made: set[str]
+    args: Args = field(default_factory=Args)
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.producers = {out: n for n in self.group.nodes for out in n.outputs}
+
+    @property
+    def padded(self) -> int:
+        return (self.group.channels + 3) // 4 * 4
+
+    def external(self, name: str) -> str | None:
+        """C expression that loads an operand made elsewhere; None for what this group computes."""
+        root = self.choice.root(name)
+        if root in self.producers:
+            return None
+        graph = self.graph
+        dtype = graph.values[name].dtype
+        rows = self.choice.rows.get(name)
+        if name in graph.constants:
+            if not lanes.is_position_table(
+                name, graph, lanes.Rows(self.group.domain, self.group.channels)
+            ):
+                return None
+            table = graph.constants[name].reshape(graph.length, -1)
+            return self._row_load(name, "float", f"cv[{self.args.vector(table)}]", "pos", F32)
+        if root in self.gathers:
+            node = self.gathers[root]
+            table = graph.constants[node.inputs[0]]
+            ids = graph.values[node.inputs[1]]
+            index = self.args.input((self.choice.root(node.inputs[1]), "flat"))
+            expression = (
+                f"lane_index(((const {CTYPES[ids.dtype.name]} *)a->in[{index}])[flat], {table.shape[0]})"
+            )
+            slot = f"cv[{self.args.vector(table)}]"
+            return self._row_load(name, CTYPES[table.dtype.name], slot, expression, dtype)
+        assert rows is not None
+        if root not in self.lane_made:
+            slot = f"in[{self.args.input((root, 'flat'))}]"
+            return self._row_load(name, CTYPES[dtype.name], slot, "flat", dtype)
+        offset = f"(blk * {self.padded} + c) * 16 + s * VL"
+        if dtype in BYTES:
+            index = self.args.input((root, "byte"))
+            ctype, letter = ("uint8_t", "u8") if dtype == U8 else ("int8_t", "s8")
+            return f"vi_load_{letter}((const {ctype} *)a->in[{index}] + {offset})"
+        index = self.args.input((root, "lane"))
+        return f"v{'f' if dtype == F32 else 'i'}_load((const float *)a->in[{index}] + {offset})"
+
+    def _row_load(
+        self, name: str, ctype: str, slot: str, index: str, dtype: np.dtype[Any]
+    ) -> str:
+        key = f"r{len(self.fields)}"
+        self.fields[key] = {
+            "field": key,
+            "ctype": ctype,
+            "slot": slot,
+            "index": index,
+            "channels": self.group.channels,
+        }
+        column = "c" if self.group.channels % 4 == 0 else f"(c < {self.group.channels} ? c : 0)"
+        return f"v{'f' if dtype == F32 else 'i'}_gather_{ctype}(r->{key}, {column})"
+
+    def program(self, leaf: Mapping[str, str]) -> Program:
+        """A program whose leaves are `leaf` and the operands made elsewhere."""
+
+        def find(name: str) -> str | None:
+            root = self.choice.root(name)
+            return leaf[root] if root in leaf else self.external(name)
+
+        producers = dict(self.producers)
+        for alias in self.choice.alias:
+            root = self.choice.root(alias)
+            if root in producers:
+                producers[alias] = producers[root]
+        return _AliasProgram(self.graph, self.args, find, producers, self.choice)
+
+    def stores(self, prog: Program, masked: bool) -> list[int]:
+        """Append stores of this group's outputs; returns the out-slots written as panels.
+
+        A panel's value is handed to the caller through ``*p<k>``, which packs 4 channels.
+        """
+        panels: list[int] = []
+        for name in sorted(self.outputs):
+            for form in sorted(self.outputs[name]):
+                value = prog.demand(name)
+                dtype = self.graph.values[name].dtype
+                slot = self.args.output((name, form))
+                if form.startswith("panel"):
+                    prog.lines.append(f"*p{len(panels)} = {_signed_as(value, dtype, form)};")
+                    panels.append(slot)
+                    continue
+                width = "char" if form.startswith("byte") else "float"
+                at = f"({width} *)a->out[{slot}] + (blk * {self.padded} + c) * 16 + s * VL"
+                if form.startswith("byte"):
+                    value = _signed_as(value, dtype, form)
+                    call = "vi_store_8_lanes" if masked else "vi_store_8"
+                elif masked:
+                    call, value = "vi_store_lanes", f"(vi){value}"
+                else:
+                    call = "vf_store" if dtype == F32 else "vi_store"
+                prog.lines.append(f"{call}({at}, {value}{', lo, hi' if masked else ''});")
+        return panels
+
+
+class _AliasProgram(Program):
+    """A program that sees through reshapes which keep the rows."""
+
+    def __init__(self, *args: Any) -> None:
+        *rest, self._choice = args
+        super().__init__(*rest)
+
+    def demand(self, name: str) -> str:
+        return super().demand(self._choice.root(name))
+
+
+def _signed_as(value: str, dtype: np.dtype[Any], form: str) -> str:
+    """A byte in the signedness of the form: the other one is 128 away."""
+    wants = form.rsplit("_", 1)[-1]
+    if (wants == "u8" and dtype == S8) or (wants == "s8" and dtype == U8):
+        return f"({value} ^ 128)"
+    return value
+
+
+def _function(head: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"SPARSEC_INLINE {head}", "{", *(f"    {line}" for line in lines), "}", ""])
+
+
+def _panel_params(count: int) -> str:
+    return "".join(f", vi *p{k}" for k in range(count))
+
+
+def linear_kernel(body: _Body, plan: LinearPlan, target: Target) -> LaneKernel:
+    """The kernel of a linear group, one function for each tile height."""
+    group, graph, args = body.group, body.graph, body.args
+    anchor = group.nodes[0]
+    x = body.choice.root(anchor.inputs[0])
+    args.input((x, "panel_u8" if plan.kind == "i8" else "lane"))
+    context: dict[str, Any] = {
+        "kind": plan.kind,
+        "sparse": plan.sparse,
+        "dot": "vi_dot4" if plan.kind == "i8" else "vf_fma_acc",
+        "sub": 16 // target.lanes,
+        "packs": plan.packs,
+        "chunks": plan.chunks,
+        "chunk_packs": plan.chunk_packs,
+        "last_packs": plan.packs - (plan.chunks - 1) * plan.chunk_packs,
+        "quads": plan.quads,
+        "cv_weights": args.vector(plan.weights),
+        "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
+        "cv_start": args.vector(plan.start) if plan.sparse else -1,
+        "cv_bias": args.vector(plan.bias) if plan.kind == "i8" else -1,
+    }
+    leaf = {}
+    if plan.kind == "i8":
+        scale = graph.constants[anchor.inputs[2]]
+        prog = body.program(leaf)
+        leaf[anchor.output] = f"(vf_cvt(acc) * {prog.constant(scale)})"
+    else:
+        leaf[anchor.output] = "acc"
+        prog = body.program(leaf)
+    panels = body.stores(prog, masked=False)
+    vt = "vi" if plan.kind == "i8" else "vf"
+    helpers = _function(
+        f"void @NAME@_ep(const lane_args *a, int64_t blk, int s, int64_t c, {vt} acc{_panel_params(len(panels))})",
+        ["(void)a; (void)blk; (void)s; (void)c;", *prog.lines],
+    )
+    context["panels"] = panels
+    title = plan.title
+    base = f"linear_{plan.kind}_{'sparse' if plan.sparse else 'dense'}_{plan.n}x{plan.k}"
+    body_text = helpers
+    env = environment()
+    for tile in plan.tiles:
+        body_text += env.get_template("lanes/linear.c.j2").render(
+            name="@NAME@", T=tile, comment=title, **context
+        )
+    name = f"{base}_{hashlib.sha256(body_text.encode()).hexdigest()[:8]}"
+    partial = 4 * max(plan.tiles) * 16 * 4 * plan.quads if plan.chunks > 1 else 0
+    return LaneKernel(
+        name=name,
+        text=body_text.replace("@NAME@", name),
+        args=args,
+        scratch=partial,
+        title=title,
+        tiles=plan.tiles,
+        quads=plan.quads,
+    )
+
+
+def map_kernel(body: _Body) -> LaneKernel:
+    """The kernel of a map group."""
+    group, graph, args = body.group, body.graph, body.args
+    norm = group.norm
+    context: dict[str, Any] = {"norm": norm is not None, "channels": group.channels}
+    helpers = ""
+    if norm is not None:
+        root = body.choice.root(norm.inputs[0])
+        pre = body.program({})
+        result = pre.demand(norm.inputs[0])
+        helpers += _function(
+            "vf @NAME@_pre(const lane_args *a, const @NAME@_rows *r, int64_t blk, int s, int64_t c)",
+            ["(void)a; (void)r; (void)blk; (void)s; (void)c;", *pre.lines, f"return {result};"],
+        )
+        context["cs_eps"] = args.scalar(float(norm.attrs["eps"]))
+        post = body.program({})
+        gamma = post.constant(graph.constants[norm.inputs[1]])
+        expression = f"(y * {gamma})"
+        if len(norm.inputs) > 2 and norm.inputs[2]:
+            beta = post.constant(graph.constants[norm.inputs[2]])
+            expression = f"vf_fma(y, {gamma}, {beta})"
+        leaf = {norm.output: expression, root: "x"}
+        post = body.program(leaf)
+    else:
+        context["cs_eps"] = -1
+        post = body.program({})
+    panels = body.stores(post, masked=False)
+    helpers += _function(
+        "void @NAME@_ep(const lane_args *a, const @NAME@_rows *r, int64_t blk, int s, int64_t c, "
+        f"vf x, vf y{_panel_params(len(panels))})",
+        ["(void)a; (void)r; (void)blk; (void)s; (void)c; (void)x; (void)y;", *post.lines],
+    )
+    gathers = list(body.fields.values())
+    struct = "typedef struct {\n"
+    struct += "".join(f"    const {g['ctype']} *{g['field']}[VL];\n" for g in gathers)
+    struct += "" if gathers else "    char none;\n"
+    struct += "} @NAME@_rows;\n"
+    ops = ", ".join(n.op for n in group.nodes) or "copy"
+    title = f"{group.channels} channels: {ops}"
+    name, text = _named(
+        f"map_{'layernorm_' if norm is not None else ''}{group.channels}",
+        "lanes/map.c.j2",
+        {**context, "gathers": gathers, "panels": panels, "comment": title},
+        struct + helpers,
+    )
+    scratch = 4 * 16 * body.padded if norm is not None else 0
+    return LaneKernel(name, text, args, scratch, title)
+
+
+def unpack_kernel(name: str, graph: Graph, rows: lanes.Rows) -> LaneKernel:
+    """Moves a value from lanes to its row-major buffer."""
+    dtype = graph.values[name].dtype
+    args = Args()
+    args.input((name, "byte" if dtype in BYTES else "lane"))
+    args.output((name, "flat"))
+    title = f"{rows.channels} channels: rows of {dtype.name} out of lanes"
+    function, text = _named(
+        f"unpack_{dtype.name}_{rows.channels}",
+        "lanes/unpack.c.j2",
+        {"ctype": CTYPES[dtype.name], "channels": rows.channels, "comment": title},
+        "",
+    )
+    return LaneKernel(function, text, args, 0, title)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    count: int
+    width: int
+
+
+def attention_kernel(body: _Body, target: Target) -> LaneKernel:
+    """The kernel of an attention group: one head of one block of 16 queries a call."""
+    group, graph, args = body.group, body.graph, body.args
+    node = group.nodes[0]
+    attrs = node.attrs
+    heads = int(attrs["heads"])
+    dim = group.channels // heads
+    score: Graph = attrs["score"]
+    prob: Graph = attrs["prob"]
+    q, k, v = (body.choice.root(n) for n in node.inputs[:3])
+    dtypes = [graph.values[n].dtype for n in (q, k, v)]
+    p_type = prob.values[prob.outputs[0]].dtype
+    qk = "i8" if dtypes[0] in BYTES else "f32"
+    pv = "i8" if p_type in BYTES else "f32"
+    args.input((q, "panel_u8" if qk == "i8" else "lane"))
+    args.input((k, "panel_s8" if qk == "i8" else "lane"))
+    args.input((v, "byte_s8" if pv == "i8" else "lane"))
+    zero = [int(attrs[key]) for key in ("q_zp", "k_zp", "v_zp")]
+    q_zp = zero[0] + (128 if dtypes[0] == S8 else 0)
+    k_zp = zero[1] - (128 if dtypes[1] == U8 else 0)
+    v_zp = zero[2] - (128 if dtypes[2] == U8 else 0)
+    context: dict[str, Any] = {
+        "qk": qk,
+        "pv": pv,
+        "dim": dim,
+        "channels": group.channels,
+        "length": graph.length,
+        "keep_q": qk == "i8" and target.lanes == 16 and dim // 4 <= 20,
+        "q_zp": bool(q_zp),
+        "k_zp": bool(k_zp),
+        "cs_q_zp": args.scalar(q_zp),
+        "cs_k_zp": args.scalar(k_zp),
+        "cs_v_zp": args.scalar(v_zp),
+    }
+    # What happens to a score; extras are read for each key (and query, where they depend on it).
+    scale = f"(vf_cvt(acc) * vf_set1(a->cs[{args.scalar(attrs['qk_scale'])}]))"
+    first = {score.inputs[0]: scale if qk == "i8" else "acc"}
+    loads: dict[str, str] = {}
+    prefix: list[str] = []
+    for i, (inner, outer) in enumerate(zip(score.inputs[1:], node.inputs[3:], strict=True)):
+        extra = graph.values[outer]
+        ctype = CTYPES[extra.dtype.name]
+        if outer in graph.constants:
+            pointer = f"a->cv[{args.vector(graph.constants[outer])}]"
+        else:
+            pointer = f"a->in[{args.input((body.choice.root(outer), 'flat'))}]"
+        shape = (1,) * (4 - len(extra.shape)) + extra.shape
+        names = ("seq", "head", "qi[i]", "kv")
+        index = "0"
+        for extent, which in zip(shape, names, strict=True):
+            full = which if extent != 1 else "0"
+            size = extent if isinstance(extent, int) else 1
+            index = f"({index} * {size} + {full})" if index != "0" else full
+        prefix.append(f"const {ctype} *const e{i} = (const {ctype} *){pointer};")
+        is_float = extra.dtype == F32
+        convert = "" if is_float else "-(int32_t)"
+        if shape[2] == 1:
+            test = f"e{i}[{index}]" if is_float else f"-(int32_t)(e{i}[{index}] != 0)"
+            loads[inner] = f"v{'f' if is_float else 'i'}_set1({test})"
+        else:
+            kind = "float" if is_float else "int32_t"
+            each = f"e{i}[{index}]" if is_float else f"{convert}(e{i}[{index}] != 0)"
+            prefix.append(f"{kind} g{i}[VL] __attribute__((aligned(64)));")
+            prefix.append(f"for (int i = 0; i < VL; i++) g{i}[i] = {each};")
+            loads[inner] = f"v{'f' if is_float else 'i'}_load(g{i})"
+    inside = Program(score, args, {**first, **loads}.get)
+    result = inside.demand(score.outputs[0])
+    vt = "vi" if qk == "i8" else "vf"
+    helpers = _function(
+        f"vf @NAME@_score(const lane_args *a, const int32_t *qi, int64_t seq, int64_t head, int64_t kv, {vt} acc)",
+        [
+            "(void)a; (void)qi; (void)seq; (void)head; (void)kv;",
+            *prefix,
+            *inside.lines,
+            f"return {result};",
+        ],
+    )
+    after = Program(prob, args, {prob.inputs[0]: "x"}.get)
+    result = after.demand(prob.outputs[0])
+    if p_type == S8:
+        result = f"({result} + 128)"
+    helpers += _function(
+        f"{'vi' if pv == 'i8' else 'vf'} @NAME@_prob(const lane_args *a, vf x)",
+        ["(void)a;", *after.lines, f"return {result};"],
+    )
+    leaf = {node.output: "acc"}
+    if pv == "i8":
+        leaf[node.output] = f"(vf_cvt(acc) * vf_set1(a->cs[{args.scalar(attrs['pv_scale'])}]))"
+    prog = body.program(leaf)
+    panels = body.stores(prog, masked=True)
+    vt = "vi" if pv == "i8" else "vf"
+    helpers += _function(
+        "void @NAME@_ep(const lane_args *a, int64_t blk, int s, int64_t c, int32_t lo, int32_t hi, "
+        f"{vt} acc{_panel_params(len(panels))})",
+        ["(void)a; (void)blk; (void)s; (void)c; (void)lo; (void)hi;", *prog.lines],
+    )
+    width = 8 if target.lanes == 16 or pv == "i8" else 4
+    pieces = [(0, _Piece(dim // width, width))] if dim >= width else []
+    rest = dim % width
+    at = dim - rest
+    while rest:
+        step = 4 if rest >= 4 else rest
+        pieces.append((at, _Piece(1, step)))
+        at, rest = at + step, rest - step
+    if panels and dim % 4:
+        raise ValueError(f"{node.source}: heads of {dim} channels cannot be packed")
+    title = f"attention, {heads} heads of {dim}, scores {qk}, output {pv}"
+    name, text = _named(
+        f"attention_{qk}_{pv}_{heads}x{dim}",
+        "lanes/attention.c.j2",
+        {**context, "pieces": pieces, "panels": panels, "comment": title},
+        helpers,
+    )
+    keys = (graph.length + 3) // 4 * 4
+    scratch = keys * 16 * 4 + (keys // 4) * 16 * 4
+    return LaneKernel(name, text, args, scratch, title, heads=heads)
+
+
+__all__ = [
+    "CTYPES",
+    "LaneKernel",
+    "Slot",
+    "attention_kernel",
+    "environment",
+    "linear_kernel",
+    "map_kernel",
+    "program",
+    "read_template",
+    "unpack_kernel",
+]

@@ -1,0 +1,177 @@
+"""How a linear layer is cut into tiles and chunks, and its weights packed for the kernel.
+
+Layouts are described in ``templates/lanes/linear.c.j2``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.targets import Target
+
+Array = np.ndarray[Any, Any]
+
+#: Activations of a tile should stay in the first-level cache beside the weight stream.
+TILE_BYTES = 24 * 1024
+
+#: A sparse inner loop step costs about this much of a dense one (an offset to load, one activation
+#: load per product instead of one per 4).
+SPARSE_COST = 1.35
+
+
+@dataclass(frozen=True, eq=False)
+class LinearPlan:
+    """A linear layer ready for its kernel.
+
+    Attributes:
+        kind: "i8" (u8 x s8 -> int32) or "f32".
+        sparse: whether only non-zero packs are stored.
+        n, k: output and input channels.
+        packs: input packs: of 4 channels (i8) or 1 (f32).
+        chunk_packs, chunks: K is processed in `chunks` pieces of `chunk_packs` (the last may be shorter).
+        quads: groups of 4 output channels.
+        tiles: rows/16 of the tile variants, largest first.
+        weights: int32 dwords or float32; `offsets`: uint16 byte offsets into a chunk's activations,
+            `start`: int32 stream positions of each (chunk, quad), in units of 4 entries (sparse only).
+        bias: int32, the layer's bias less what the input's zero point contributes (i8 only).
+        sparsity, block4_sparsity: shares of zero weights and of all-zero aligned 1x4 blocks.
+        work: pack products that the kernel computes for one row of 16, padding included.
+    """
+
+    kind: str
+    sparse: bool
+    n: int
+    k: int
+    packs: int
+    chunk_packs: int
+    chunks: int
+    quads: int
+    tiles: tuple[int, ...]
+    weights: Array
+    offsets: Array
+    start: Array
+    bias: Array
+    sparsity: float
+    block4_sparsity: float
+    work: int
+
+    @property
+    def title(self) -> str:
+        """One line for comments and manifests."""
+        form = "sparse" if self.sparse else "dense"
+        return (
+            f"{form} {self.kind} linear, {self.k} -> {self.n} channels, "
+            f"K in {self.chunks} chunk{'s' if self.chunks > 1 else ''} of {self.chunk_packs} packs"
+        )
+
+
+def _block4_sparsity(w: Array) -> float:
+    """Share of aligned blocks of 4 input channels that are all zero."""
+    n, k = w.shape
+    padded = np.zeros((n, -(-k // 4) * 4), bool)
+    padded[:, :k] = w != 0
+    return float(1.0 - padded.reshape(n, -1, 4).any(axis=2).mean())
+
+
+def _tile_rows(largest: int) -> tuple[int, ...]:
+    """Tile variants that cover any row count: largest, then halves."""
+    tiles = [largest]
+    while tiles[-1] > 1:
+        tiles.append(tiles[-1] // 2)
+    return tuple(tiles)
+
+
+def _sparse_stream(rows: Array, chunk_packs: int) -> tuple[Array, Array, Array]:
+    """Non-zero packs of each (chunk, quad), interleaved by row: weights, offsets, start."""
+    n4, packs = rows.shape
+    quads = n4 // 4
+    weights: list[Array] = []
+    offsets: list[Array] = []
+    start = [0]
+    for first in range(0, packs, chunk_packs):
+        piece = rows[:, first : first + chunk_packs]
+        used = piece != 0
+        counts = used.sum(axis=1)
+        order = np.argsort(~used, axis=1, kind="stable")
+        longest = int(counts.max()) if counts.size else 0
+        index = order[:, :longest]
+        place = np.arange(longest)
+        # Rows with fewer packs repeat one of their own with weight 0.
+        last = np.maximum(counts - 1, 0)[:, None]
+        index = np.where(place < counts[:, None], index, np.take_along_axis(order, last, axis=1))
+        value = np.take_along_axis(piece, index, axis=1)
+        value[place >= counts[:, None]] = 0
+        for q in range(quads):
+            n = int(counts[4 * q : 4 * q + 4].max())
+            weights.append(value[4 * q : 4 * q + 4, :n].T)
+            offsets.append(index[4 * q : 4 * q + 4, :n].T * 64)
+            start.append(start[-1] + n)
+    return (
+        np.ascontiguousarray(np.concatenate(weights)),
+        np.concatenate(offsets).astype(np.uint16),
+        np.array(start, np.int32),
+    )
+
+
+def plan_linear(node: Node, graph: Graph, target: Target) -> LinearPlan:
+    """Choose tile, chunks and form for a `linear` or `qlinear` node, and pack its weights."""
+    w = graph.constants[node.inputs[1]]
+    n, k = w.shape
+    quads = -(-n // 4)
+    kind = "i8" if node.op == "qlinear" else "f32"
+    sub = 16 // target.lanes
+    bias = np.zeros(0, np.int32)
+    if kind == "i8":
+        packs = -(-k // 4)
+        padded = np.zeros((quads * 4, packs * 4), np.int8)
+        padded[:n, :k] = w
+        rows = np.ascontiguousarray(padded).view(np.int32)
+        x_zp = int(node.attrs["x_zp"])
+        if graph.values[node.inputs[0]].dtype == np.int8:
+            x_zp += 128
+        total = -x_zp * padded.astype(np.int64).sum(axis=1)
+        if len(node.inputs) > 3 and node.inputs[3]:
+            total[:n] += graph.constants[node.inputs[3]]
+        bias = total.astype(np.int32)
+    else:
+        packs = k
+        padded_f = np.zeros((quads * 4, packs), np.float32)
+        padded_f[:n] = w
+        rows = padded_f
+    tall = 4 if sub == 1 else 1
+    chunk_packs = packs
+    if tall * packs * 64 > TILE_BYTES:
+        tall = min(tall, 2)
+        chunks = -(-tall * packs * 64 // TILE_BYTES)
+        chunk_packs = -(-packs // chunks)
+    weights, offsets, start = _sparse_stream(rows, chunk_packs)
+    work = int(start[-1]) * 4
+    sparse = work * SPARSE_COST < quads * 4 * packs
+    if not sparse:
+        # Dense: each activation load serves 4 output channels, so the tile may come from L2.
+        tall = 4 if sub == 1 else 1
+        chunk_packs = packs
+        weights = np.ascontiguousarray(rows.reshape(quads, 4, packs).transpose(0, 2, 1))
+        work = quads * 4 * packs
+    return LinearPlan(
+        kind=kind,
+        sparse=sparse,
+        n=n,
+        k=k,
+        packs=packs,
+        chunk_packs=chunk_packs,
+        chunks=-(-packs // chunk_packs),
+        quads=quads,
+        tiles=_tile_rows(tall),
+        weights=weights,
+        offsets=offsets if sparse else offsets[:0],
+        start=start if sparse else start[:0],
+        bias=bias,
+        sparsity=float((w == 0).mean()),
+        block4_sparsity=_block4_sparsity(w),
+        work=work,
+    )

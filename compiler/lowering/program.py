@@ -1,0 +1,239 @@
+"""Elementwise programs over lanes: IR nodes -> straight-line C on vectors.
+
+An epilogue, a map's body, or the score of an attention is a set of elementwise nodes evaluated for
+one channel and one vector of rows.  :class:`Program` walks back from the wanted values and emits each
+node once.  Constants do not appear as literals but come from the call's ``lane_args``, so that
+layers with the same structure share one C function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.ops import OPS
+
+F32 = np.dtype(np.float32)
+I32 = np.dtype(np.int32)
+U8 = np.dtype(np.uint8)
+S8 = np.dtype(np.int8)
+BOOL = np.dtype(np.bool_)
+BYTES = (U8, S8)
+LANE_DTYPES = (F32, I32, U8, S8)
+
+_FLOAT: dict[str, str] = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "div": "({0} / {1})",
+    "neg": "vf_neg({0})",
+    "abs": "vf_abs({0})",
+    "sqrt": "vf_sqrt({0})",
+    "exp": "vf_exp({0})",
+    "erf": "vf_erf({0})",
+    "tanh": "vf_tanh({0})",
+    "sigmoid": "vf_sigmoid({0})",
+    "relu": "vf_max_nan({0}, vf_set1(0.0f))",
+    "reciprocal": "(1.0f / {0})",
+    "floor": "vf_floor({0})",
+    "ceil": "vf_ceil({0})",
+    "round": "vf_round({0})",
+    "min": "vf_min_nan({0}, {1})",
+    "max": "vf_max_nan({0}, {1})",
+    "isnan": "(vi)({0} != {0})",
+    "equal": "(vi)({0} == {1})",
+    "less": "(vi)({0} < {1})",
+    "less_equal": "(vi)({0} <= {1})",
+    "greater": "(vi)({0} > {1})",
+    "greater_equal": "(vi)({0} >= {1})",
+}
+_INT: dict[str, str] = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "equal": "(vi)({0} == {1})",
+    "less": "(vi)({0} < {1})",
+    "less_equal": "(vi)({0} <= {1})",
+    "greater": "(vi)({0} > {1})",
+    "greater_equal": "(vi)({0} >= {1})",
+}
+_BOOL: dict[str, str] = {"and": "({0} & {1})", "or": "({0} | {1})", "not": "(~{0})"}
+
+
+def supported(node: Node, graph: Graph) -> bool:
+    """Whether a node can be part of a lane program (its operands' shapes are the caller's matter)."""
+    if not OPS[node.op].elementwise or len(node.outputs) != 1:
+        return False
+    types = [graph.values[n].dtype for n in node.inputs if n]
+    out = graph.values[node.output].dtype
+    if any(t not in (*LANE_DTYPES, BOOL) for t in (*types, out)):
+        return False
+    first = types[0]
+    if node.op == "gelu":
+        return first == F32
+    if node.op == "cast":
+        return (first, out) in {(I32, F32), (U8, F32), (S8, F32), (U8, I32), (S8, I32), (BOOL, F32)}
+    if node.op == "where":
+        return out in (F32, I32)
+    if node.op == "pow":
+        power = graph.constants.get(node.inputs[1])
+        return first == F32 and power is not None and power.size == 1 and float(power.flat[0]) == 2.0
+    if node.op in ("quantize", "dequantize"):
+        scale = graph.constants.get(node.inputs[1])
+        if scale is None or scale.dtype != F32:
+            return False
+        if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in graph.constants:
+            return False
+        if node.op == "dequantize" and first not in (*BYTES, I32):
+            return False
+        if node.op == "quantize" and (first != F32 or out not in BYTES):
+            return False
+        zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+        if node.op == "quantize" and zero is not None and np.unique(zero).size != 1:
+            return False
+        if scale.size != 1:
+            rank = len(graph.values[node.inputs[0]].shape)
+            return int(node.attrs.get("axis", 1)) % max(rank, 1) == rank - 1
+        return True
+    if first == F32:
+        return node.op in _FLOAT
+    if first == I32:
+        return node.op in _INT
+    return first == BOOL and node.op in _BOOL
+
+
+@dataclass
+class Args:
+    """What a kernel call passes in ``lane_args``: names of buffers, arrays, numbers, in order."""
+
+    inputs: list[Any] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+    vectors: list[np.ndarray] = field(default_factory=list)
+    scalars: list[float] = field(default_factory=list)
+
+    def input(self, key: Any) -> int:
+        if key not in self.inputs:
+            self.inputs.append(key)
+        return self.inputs.index(key)
+
+    def output(self, key: Any) -> int:
+        if key not in self.outputs:
+            self.outputs.append(key)
+        return self.outputs.index(key)
+
+    def vector(self, array: np.ndarray) -> int:
+        self.vectors.append(array)
+        return len(self.vectors) - 1
+
+    def scalar(self, number: float) -> int:
+        self.scalars.append(float(number))
+        return len(self.scalars) - 1
+
+
+def pad4(array: np.ndarray) -> np.ndarray:
+    """A channel vector, lengthened with zeros to a multiple of 4."""
+    return np.concatenate([array, np.zeros(-len(array) % 4, array.dtype)])
+
+
+class Program:
+    """Emits C lines that compute values of a graph for one vector and one channel ``c``.
+
+    Args:
+        graph: where the nodes live.
+        args: filled with the constants that the lines use.
+        leaf: gives the C expression of a value that comes from outside, or None to compute it.
+        producers: ``graph.producers()``, when the caller has it.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        args: Args,
+        leaf: Callable[[str], str | None],
+        producers: dict[str, Node] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.args = args
+        self.leaf = leaf
+        self.producers = producers if producers is not None else graph.producers()
+        self.lines: list[str] = []
+        self._names: dict[str, str] = {}
+
+    def _bind(self, dtype: np.dtype[Any], expression: str) -> str:
+        name = f"v{len(self.lines)}"
+        self.lines.append(f"const {'vf' if dtype == F32 else 'vi'} {name} = {expression};")
+        return name
+
+    def constant(self, array: np.ndarray) -> str:
+        """C expression of a constant operand: a scalar, or a vector over the last axis."""
+        if array.dtype == BOOL:
+            array = -array.astype(np.int32)
+        if array.size == 1 and array.dtype != F32 and abs(int(array.reshape(-1)[0])) >= 1 << 24:
+            return f"vi_set1(((const int32_t *)a->cv[{self.args.vector(array.astype(np.int32))}])[0])"
+        if array.size == 1:
+            number = f"a->cs[{self.args.scalar(float(array.reshape(-1)[0]))}]"
+            return f"vf_set1({number})" if array.dtype == F32 else f"vi_set1((int32_t){number})"
+        flat = array.reshape(-1)
+        wide = pad4(flat if flat.dtype == F32 else flat.astype(np.int32))
+        ctype, letter = ("float", "f") if flat.dtype == F32 else ("int32_t", "i")
+        return f"v{letter}_set1(((const {ctype} *)a->cv[{self.args.vector(wide)}])[c])"
+
+    def demand(self, name: str) -> str:
+        """C name of a value, emitting whatever computes it."""
+        if name in self._names:
+            return self._names[name]
+        graph = self.graph
+        expression = self.leaf(name)
+        dtype = graph.values[name].dtype
+        if expression is None:
+            if name in graph.constants:
+                expression = self.constant(graph.constants[name])
+            else:
+                expression = self._node(self.producers[name])
+        self._names[name] = bound = self._bind(dtype, expression)
+        return bound
+
+    def _per_channel(self, array: np.ndarray, transform: Callable[[Any], Any]) -> str:
+        return self.constant(np.asarray(transform(array), dtype=np.float32))
+
+    def _node(self, node: Node) -> str:
+        graph = self.graph
+        dtype = graph.values[node.inputs[0]].dtype
+        if node.op == "quantize":
+            x = self.demand(node.inputs[0])
+            scale = graph.constants[node.inputs[1]]
+            zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+            out = graph.values[node.output].dtype
+            info = np.iinfo(out)
+            inverse = self._per_channel(scale, lambda s: np.float32(1.0) / s)
+            number = 0.0 if zero is None else float(zero.reshape(-1)[0])
+            zp = f"(int32_t)a->cs[{self.args.scalar(number)}]"
+            return f"v_quantize({x}, {inverse}, {zp}, {info.min}, {info.max})"
+        if node.op == "dequantize":
+            x = self.demand(node.inputs[0])
+            scale = self.constant(graph.constants[node.inputs[1]])
+            zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+            if zero is not None and np.any(zero):
+                x = f"({x} - {self.constant(zero.astype(np.int32))})"
+            return f"(vf_cvt({x}) * {scale})"
+        args = [self.demand(n) for n in node.inputs if n] if node.op != "pow" else []
+        if node.op == "gelu":
+            tanh = node.attrs.get("approximate", "none") == "tanh"
+            return f"{'vf_gelu_tanh' if tanh else 'vf_gelu'}({args[0]})"
+        if node.op == "pow":
+            x = self.demand(node.inputs[0])
+            return f"({x} * {x})"
+        if node.op == "cast":
+            out = graph.values[node.output].dtype
+            if dtype == BOOL:
+                return f"vf_cvt(-{args[0]})"
+            return f"vf_cvt({args[0]})" if out == F32 else args[0]
+        if node.op == "where":
+            letter = "f" if graph.values[node.output].dtype == F32 else "i"
+            return f"v{letter}_sel({', '.join(args)})"
+        table = _FLOAT if dtype == F32 else _BOOL if dtype == BOOL else _INT
+        return table[node.op].format(*args)

@@ -1,0 +1,49 @@
+/* Vector primitives that follow from those of the ISA's own header, and the math functions. */
+
+#define SUB (16 / VL) /* vectors in a block of 16 rows */
+
+#if VL != 16
+/* The low byte of each lane. */
+SPARSEC_INLINE void vi_store_8(void *p, vi v)
+{
+    for (int i = 0; i < VL; i++)
+        ((uint8_t *)p)[i] = (uint8_t)v[i];
+}
+/* Stores the lanes lo <= lane < hi. */
+SPARSEC_INLINE void vi_store_lanes(void *p, vi v, int32_t lo, int32_t hi)
+{
+    for (int i = lo; i < hi; i++)
+        ((int32_t *)p)[i] = v[i];
+}
+SPARSEC_INLINE void vi_store_8_lanes(void *p, vi v, int32_t lo, int32_t hi)
+{
+    for (int i = lo; i < hi; i++)
+        ((uint8_t *)p)[i] = (uint8_t)v[i];
+}
+#endif
+
+/* Masks are all ones or all zeros in a lane. */
+SPARSEC_INLINE vi vi_sel(vi m, vi a, vi b) { return (m & a) | (~m & b); }
+SPARSEC_INLINE vf vf_sel(vi m, vf a, vf b) { return (vf)vi_sel(m, (vi)a, (vi)b); }
+SPARSEC_INLINE vf vf_abs(vf v) { return (vf)((vi)v & 0x7fffffff); }
+SPARSEC_INLINE vf vf_neg(vf v) { return (vf)((vi)v ^ (int32_t)0x80000000); }
+/* Minimum and maximum that pass NaN on, as ONNX asks. */
+SPARSEC_INLINE vf vf_min_nan(vf a, vf b) { return vf_sel((vi)(a != a), a, vf_min(a, b)); }
+SPARSEC_INLINE vf vf_max_nan(vf a, vf b) { return vf_sel((vi)(a != a), a, vf_max(a, b)); }
+
+/* QuantizeLinear: round(x * inv_scale) + zp, saturated to [lo, hi].  NaN gives lo. */
+SPARSEC_INLINE vi v_quantize(vf x, vf inv_scale, int32_t zp, int32_t lo, int32_t hi)
+{
+    const vf q = vf_min(vf_max(x * inv_scale, vf_set1((float)(lo - zp))), vf_set1((float)(hi - zp)));
+    return vi_rint(q) + zp;
+}
+
+/* The same 4 channels of each lane as one panel dword: each value's low byte. */
+SPARSEC_INLINE vi vi_pack4(vi a, vi b, vi c, vi d)
+{
+    return (a & 255) | ((b & 255) << 8) | ((c & 255) << 16) | (vi)(d << 24);
+}
+
+
+/* acc + x * w: the float counterpart of vi_dot4. */
+SPARSEC_INLINE vf vf_fma_acc(vf acc, vf x, vf w) { return vf_fma(x, w, acc); }

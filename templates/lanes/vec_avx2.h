@@ -1,0 +1,47 @@
+/* Vector primitives, AVX2 with FMA (AVX-VNNI where the target has it): 8 lanes of 32 bits. */
+#include <immintrin.h>
+#define VL 8
+typedef __m256 vf;
+typedef __m256i vi_raw;
+typedef int32_t vi __attribute__((vector_size(32)));
+
+SPARSEC_INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
+SPARSEC_INLINE vi vi_set1(int32_t x) { return (vi)_mm256_set1_epi32(x); }
+SPARSEC_INLINE vf vf_load(const void *p) { return _mm256_loadu_ps(p); }
+SPARSEC_INLINE vi vi_load(const void *p) { return (vi)_mm256_loadu_si256(p); }
+SPARSEC_INLINE void vf_store(void *p, vf v) { _mm256_storeu_ps(p, v); }
+SPARSEC_INLINE void vi_store(void *p, vi v) { _mm256_storeu_si256(p, (vi_raw)v); }
+SPARSEC_INLINE vf vf_cvt(vi v) { return _mm256_cvtepi32_ps((vi_raw)v); }
+/* Nearest integer, ties to even. */
+SPARSEC_INLINE vi vi_rint(vf v) { return (vi)_mm256_cvtps_epi32(v); }
+SPARSEC_INLINE vi vi_trunc(vf v) { return (vi)_mm256_cvttps_epi32(v); }
+SPARSEC_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+SPARSEC_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+/* The second operand where either is NaN. */
+SPARSEC_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+SPARSEC_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+SPARSEC_INLINE vi vi_min(vi a, vi b) { return (vi)_mm256_min_epi32((vi_raw)a, (vi_raw)b); }
+SPARSEC_INLINE vi vi_max(vi a, vi b) { return (vi)_mm256_max_epi32((vi_raw)a, (vi_raw)b); }
+SPARSEC_INLINE vf vf_sqrt(vf v) { return _mm256_sqrt_ps(v); }
+SPARSEC_INLINE vf vf_floor(vf v) { return _mm256_floor_ps(v); }
+SPARSEC_INLINE vf vf_ceil(vf v) { return _mm256_ceil_ps(v); }
+SPARSEC_INLINE vf vf_round(vf v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/* acc + sum of 4 products of unsigned bytes x and signed bytes w, in each lane.  Without VNNI the
+ * bytes are widened to 16 bits (VPMADDUBSW would saturate): channels 0 and 2, then 1 and 3. */
+SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
+{
+#if defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((vi_raw)acc, (vi_raw)x, (vi_raw)w);
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return (vi)_mm256_dpbusd_epi32((vi_raw)acc, (vi_raw)x, (vi_raw)w);
+#else
+    const vi_raw even = _mm256_and_si256((vi_raw)x, _mm256_set1_epi16(255));
+    const vi_raw odd = _mm256_srli_epi16((vi_raw)x, 8);
+    const vi_raw w_even = _mm256_srai_epi16(_mm256_slli_epi16((vi_raw)w, 8), 8);
+    const vi_raw w_odd = _mm256_srai_epi16((vi_raw)w, 8);
+    return acc + (vi)_mm256_madd_epi16(even, w_even) + (vi)_mm256_madd_epi16(odd, w_odd);
+#endif
+}
+/* 8 bytes, widened. */
+SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
+SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)); }

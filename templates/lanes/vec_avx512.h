@@ -1,0 +1,51 @@
+/* Vector primitives, AVX-512 with VNNI: 16 lanes of 32 bits. */
+#include <immintrin.h>
+#define VL 16
+typedef __m512 vf;
+typedef __m512i vi_raw;
+typedef int32_t vi __attribute__((vector_size(64)));
+
+SPARSEC_INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
+SPARSEC_INLINE vi vi_set1(int32_t x) { return (vi)_mm512_set1_epi32(x); }
+SPARSEC_INLINE vf vf_load(const void *p) { return _mm512_loadu_ps(p); }
+SPARSEC_INLINE vi vi_load(const void *p) { return (vi)_mm512_loadu_si512(p); }
+SPARSEC_INLINE void vf_store(void *p, vf v) { _mm512_storeu_ps(p, v); }
+SPARSEC_INLINE void vi_store(void *p, vi v) { _mm512_storeu_si512(p, (vi_raw)v); }
+SPARSEC_INLINE vf vf_cvt(vi v) { return _mm512_cvtepi32_ps((vi_raw)v); }
+/* Nearest integer, ties to even. */
+SPARSEC_INLINE vi vi_rint(vf v) { return (vi)_mm512_cvtps_epi32(v); }
+SPARSEC_INLINE vi vi_trunc(vf v) { return (vi)_mm512_cvttps_epi32(v); }
+SPARSEC_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+SPARSEC_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+/* The second operand where either is NaN. */
+SPARSEC_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+SPARSEC_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+SPARSEC_INLINE vi vi_min(vi a, vi b) { return (vi)_mm512_min_epi32((vi_raw)a, (vi_raw)b); }
+SPARSEC_INLINE vi vi_max(vi a, vi b) { return (vi)_mm512_max_epi32((vi_raw)a, (vi_raw)b); }
+SPARSEC_INLINE vf vf_sqrt(vf v) { return _mm512_sqrt_ps(v); }
+SPARSEC_INLINE vf vf_floor(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+SPARSEC_INLINE vf vf_ceil(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
+SPARSEC_INLINE vf vf_round(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/* acc + sum of 4 products of unsigned bytes x and signed bytes w, in each lane. */
+SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
+{
+    return (vi)_mm512_dpbusd_epi32((vi_raw)acc, (vi_raw)x, (vi_raw)w);
+}
+/* 16 bytes, widened. */
+SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)); }
+SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)); }
+/* The low byte of each lane. */
+SPARSEC_INLINE void vi_store_8(void *p, vi v) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8((vi_raw)v)); }
+/* Stores the lanes lo <= lane < hi. */
+SPARSEC_INLINE __mmask16 vi_lane_mask(int32_t lo, int32_t hi)
+{
+    return (__mmask16)((0xffffu << lo) & (hi >= 16 ? 0xffffu : (1u << hi) - 1u));
+}
+SPARSEC_INLINE void vi_store_lanes(void *p, vi v, int32_t lo, int32_t hi)
+{
+    _mm512_mask_storeu_epi32(p, vi_lane_mask(lo, hi), (vi_raw)v);
+}
+SPARSEC_INLINE void vi_store_8_lanes(void *p, vi v, int32_t lo, int32_t hi)
+{
+    _mm512_mask_cvtepi32_storeu_epi8(p, vi_lane_mask(lo, hi), (vi_raw)v);
+}

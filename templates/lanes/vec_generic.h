@@ -1,0 +1,73 @@
+/* Vector primitives in portable C (GCC and Clang vector extensions): 4 lanes of 32 bits. */
+#include <math.h>
+#include <string.h>
+#define VL 4
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+
+SPARSEC_INLINE vf vf_set1(float x) { return (vf){x, x, x, x}; }
+SPARSEC_INLINE vi vi_set1(int32_t x) { return (vi){x, x, x, x}; }
+SPARSEC_INLINE vf vf_load(const void *p) { vf v; memcpy(&v, p, sizeof v); return v; }
+SPARSEC_INLINE vi vi_load(const void *p) { vi v; memcpy(&v, p, sizeof v); return v; }
+SPARSEC_INLINE void vf_store(void *p, vf v) { memcpy(p, &v, sizeof v); }
+SPARSEC_INLINE void vi_store(void *p, vi v) { memcpy(p, &v, sizeof v); }
+SPARSEC_INLINE vf vf_cvt(vi v) { return __builtin_convertvector(v, vf); }
+SPARSEC_INLINE vi vi_trunc_lane(vf v)
+{
+    vi r;
+    for (int i = 0; i < VL; i++) /* out of range and NaN: as x86 does, and defined in C */
+        r[i] = v[i] >= -2147483648.0f && v[i] < 2147483648.0f ? (int32_t)v[i] : INT32_MIN;
+    return r;
+}
+SPARSEC_INLINE vf vf_round(vf v)
+{
+    vf r;
+    for (int i = 0; i < VL; i++)
+        r[i] = rintf(v[i]);
+    return r;
+}
+/* Nearest integer, ties to even. */
+SPARSEC_INLINE vi vi_rint(vf v) { return vi_trunc_lane(vf_round(v)); }
+SPARSEC_INLINE vi vi_trunc(vf v) { return vi_trunc_lane(v); }
+SPARSEC_INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+SPARSEC_INLINE vf vf_fnma(vf a, vf b, vf c) { return c - a * b; }
+SPARSEC_INLINE vi vi_blend(vi m, vi a, vi b) { return (m & a) | (~m & b); }
+/* The second operand where either is NaN. */
+SPARSEC_INLINE vf vf_min(vf a, vf b) { return (vf)vi_blend(a < b, (vi)a, (vi)b); }
+SPARSEC_INLINE vf vf_max(vf a, vf b) { return (vf)vi_blend(a > b, (vi)a, (vi)b); }
+SPARSEC_INLINE vi vi_min(vi a, vi b) { return vi_blend(a < b, a, b); }
+SPARSEC_INLINE vi vi_max(vi a, vi b) { return vi_blend(a > b, a, b); }
+SPARSEC_INLINE vf vf_sqrt(vf v)
+{
+    vf r;
+    for (int i = 0; i < VL; i++)
+        r[i] = sqrtf(v[i]);
+    return r;
+}
+SPARSEC_INLINE vf vf_floor(vf v)
+{
+    vf r;
+    for (int i = 0; i < VL; i++)
+        r[i] = floorf(v[i]);
+    return r;
+}
+SPARSEC_INLINE vf vf_ceil(vf v)
+{
+    vf r;
+    for (int i = 0; i < VL; i++)
+        r[i] = ceilf(v[i]);
+    return r;
+}
+/* acc + sum of 4 products of unsigned bytes x and signed bytes w, in each lane. */
+SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
+{
+    typedef uint32_t vu __attribute__((vector_size(16)));
+    acc += (x & 255) * ((vi)((vu)w << 24) >> 24);
+    acc += ((x >> 8) & 255) * ((vi)((vu)w << 16) >> 24);
+    acc += ((x >> 16) & 255) * ((vi)((vu)w << 8) >> 24);
+    acc += (vi)((vu)x >> 24) * (w >> 24);
+    return acc;
+}
+/* 4 bytes, widened. */
+SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
+SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
