@@ -40,7 +40,8 @@ def compile(
 
     Args:
         model: an ONNX file, or a folder with ``model.onnx`` and perhaps tokenizer and config.
-        buckets: sequence lengths to specialize to; needed unless the model has no sequence axis.
+        buckets: sequence lengths to specialize to; needed unless the model has no
+            sequence axis or works for one length only.
         output: the artifact's folder; ``model.sparsec`` beside ``model.onnx`` when absent.
         batch_size: the batch size to tune for; any other runs too.
         target: an ISA target's name, or ``auto`` for the fastest that runs here.
@@ -123,7 +124,7 @@ def compile(
             inputs=[_tensor_row(spec) for spec in signature.inputs],
             outputs=[_tensor_row(spec) for spec in signature.outputs],
             mask_input=signature.mask_input,
-            supports_lengths=signature.mask_input is not None,
+            supports_lengths=all(source.supports_lengths for source in emission.buckets),
             buckets=[
                 {"length": length, "file": library, "kernels": list(source.kernels)}
                 for (length, library, _), source in zip(tree.buckets, emission.buckets, strict=True)
@@ -194,7 +195,9 @@ class _Dump:
 def _check_buckets(buckets: Sequence[int], signature: Signature) -> list[int]:
     """The buckets in ascending order; [0] for a model without a sequence axis."""
     lengths = [int(length) for length in buckets]
-    if not any("sequence" in spec.shape for spec in signature.inputs):
+    if not lengths and signature.fixed_length is not None:
+        return [signature.fixed_length]
+    if not signature.has_sequence:
         if lengths:
             raise InputError("the model has no sequence axis: compile it without buckets")
         return [0]

@@ -18,6 +18,9 @@ from sparsec.runtime import Artifact
 # Buckets of a model that an Engine is asked to compile without saying which.
 DEFAULT_BUCKETS = (16, 128)
 
+# Tokens in random inputs for a model that takes any number of them.
+DEFAULT_LENGTH = 128
+
 
 class Engine(runtime.Engine):
     """Runs a compiled model; an ONNX model is compiled into the user's cache folder first.
@@ -112,8 +115,9 @@ def generate_random_inputs(
         loaded = frontend.load_model(os.fspath(model))
         signature = frontend.signature(loaded)
         specs, mask = signature.inputs, signature.mask_input
+        length = length or signature.fixed_length
         limits = {**_config_limits(loaded.folder), **_table_limits(loaded)}
-    extents = {"batch": batch_size, "sequence": length or 128}
+    extents = {"batch": batch_size, "sequence": length or DEFAULT_LENGTH}
     rng = np.random.default_rng(seed)
     return [_random(spec, mask, limits, extents, rng) for spec in specs]
 

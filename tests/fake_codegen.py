@@ -66,6 +66,7 @@ class Bucket:
     length: int
     files: Mapping[str, str]
     kernels: tuple[dict[str, Any], ...]
+    supports_lengths: bool = False
 
 
 @dataclass(frozen=True)

@@ -310,10 +310,12 @@ def _sparsec(
 
 def _buckets(model: str, length: int | None) -> list[int]:
     from sparsec.compiler import frontend
+    from sparsec.facade import DEFAULT_LENGTH
 
     signature = frontend.signature(frontend.load_model(model))
-    sequence = any("sequence" in spec.shape for spec in signature.inputs)
-    return [length or 128] if sequence else []
+    if not signature.has_sequence:
+        return []
+    return [length or signature.fixed_length or DEFAULT_LENGTH]
 
 
 def _onnxruntime(

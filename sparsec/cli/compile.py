@@ -28,7 +28,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         type=lengths,
         metavar="LENGTHS",
         help="sequence lengths to compile for, such as 16,128; "
-        "needed unless the model has no sequence axis",
+        "needed unless the model has no sequence axis or works for one length only",
     )
     parser.add_argument(
         "-o",

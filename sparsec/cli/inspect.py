@@ -96,9 +96,10 @@ def _model(path: str, length: int, target: str) -> dict[str, Any]:
         signature = frontend.signature(model)
         report["inputs"] = [_tensor(spec) for spec in signature.inputs]
         report["outputs"] = [_tensor(spec) for spec in signature.outputs]
-        sequence = any("sequence" in spec.shape for spec in signature.inputs)
-        report["length"] = length if sequence else 0
-        graphs = import_buckets(model, signature, [length] if sequence else [])
+        if signature.fixed_length is not None:
+            length = signature.fixed_length
+        report["length"] = length if signature.has_sequence else 0
+        graphs = import_buckets(model, signature, [length] if signature.has_sequence else [])
         emission = emit_buckets(graphs, signature, isa, model.name, 1)
         report["layers"] = [dict(layer) for layer in emission.layers]
     except UnsupportedError as error:
