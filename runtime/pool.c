@@ -408,28 +408,29 @@ static void finish(slot *s)
     atomic_store_explicit(&s->taken, false, memory_order_release);
 }
 
-static void run_alone(sparsec_task task, void *arg, int32_t count, int32_t index)
+static void run_alone(const sparsec_parallel *team, sparsec_task task, void *arg, int32_t count)
 {
+    const sparsec_parallel *outer = inside;
+    const int32_t outer_index = inside_index;
+    inside_index = outer == team ? outer_index : 0;
+    inside = team;
     for (int32_t i = 0; i < count; i++)
-        task(arg, i, index);
+        task(arg, i, inside_index);
+    inside = outer;
+    inside_index = outer_index;
 }
 
 static void run_region(const sparsec_parallel *team, sparsec_task task, void *arg, int32_t count)
 {
-    int32_t threads = team->threads < count ? team->threads : count;
-    if (inside) {
-        run_alone(task, arg, count, inside == team ? inside_index : 0);
-        return;
+    const int32_t threads = team->threads < count ? team->threads : count;
+    slot *s = NULL;
+    if (!inside && threads > 1) {
+        if (atomic_load_explicit(&wanted, memory_order_relaxed) < team->threads - 1)
+            grow(team->threads - 1);
+        s = take_slot();
     }
-    if (threads <= 1) {
-        run_alone(task, arg, count, 0);
-        return;
-    }
-    if (atomic_load_explicit(&wanted, memory_order_relaxed) < team->threads - 1)
-        grow(team->threads - 1);
-    slot *s = take_slot();
     if (!s) {
-        run_alone(task, arg, count, 0);
+        run_alone(team, task, arg, count);
         return;
     }
     s->threads = threads;
