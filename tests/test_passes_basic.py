@@ -373,6 +373,18 @@ def test_names_of_passes_are_distinct() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_nodes_with_several_outputs_pass_through() -> None:
+    b = Builder()
+    x = floats(b)
+    for _ in range(2):
+        parts = b.emit_multi("split", [x], axis=2, sizes=(2, 4))
+        x = b.op("concat", *(b.op("mul", p, 1.0) for p in reversed(parts)), axis=2)
+    twins = [b.emit_multi("split", [x], axis=1, sizes=(1, 3)) for _ in range(2)]
+    y = b.op("sub", b.op("exp", twins[0][1]), twins[1][1])
+    after = check(b.graph(y, twins[0][0]), run)
+    assert ops(after) == {"split": 3, "concat": 2, "exp": 1, "sub": 1}
+
+
 UNARY = ["neg", "abs", "tanh", "sigmoid", "relu", "floor", "sign"]
 BINARY = ["add", "sub", "mul", "min", "max"]
 

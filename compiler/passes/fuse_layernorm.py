@@ -77,9 +77,9 @@ def _deviation(m: Match, name: str, exponent: float) -> tuple[str, float] | None
 
 def _normalize(m: Match, node: Node) -> bool:
     """(x - mean) / deviation * gamma -> layernorm(x, gamma, 0)."""
-    value = m.type(node.output)
-    if node.op not in ("mul", "div") or value.dtype != np.float32:
+    if node.op not in ("mul", "div") or m.type(node.output).dtype != np.float32:
         return False
+    value = m.type(node.output)
     factors = product(m, node.output)
     if len(factors.over) + len(factors.under) != 2 or not factors.over:
         return False
