@@ -1,4 +1,4 @@
-"""The Engine on hand-written libraries: buckets, padding, lengths, inputs, threads, life, loading."""
+"""The Engine on hand-written libraries: buckets, padding, inputs, threads, closing, loading."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def test_skip_padding_reads_the_mask(folder: Path, rng: np.random.Generator) -> 
         assert seen(engine.run([ids, mask, bias], skip_padding=False))[0] == [10] * 4
 
 
-@pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "float64", "uint8", "int8", "bool"])
+@pytest.mark.parametrize("dtype", "int64 int32 float32 float64 uint8 int8 bool".split())
 def test_masks_of_every_dtype(tmp_path: Path, dtype: str) -> None:
-    """The mask's dtype decides how it is scanned; a library that ignores it tells what was found."""
+    """The mask's dtype decides how it is scanned; the library tells what was found."""
     source = tmp_path / "model.c"
     numbers = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9}
     source.write_text(
@@ -231,7 +231,7 @@ def test_wrong_inputs(
 
 
 def test_a_library_that_refuses(engine: Engine, rng: np.random.Generator) -> None:
-    with pytest.raises(SparsecError, match="status 1.*batch of 666"):
+    with pytest.raises(SparsecError, match=r"status 1.*batch of 666"):
         engine.run(inputs(rng, 666, 3))
 
 
