@@ -118,7 +118,7 @@ def test_skip_padding_reads_the_mask(folder: Path, rng: np.random.Generator) -> 
         assert seen(engine.run([ids, mask, bias], skip_padding=False))[0] == [10] * 4
 
 
-@pytest.mark.parametrize("dtype", "int64 int32 float32 float64 uint8 int8 bool".split())
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "float64", "uint8", "int8", "bool"])
 def test_masks_of_every_dtype(tmp_path: Path, dtype: str) -> None:
     """The mask's dtype decides how it is scanned; the library tells what was found."""
     source = tmp_path / "model.c"
