@@ -203,6 +203,8 @@ class Importer:
     ) -> tuple[Tensor, ...] | None:
         """Results of an op on compile-time tensors, or None if it has to run later."""
         known = [t for t in inputs if t is not None]
+        # A stored tensor in another layout keeps its name; a computed one gets its node's.
+        hint = known[0].hint if OPS[op].layout and len(known) == 1 else self._hint
         shapes = [tuple(shape) for _, shape in types]
         dtypes = [np.dtype(dtype) for dtype, _ in types]
         if OPS[op].elementwise:
@@ -215,14 +217,14 @@ class Importer:
                 )
             else:
                 (out,) = OPS[op].reference({**attrs, "_batch": 1}, *arrays)
-            return (Tensor(dtypes[0], shapes[0], array=out),)
+            return (Tensor(dtypes[0], shapes[0], array=out, hint=hint),)
         if op == "expand":
             array = known[0].contents()
             array = array.reshape((1,) * (len(shapes[0]) - array.ndim) + array.shape)
-            return (Tensor(dtypes[0], shapes[0], array=array),)
+            return (Tensor(dtypes[0], shapes[0], array=array, hint=hint),)
         if op == "reshape" and known[0].contents().size == 1:
             array = known[0].contents().reshape((1,) * len(shapes[0]))
-            return (Tensor(dtypes[0], shapes[0], array=array),)
+            return (Tensor(dtypes[0], shapes[0], array=array, hint=hint),)
         if not all(_one_per_batch(t.shape) for t in known):
             return None
         if any(_batch_axes(s) for s in (*shapes, *(t.shape for t in known))) and not _batch_apart(
@@ -240,7 +242,7 @@ class Importer:
         except IndexError as error:
             raise Fail(str(error)) from None
         return tuple(
-            Tensor(dtype, shape, array=symbolic.tidy(np.asarray(out), dtype))
+            Tensor(dtype, shape, array=symbolic.tidy(np.asarray(out), dtype), hint=hint)
             for dtype, shape, out in zip(dtypes, shapes, outs, strict=True)
         )
 
@@ -293,7 +295,10 @@ class Importer:
         """The elements of a compile-time integer tensor."""
         if not tensor.known:
             raise Fail("a shape, axis or index depends on the values of the inputs")
-        return [v if isinstance(v, BatchDim) else int(v) for v in dense(tensor, FOLD_LIMIT).flat]
+        values = dense(tensor, FOLD_LIMIT).reshape(-1).tolist()
+        if any(isinstance(v, symbolic.PerSample) for v in values):
+            raise Fail("a shape, axis or index differs along the batch")
+        return [v if isinstance(v, BatchDim) else int(v) for v in values]
 
     def plain_ints(self, tensor: Tensor) -> list[int]:
         """Like :meth:`ints`, where none may depend on the batch size."""

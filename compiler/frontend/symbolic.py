@@ -1,18 +1,57 @@
 """Arithmetic on compile-time integers that may depend on the batch size.
 
-Arrays are numpy object arrays of Python ints and :class:`~sparsec.compiler.ir.BatchDim`.  A result
-without a BatchDim becomes an ordinary array again.
+Arrays are numpy object arrays of Python ints, :class:`~sparsec.compiler.ir.BatchDim` and
+:class:`PerSample`.  A result that holds neither becomes an ordinary array again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sparsec.compiler.frontend.tensor import Fail
 from sparsec.compiler.ir import BatchDim
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """A number that differs along the batch: ``stride * b + offset`` for sample b.
+
+    Exporters write ``arange(batch)`` into the index arithmetic of attention masks.  A stride of
+    None stands for any other number made from it, of which only the shape may be used.
+    """
+
+    stride: int | None = 1
+    offset: int = 0
+
+
+INDEX = PerSample()
+_OPAQUE = PerSample(None)
+
+
+def _per_sample(op: str, values: tuple[Any, ...]) -> Any:
+    """An elementwise op with a PerSample operand."""
+    if op == "where" and not isinstance(values[0], PerSample):
+        return values[1] if values[0] else values[2]
+    if op == "mul" and isinstance(values[0], int):
+        values = values[::-1]
+    if len(values) != 2 or any(isinstance(v, PerSample) and v.stride is None for v in values):
+        return _OPAQUE
+    a, b = values
+    if op in ("add", "sub") and all(isinstance(v, (int, PerSample)) for v in values):
+        sign = 1 if op == "add" else -1
+        left, right = (v if isinstance(v, PerSample) else PerSample(0, v) for v in values)
+        total = PerSample(left.stride + sign * right.stride, left.offset + sign * right.offset)
+        return total if total.stride else total.offset
+    if isinstance(a, PerSample) and isinstance(b, int):
+        if op == "mul":
+            return PerSample(a.stride * b, a.offset * b) if b else 0  # type: ignore[operator]
+        if op in ("less", "greater_equal") and a.stride >= 0 and a.offset >= b:  # type: ignore[operator]
+            return op == "greater_equal"
+    return _OPAQUE
 
 
 def compare(a: Any, b: Any) -> int:
@@ -66,7 +105,7 @@ _SCALAR: dict[str, Callable[..., Any]] = {
 
 def _scalar(value: Any) -> Any:
     """A Python int, bool or BatchDim; raises Fail for a fraction."""
-    if isinstance(value, (BatchDim, bool, np.bool_)):
+    if isinstance(value, (BatchDim, PerSample, bool, np.bool_)):
         return value
     if int(value) != value:
         raise Fail(f"{value} meets a number that depends on the batch size")
@@ -93,9 +132,16 @@ def elementwise(
         function = _nonzero
     if function is None:
         raise Fail(f"{op} of a number that depends on the batch size")
-    call = function
+    known = function
+
+    def call(*values: Any) -> Any:
+        numbers = tuple(map(_scalar, values))
+        if any(isinstance(v, PerSample) for v in numbers):
+            return _per_sample(op, numbers)
+        return known(*numbers)
+
     try:
-        out = np.frompyfunc(lambda *v: call(*map(_scalar, v)), len(arrays), 1)(*arrays)
+        out = np.frompyfunc(call, len(arrays), 1)(*arrays)
     except ValueError as error:
         raise Fail(str(error)) from None
     return tidy(np.asarray(out, dtype=object), dtype)
@@ -107,6 +153,6 @@ def _nonzero(a: Any) -> bool:
 
 def tidy(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """The array with its real dtype if nothing in it depends on the batch size."""
-    if array.dtype == object and any(isinstance(v, BatchDim) for v in array.flat):
+    if array.dtype == object and any(isinstance(v, (BatchDim, PerSample)) for v in array.flat):
         return array
     return array.astype(dtype)

@@ -21,9 +21,10 @@ def fold_constant(m: Match, node: Node) -> bool:
     if node.op == "expand":
         return False
     results = OPS[node.op].reference({**node.attrs, "_batch": 1}, *arrays)
+    hint = node.inputs[0] if OPS[node.op].layout else node.outputs[0]
     for out, array in zip(node.outputs, results, strict=True):
         m.edit.replace_uses(
-            out, m.edit.constant(np.ascontiguousarray(array).reshape(array.shape), out)
+            out, m.edit.constant(np.ascontiguousarray(array).reshape(array.shape), hint)
         )
     return True
 

@@ -12,7 +12,9 @@ layout), then linear layers:
                              matmul       =>   qlinear(x, W - zw, scale = sx * sw) {x_zp = zx}
     dequantize(W, sw, zw) --'
 
-The bias stays a float ``add``: a ``dequantize`` of its int32 constant folds to the float it means.
+    add(qlinear, dequantize(bias i32, s = sx * sw, 0))   =>   qlinear with that bias
+
+Any other bias stays a float ``add``; a ``dequantize`` of its constant folds to the float it means.
 """
 
 from __future__ import annotations
@@ -132,5 +134,40 @@ def to_qlinear(m: Match, node: Node) -> bool:
     return True
 
 
+def integer_bias(m: Match, node: Node) -> bool:
+    """add(qlinear, dequantize(int32 constant)) of equal scales => qlinear with a bias.
+
+    What is added in float is then added exactly, before the one rounding of the scale.
+    """
+    if node.op != "add":
+        return False
+    for mine, other in ((0, 1), (1, 0)):
+        layer = m.producer(node.inputs[mine], "qlinear")
+        value = m.producer(node.inputs[other], "dequantize")
+        if layer is None or value is None or len(layer.inputs) > 3:
+            continue
+        scale = m.constant(layer.inputs[2])
+        bias, bias_scale, zero = (m.constant(name) for name in value.inputs)
+        if scale is None or bias is None or bias_scale is None or zero is None:
+            continue
+        n = m.type(layer.inputs[1]).shape[0]
+        fits = bias.dtype == np.int32 and bias.size == n and bias.shape[-1:] == (n,)
+        if not fits or np.any(zero) or bias_scale.size not in (1, n):
+            continue
+        if (
+            m.only_user(layer.output) is None
+            or m.type(node.output).shape != m.type(layer.output).shape
+        ):
+            continue
+        # Room for the products, so that the sum cannot overflow where the float sum would not.
+        if np.any(scale != bias_scale) or np.any(np.abs(bias.astype(np.int64)) >= 2**30):
+            continue
+        operands = (*layer.inputs[:3], m.edit.constant(bias.reshape(-1), value.inputs[0]))
+        out = m.edit.emit("qlinear", operands, source=layer.source, **layer.attrs)
+        m.edit.replace_uses(node.output, out)
+        return True
+    return False
+
+
 MOVE = [move_of_constant, dequantize_after_move, requantize_same]
-RULES = [to_qlinear]
+RULES = [to_qlinear, integer_bias]

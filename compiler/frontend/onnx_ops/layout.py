@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sparsec.compiler.frontend import symbolic
 from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant
-from sparsec.compiler.ir import BatchDim, Dim, element_count
+from sparsec.compiler.ir import BATCH, BatchDim, Dim, Shape, element_count
 
 _END = 2**31 - 1
 """Ends of slices from here on mean "to the end"."""
@@ -172,6 +173,8 @@ def _gather(c: Importer, n: OnnxNode) -> Tensor:
     x, indices = n[0], n[1]
     axis = normal_axis(n.attrs.get("axis", 0), len(x.shape))
     extent = x.shape[axis]
+    if indices.symbolic and not x.known:
+        return _gather_flat(c, x, axis, indices)
     if indices.known and not isinstance(extent, BatchDim):
         values = indices.contents()
         if indices.symbolic or np.any(values >= extent) or np.any(values < -extent):
@@ -257,7 +260,78 @@ def _trilu(c: Importer, n: OnnxNode) -> Tensor:
     return c.emit("where", keep, x, c.scalar(0, x))
 
 
-@onnx_op("GatherElements", "GatherND", "ScatterND", "NonZero")
+@onnx_op("GatherND")
+def _gather_nd(c: Importer, n: OnnxNode) -> Tensor:
+    """Of compile-time tensors, or x[b, k, ..] for every sample's own index b and constant k.
+
+    The latter is a gather along the other indexed axes, taken as one.
+    """
+    x, indices = n[0], n[1]
+    if x.known or n.attrs.get("batch_dims", 0):
+        return _known_only(c, n)
+    table = indices.contents()
+    count = table.shape[-1]
+    if not indices.shape or count != indices.shape[-1] or not 1 <= count <= len(x.shape):
+        raise Fail("its indices are not supported")
+    _check_per_sample(indices.shape[:-1])
+    extents = x.shape[1:count]
+    if x.shape[0] != BATCH or any(isinstance(d, BatchDim) for d in extents):
+        raise Fail("the batch is indexed together with other axes")
+    if not all(v == symbolic.INDEX for v in table[..., 0].flat):
+        raise Fail("it is supported only with compile-time indices, the first along the batch")
+    flat = np.zeros(table.shape[:-1], object)
+    for i, extent in enumerate(extents, start=1):
+        flat = flat * extent + _inside(table[..., i], extent)
+    x = c.reshape(x, (x.shape[0], element_count(extents), *x.shape[count:]))
+    return _gather_samples(c, x, 0, flat, indices.shape[:-1])
+
+
+def _gather_flat(c: Importer, x: Tensor, axis: int, indices: Tensor) -> Tensor:
+    """Gather from an axis of batch * S elements at S * b + k: every sample from its own part."""
+    size = x.shape[axis].coef if isinstance(x.shape[axis], BatchDim) else 0
+    parts = (*x.shape[:axis], BATCH, size, *x.shape[axis + 1 :])
+
+    def own(v: object) -> object:
+        return v.offset if isinstance(v, symbolic.PerSample) and v.stride == size else None
+
+    offsets = np.frompyfunc(own, 1, 1)(indices.contents())
+    _check_per_sample(indices.shape)
+    if any(v is None for v in np.asarray(offsets, object).flat):
+        raise Fail("its indices are not supported: they mix the samples of a batch")
+    return _gather_samples(c, c.reshape(x, parts), axis, _inside(offsets, size), indices.shape)
+
+
+def _check_per_sample(shape: Shape) -> None:
+    batch = [i for i, d in enumerate(shape) if isinstance(d, BatchDim)]
+    if len(batch) != 1 or shape[batch[0]] != BATCH or any(d != 1 for d in shape[: batch[0]]):
+        raise Fail(f"indices of shape {list(shape)} along the batch are not supported")
+
+
+def _inside(values: np.ndarray, extent: int) -> np.ndarray:
+    """Integer indices, negative ones counted from the end."""
+    numbers = [v for v in np.asarray(values, object).flat if isinstance(v, int)]
+    if len(numbers) < values.size or any(not -extent <= v < extent for v in numbers):
+        raise Fail(f"an index is outside the {extent} elements of its axis")
+    return np.asarray(values % extent, object)
+
+
+def _gather_samples(c: Importer, x: Tensor, axis: int, at: np.ndarray, shape: Shape) -> Tensor:
+    """x [.., batch, S, ..] gathered at positions that are the same for every sample.
+
+    Args:
+        axis: the batch axis of x; its successor is gathered from.
+        at: positions, uniform along the batch.
+        shape: of the indices, which replaces both axes.
+    """
+    full = tuple(1 if isinstance(d, BatchDim) else d for d in shape)
+    flat = np.broadcast_to(at, full).reshape(-1).astype(np.int64)
+    out = (*x.shape[:axis], *shape, *x.shape[axis + 2 :])
+    if not np.array_equal(flat, np.arange(x.shape[axis + 1])):  # type: ignore[arg-type]
+        x = c.emit("gather", x, constant(flat, "positions"), axis=axis + 1)
+    return c.reshape(x, out)
+
+
+@onnx_op("GatherElements", "ScatterND", "NonZero")
 def _known_only(c: Importer, n: OnnxNode) -> Tensor:
     """Only of compile-time tensors: index arithmetic of masks and relative positions."""
     tensors = [n[i] for i in range(len(n.inputs))]

@@ -7,7 +7,7 @@ import numpy as np
 from sparsec.compiler.frontend import symbolic
 from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, onnx_op
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant
-from sparsec.compiler.ir import BatchDim, Dim, element_count
+from sparsec.compiler.ir import BATCH, BatchDim, Dim, element_count
 
 _INT64 = np.dtype(np.int64)
 
@@ -53,4 +53,8 @@ def _range(c: Importer, n: OnnxNode) -> Tensor:
 
 
 def _batch_range(c: Importer, n: OnnxNode) -> Tensor:
-    raise Fail("a range over the batch")
+    """0, 1, .. batch - 1: every sample's own index."""
+    first, last, step = (c.ints(n[i]) for i in range(3))
+    if first != [0] or step != [1] or last != [BATCH]:
+        raise Fail(f"a range from {first[0]} to {last[0]} by {step[0]} depends on the batch size")
+    return Tensor(_INT64, (BATCH,), array=np.asarray([symbolic.INDEX], object))
