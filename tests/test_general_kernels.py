@@ -30,10 +30,10 @@ from sparsec.compiler.lowering.general import render
 
 CFLAGS = {
     "sanitized": ["-O1", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"],
-    "native": ["-O3", "-march=native", "-ffp-contract=off"],
+    "native": ["-O3", "-march=native", "-ffp-contract=off", "-Wno-aggressive-loop-optimizations"],
 }
 BATCHED = settings(
-    max_examples=3,
+    max_examples=2,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],
@@ -57,7 +57,7 @@ static const sparsec_parallel TWO = {2, backwards};
 """
 
 
-@dataclass
+@dataclass(repr=False)
 class Case:
     """One kernel, its arguments, and what it must give."""
 
@@ -72,6 +72,12 @@ class Case:
     def __post_init__(self) -> None:
         with np.errstate(all="ignore"):
             self.expected = interpret(self.graph, self.inputs)
+
+    def __repr__(self) -> str:
+        return f"Case({', '.join(node.op for node in self.graph.nodes)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
 
     def interface(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if self.group:
@@ -146,7 +152,9 @@ def _child(library: Path, cases: Sequence[Case], pipe: Any) -> None:
                     Guarded(np.full(bind_shape(v.shape, case.batch), 85, v.dtype), at_end)
                     for v in shapes
                 ]
-                pointers = [(ctypes.c_void_p * len(g))(*(b.address for b in g)) for g in (outs, ins)]
+                pointers = [
+                    (ctypes.c_void_p * len(g))(*(b.address for b in g)) for g in (outs, ins)
+                ]
                 getattr(lib, f"call{k}")(ctypes.c_int64(case.batch), parallel, *pointers)
                 made = dict(zip(outputs, (b.array for b in outs), strict=True))
                 fault = check(case, [made[n] for n in case.graph.outputs])
@@ -188,9 +196,8 @@ def run(cases: Sequence[Case], folder: Path, flags: Sequence[str]) -> None:
     child.join()
     if last >= 0:
         faults.append((last, f"the kernel crashed (exit code {child.exitcode})"))
-    for k, fault in faults[:3]:
-        print(fault, cases[k].kernel("kernel"), cases[k].inputs, sep="\n")
-    assert not faults, f"{len(faults)} faults, first: {cases[faults[0][0]].graph.nodes[0].op}: {faults[0][1]}"
+    messages = [f"{cases[k].graph.nodes[0].op}: {fault}" for k, fault in faults]
+    assert not faults, "\n".join([*messages[:20], cases[faults[0][0]].kernel("kernel")])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -211,11 +218,29 @@ def build(request: Any, tmp_path_factory: Any) -> Callable[[Sequence[Case]], Non
 
 # ---- drawing tensors ----
 
-SPECIALS = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 127.5, 1e-40, 3e38, 89.0, -88.0, -104.0]
+SPECIALS = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    -0.5,
+    1.5,
+    2.5,
+    -2.5,
+    127.5,
+    1e-40,
+    3e38,
+    89.0,
+    -88.0,
+    -104.0,
+]
 SPECIALS += [math.inf, -math.inf, math.nan, 0.62, 0.92, 4.0, 10.0, 2.0**31, -(2.0**31), 1e-8]
 
 
-def numbers(rng: np.random.Generator, dtype: Any, shape: Sequence[int], special: bool = True) -> Any:
+def numbers(
+    rng: np.random.Generator, dtype: Any, shape: Sequence[int], special: bool = True
+) -> Any:
     """Random numbers of a dtype, a third of them extreme ones if asked for."""
     dtype = np.dtype(dtype)
     shape = tuple(shape)
@@ -227,7 +252,16 @@ def numbers(rng: np.random.Generator, dtype: Any, shape: Sequence[int], special:
     else:
         info = np.iinfo(dtype)
         plain = rng.integers(max(info.min, -100), min(info.max, 100), shape, dtype=dtype)
-        edges = [info.min, info.max, info.min + 1, info.max - 1, 0, 1, 2, 1 if info.min == 0 else -1]
+        edges = [
+            info.min,
+            info.max,
+            info.min + 1,
+            info.max - 1,
+            0,
+            1,
+            2,
+            1 if info.min == 0 else -1,
+        ]
         extreme = rng.choice(np.array(edges, dtype), shape)
     if not special:
         return np.asarray(plain).astype(dtype)
@@ -271,6 +305,9 @@ def one_node(op: str, batch: int, arrays: Sequence[Any], **attrs: Any) -> Case:
             inputs.append(entry[0])
         else:
             names.append(edit.constant(entry))
+    # An input that nobody reads, from which the interpreter learns the batch size in any case.
+    inputs.append(np.zeros(batch, np.uint8))
+    edit.input("batch", np.uint8, (BATCH,))
     edit.outputs = list(edit.emit_multi(op, names, source=f"/layer/{op} */", **attrs))
     return Case(edit.finish(), inputs, batch, **extra)
 
@@ -296,7 +333,22 @@ SIGNED = ("float32", "float64", "int64", "int32", "int8")
 def elementwise_case(draw: Any) -> Case:
     batch = draw(st.integers(1, 3))
     shape = shapes(draw)
-    kind = draw(st.sampled_from(["binary", "compare", "unary", "mod", "pow", "where", "cast", "logic", "gelu", "quantize"]))
+    kind = draw(
+        st.sampled_from(
+            [
+                "binary",
+                "compare",
+                "unary",
+                "mod",
+                "pow",
+                "where",
+                "cast",
+                "logic",
+                "gelu",
+                "quantize",
+            ]
+        )
+    )
     if kind == "binary" or kind == "compare":
         op = draw(st.sampled_from(BINARY if kind == "binary" else COMPARE))
         dtype = draw(st.sampled_from(DTYPES + (("bool",) if op == "equal" else ())))
@@ -321,7 +373,10 @@ def elementwise_case(draw: Any) -> Case:
         kinds = ["bool", dtype, dtype]
         return one_node("where", batch, [tensor(draw, d, p, batch) for d, p in zip(kinds, parts)])
     if kind == "cast":
-        source, to = draw(st.sampled_from(DTYPES + ("bool",))), draw(st.sampled_from(DTYPES + ("bool",)))
+        source, to = (
+            draw(st.sampled_from(DTYPES + ("bool",))),
+            draw(st.sampled_from(DTYPES + ("bool",))),
+        )
         whole = np.dtype(source).kind == "f" and np.dtype(to).kind in "iu"
         array, symbolic = tensor(draw, source, shape, batch, special=not whole)
         array = np.abs(array) if to == "uint8" and whole else array
@@ -335,7 +390,9 @@ def elementwise_case(draw: Any) -> Case:
         x = tensor(draw, dtype, shape, batch)
         how = draw(st.sampled_from(["none", "tanh"]))
         # 1 + erf(x) cancels on the left, so the error is measured against x.
-        return one_node("gelu", batch, [x], approximate=how, ulps=8, scale=lambda i, _: np.abs(i[0]))
+        return one_node(
+            "gelu", batch, [x], approximate=how, ulps=8, scale=lambda i, _: np.abs(i[0])
+        )
     return quantize_case(draw, batch)
 
 
@@ -344,6 +401,7 @@ def power_case(draw: Any, shape: tuple[Any, ...], batch: int) -> Case:
     x, _ = tensor(draw, base, shape, batch, special=np.dtype(base).kind == "f")
     rng = random_generator(draw)
     if np.dtype(base).kind == "f":
+        x = np.where(x == -np.inf, 1, x).astype(base)  # numpy takes sqrt(-inf) for pow(-inf, 0.5)
         y = rng.choice(np.array([0, 1, 2, 3, 5, 0.5, 1.5, -1, -2]), ()).astype(exponent)
         y = y if exponent != "uint8" or y < 10 else y.astype(exponent) * 0
         return one_node("pow", batch, [(x, shape), y], ulps=4)
@@ -457,7 +515,11 @@ def test_partition_keeps_order_and_splits_by_shape() -> None:
 def layout_case(draw: Any) -> Case:
     batch = draw(st.integers(1, 3))
     dtype = draw(st.sampled_from(DTYPES + ("bool",)))
-    op = draw(st.sampled_from(["reshape", "transpose", "transpose", "expand", "concat", "slice", "gather", "split"]))
+    op = draw(
+        st.sampled_from(
+            ["reshape", "transpose", "transpose", "expand", "concat", "slice", "gather", "split"]
+        )
+    )
     shape = shapes(draw, 1, 5 if op == "transpose" else 4)
     x = tensor(draw, dtype, shape, batch)
     axis = draw(st.integers(0, len(shape) - 1))
@@ -505,7 +567,15 @@ def slice_case(draw: Any, x: Any, batch: int) -> Case:
             ends.append(b + (1 if a <= b else -1))
             axes.append(axis)
             steps.append(step)
-    return one_node("slice", batch, [x], starts=tuple(starts), ends=tuple(ends), axes=tuple(axes), steps=tuple(steps))
+    return one_node(
+        "slice",
+        batch,
+        [x],
+        starts=tuple(starts),
+        ends=tuple(ends),
+        axes=tuple(axes),
+        steps=tuple(steps),
+    )
 
 
 @BATCHED
@@ -548,7 +618,9 @@ def reduction_case(draw: Any) -> Case:
         if op == "softmax":
             # A result's error is that of its exponent x - max, of up to 100 or so, in ulps.
             return one_node(op, batch, [x], axis=axis, ulps=8)
-        return one_node(op, batch, [x], axis=axis, exclusive=draw(st.booleans()), reverse=draw(st.booleans()))
+        return one_node(
+            op, batch, [x], axis=axis, exclusive=draw(st.booleans()), reverse=draw(st.booleans())
+        )
     if op == "layernorm":
         shape = (*shapes(draw, 0, 3), draw(LIVE_DIM))
         parts = [tensor(draw, dtype, s, batch, False) for s in (shape, shape[-1:], shape[-1:])]
@@ -558,10 +630,14 @@ def reduction_case(draw: Any) -> Case:
             spread = np.std(inputs[0], axis=-1, keepdims=True)
             return np.abs(inputs[1]) * (1 + top / np.maximum(spread, 1e-6)) + np.abs(inputs[2])
 
-        return one_node(op, batch, parts, eps=draw(st.sampled_from([1e-5, 1e-12])), ulps=8, scale=size)
+        return one_node(
+            op, batch, parts, eps=draw(st.sampled_from([1e-5, 1e-12])), ulps=8, scale=size
+        )
     shape = shapes(draw, 0, 4, DIM if op == "sum" else LIVE_DIM)
     axes = tuple(i for i in range(len(shape)) if draw(st.booleans()))
-    x = tensor(draw, dtype, shape, batch, special=np.dtype(dtype).kind != "f" or op in ("max", "min"))
+    x = tensor(
+        draw, dtype, shape, batch, special=np.dtype(dtype).kind != "f" or op in ("max", "min")
+    )
 
     def magnitude(inputs: list[np.ndarray], expected: list[np.ndarray]) -> Any:
         f = np.sum if op == "sum" else np.mean
@@ -625,11 +701,11 @@ def contraction_case(draw: Any) -> Case:
             b_shape = (k,)
         dtype = draw(st.sampled_from(FLOATS))
         parts = [tensor(draw, dtype, s, batch, False) for s in (a_shape, b_shape)]
-        return one_node(op, batch, parts, ulps=k + 2, scale=lambda i, _: dot_size(*i))
+        return one_node(op, batch, parts, ulps=k + 2, scale=lambda i, _: dot_size(i[0], i[1]))
     left, right = draw(st.sampled_from(BYTES)), draw(st.sampled_from(BYTES))
     rows, columns = [None, (), (1,)], [None, (), (1,), (n,), (1, n)]
     if not isinstance(m, BatchDim):
-        rows += [(m,), (m, 1)]
+        rows += [(m,), (m, 1)] if m else []
     zeros = [draw(st.sampled_from(rows)), draw(st.sampled_from(columns))]
     parts = [tensor(draw, left, a_shape, batch), tensor(draw, right, b_shape, batch)]
     for dtype, shape in zip((left, right), zeros, strict=True):
@@ -677,7 +753,10 @@ def attention_case(
     if result == "float32":
         prob.outputs = [p]
     else:
-        step, zp = prob.constant(np.float32(1 / 255)), prob.constant(np.array(-3, "int8") if result == "int8" else np.uint8(0))
+        step, zp = (
+            prob.constant(np.float32(1 / 255)),
+            prob.constant(np.array(-3, "int8") if result == "int8" else np.uint8(0)),
+        )
         prob.outputs = [prob.emit("quantize", [p, step, zp])]
     edit = Editor(name="attention", length=0)
     shape = (BATCH, length, channels)
@@ -718,7 +797,9 @@ def test_attention(build: Any, scores: str) -> None:
 def test_other_element_types_are_named(dtype: str) -> None:
     edit = Editor(name="g", length=0)
     x = edit.input("x", np.float32, (2,))
-    edit.outputs = [edit.emit("quantize", [x, edit.constant(np.float32(1)), edit.constant(np.zeros((), dtype))])]
+    edit.outputs = [
+        edit.emit("quantize", [x, edit.constant(np.float32(1)), edit.constant(np.zeros((), dtype))])
+    ]
     graph = edit.finish()
     reason = general.supported(graph.nodes[0], graph)
     assert reason is not None and dtype in reason

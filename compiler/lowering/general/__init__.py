@@ -77,9 +77,7 @@ def group_elementwise(graph: Graph, nodes: Sequence[Node]) -> list[list[Node]]:
     return elementwise.partition(graph, nodes)
 
 
-def group_interface(
-    nodes: Sequence[Node], graph: Graph
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def group_interface(nodes: Sequence[Node], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Values that a group reads, each once, and those it makes that are needed outside of it."""
     made = {node.output for node in nodes}
     inputs = dict.fromkeys(n for node in nodes for n in node.inputs if n and n not in made)

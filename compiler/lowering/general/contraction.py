@@ -7,7 +7,6 @@ from sparsec.compiler.lowering.general.extents import (
     ONE,
     ZERO,
     Extent,
-    broadcast_strides,
     collapse,
     decode,
     extents,
@@ -30,7 +29,7 @@ class _Batches:
             operands.append([ZERO] * (len(shape) - len(own)) + own)
         dims, steps = collapse(extents(shape), operands)
         self.count = product(dims)
-        self.decode = decode("batch", dims, "b")
+        self.decode = decode("batch", dims, "b", steps)
         self.offsets = [offset("b", s) for s in steps]
 
 

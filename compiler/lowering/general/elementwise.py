@@ -72,7 +72,8 @@ def emit_group(call: Call) -> str:
     )
     inner = dims.pop() if dims else ONE
     whole = [steps[:-1] for steps in collapsed]
-    fixed, moving = [], []
+    fixed: list[dict[str, object]] = []
+    moving: list[dict[str, object]] = []
     for (name, _), k in loads.items():
         steps = collapsed[k + 1]
         value = graph.values[name]
@@ -84,7 +85,7 @@ def emit_group(call: Call) -> str:
             "boolean": value.dtype.kind == "b",
         }
         (moving if steps and steps[-1] != ZERO else fixed).append(load)
-    names = {}
+    names: dict[str, str] = {}
     statements = []
     for i, node in enumerate(call.nodes):
         operands = []
@@ -103,7 +104,7 @@ def emit_group(call: Call) -> str:
         rows=product(dims) if dims else inner,
         work=product(extents(shape)),
         flat=not dims,
-        decode=decode("row", dims, "i"),
+        decode=decode("row", dims, "i", whole[1:]),
         inner=inner,
         fixed=fixed,
         moving=moving,

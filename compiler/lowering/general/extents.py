@@ -98,15 +98,21 @@ def collapse(
     return out, steps
 
 
-def decode(index: str, dims: Sequence[Extent], prefix: str) -> list[str]:
-    """C statements that turn a flat index into one coordinate ``<prefix><k>`` per extent."""
+def decode(
+    index: str, dims: Sequence[Extent], prefix: str, operands: Sequence[Sequence[Extent]]
+) -> list[str]:
+    """C statements that turn a flat index into coordinates ``<prefix><k>``, one for each extent.
+
+    Only for those along which one of the operands, given by their strides, moves at all.
+    """
     lines: list[str] = []
     step = ONE
     for k in range(len(dims) - 1, -1, -1):
         value = index if step == ONE else f"{index} / {step}"
         if k:
             value = f"{value} % {dims[k]}"
-        lines.insert(0, f"const int64_t {prefix}{k} = {value};")
+        if any(steps[k] != ZERO for steps in operands):
+            lines.insert(0, f"const int64_t {prefix}{k} = {value};")
         step = step * dims[k]
     return lines
 

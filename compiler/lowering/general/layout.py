@@ -64,7 +64,7 @@ def emit_transpose(call: Call) -> str:
         work=product(dims),
         block=BLOCK,
         blocks=blocks,
-        decode=decode("outer", [dims[k] for k in outer], "i"),
+        decode=decode("outer", [dims[k] for k in outer], "i", [[out[k] for k in outer]]),
         source=offset("i", [steps[k] for k in outer]),
         target=offset("i", [out[k] for k in outer]),
         across=dims[across],
@@ -74,9 +74,7 @@ def emit_transpose(call: Call) -> str:
     )
 
 
-def _strided(
-    call: Call, dims: Sequence[Extent], steps: Sequence[Extent], base: str = "0"
-) -> str:
+def _strided(call: Call, dims: Sequence[Extent], steps: Sequence[Extent], base: str = "0") -> str:
     work = product(dims)
     dims, (steps,) = collapse(dims, [steps])
     inner, step = (dims[-1], steps[-1]) if dims else (ONE, ONE)
@@ -86,7 +84,7 @@ def _strided(
         rows=product(outer) if outer else inner,
         work=work,
         flat=not outer,
-        decode=decode("row", outer, "i"),
+        decode=decode("row", outer, "i", [steps]),
         source=f"{base} + {offset('i', steps[:-1])}" if outer else base,
         inner=inner,
         step=step,

@@ -49,6 +49,7 @@ def emit_reduce(call: Call) -> str:
     rows = product(dims[k] for k in kept)
     count = product(d for i, d in enumerate(whole) if i in axes)
     blocks = f"(({inner} + {COLUMNS - 1}) / {COLUMNS})"
+    source = [steps[k] for k in kept]
     summing = name in ("sum", "mean")
     return call.render(
         "reduce",
@@ -65,8 +66,8 @@ def emit_reduce(call: Call) -> str:
         inner=inner,
         columns=COLUMNS,
         blocks=blocks,
-        decode=decode("row", [dims[k] for k in kept], "i"),
-        source=offset("i", [steps[k] for k in kept]),
+        decode=decode("row", [dims[k] for k in kept], "i", [source]),
+        source=offset("i", source),
         loops=[(f"k{n}", dims[k], steps[k]) for n, k in enumerate(reduced)],
     )
 

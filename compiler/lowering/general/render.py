@@ -85,7 +85,7 @@ class Call:
         (node,) = self.nodes
         return node
 
-    def render(self, template: str, *, rows: Extent, work: Extent, **context: Any) -> str:
+    def render(self, template: str, *, rows: Extent | str, work: Extent, **context: Any) -> str:
         """Fill a template that computes rows ``begin`` to ``end`` of `rows` independent ones.
 
         Args:
