@@ -358,6 +358,15 @@ def test_work_is_done_before_expanding() -> None:
 # the pipeline
 
 
+def test_constants_behind_an_expansion_to_the_batch_are_computed() -> None:
+    b = Builder()
+    x = floats(b, BATCH, 2, S, S)
+    triangle = b.op("expand", np.tri(S), shape=(BATCH, 1, S, S))
+    mask = b.op("mul", b.op("sub", 1.0, triangle), -1e4)
+    after = check(b.graph(b.op("softmax", b.op("add", x, mask), axis=3)), run)
+    assert ops(after)["sub"] == ops(after)["mul"] == 0
+
+
 def test_run_reports_each_pass() -> None:
     b = Builder()
     graph = b.graph(b.op("mul", floats(b), 1.0))

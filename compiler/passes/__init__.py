@@ -27,6 +27,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("fuse_gelu", fuse_gelu),
     # Layout ops meet the operands of the matrix products, where attention is found ...
     ("sink_layout", sink_layout),
+    ("fold_moved", fold_constants),
     ("fuse_attention", fuse_attention),
     # ... and those around it cancel.
     ("sink_attention_layout", sink_layout),

@@ -104,40 +104,35 @@ def _normalize(m: Match, node: Node) -> bool:
     return True
 
 
-def _parts(m: Match, node: Node) -> tuple[Node, np.ndarray, np.ndarray, np.ndarray] | None:
-    """A layernorm that only `node` reads, its gamma and beta, and the vector joined to it."""
+def _extend(m: Match, node: Node, part: int, neutral: float) -> bool:
+    """Make a constant vector gamma (part 1) or beta (part 2) of the layernorm that `node` reads.
+
+    The part that is replaced must hold the neutral element, and beta must be 0.
+    """
     for name, other in operand_orders(node):
         norm = m.producer(name, "layernorm")
         if norm is None or m.only_user(name) is not node:
             continue
         value = m.type(node.output)
         vector = last_axis_vector(m.constant(other), value.shape[-1])
-        gamma, beta = (m.constant(n) for n in norm.inputs[1:])
-        if vector is not None and gamma is not None and beta is not None:
-            return (norm, gamma, beta, vector) if value.shape == m.type(name).shape else None
-    return None
-
-
-def _replace(m: Match, norm: Node, node: Node, gamma: np.ndarray, beta: np.ndarray) -> bool:
-    names = [norm.inputs[0], m.edit.constant(gamma, "gamma"), m.edit.constant(beta, "beta")]
-    new = m.edit.emit("layernorm", names, source=sources(norm, node), eps=norm.attrs["eps"])
-    m.edit.replace_uses(node.output, new)
-    return True
+        old = uniform(m.constant(norm.inputs[part]))
+        if vector is None or value.shape != m.type(name).shape:
+            return False
+        if old != neutral or uniform(m.constant(norm.inputs[2])) != 0:
+            return False
+        inputs = list(norm.inputs)
+        inputs[part] = m.edit.constant(vector, other)
+        new = m.edit.emit("layernorm", inputs, source=sources(norm, node), eps=norm.attrs["eps"])
+        m.edit.replace_uses(node.output, new)
+        return True
+    return False
 
 
 def _scale(m: Match, node: Node) -> bool:
     """layernorm(x, 1, 0) * gamma -> layernorm(x, gamma, 0)."""
-    parts = _parts(m, node) if node.op == "mul" else None
-    if parts is None or uniform(parts[1]) != 1 or np.any(parts[2]):
-        return False
-    norm, _, beta, vector = parts
-    return _replace(m, norm, node, vector, beta)
+    return node.op == "mul" and _extend(m, node, 1, neutral=1)
 
 
 def _shift(m: Match, node: Node) -> bool:
     """layernorm(x, gamma, 0) + beta -> layernorm(x, gamma, beta)."""
-    parts = _parts(m, node) if node.op == "add" else None
-    if parts is None or np.any(parts[2]):
-        return False
-    norm, gamma, _, vector = parts
-    return _replace(m, norm, node, gamma, vector)
+    return node.op == "add" and _extend(m, node, 2, neutral=0)
