@@ -18,7 +18,7 @@ import onnx
 
 from sparsec.compiler.frontend import symbolic
 from sparsec.compiler.frontend.load import Model, dense_array, require_tensor, tensor_array
-from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, dense
+from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, dense, fixed
 from sparsec.compiler.ir import BatchDim, Dim, Editor, FrozenAttrs, Graph, Shape, element_count
 from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.ops.elementwise import broadcast_shape
@@ -302,10 +302,7 @@ class Importer:
 
     def plain_ints(self, tensor: Tensor) -> list[int]:
         """Like :meth:`ints`, where none may depend on the batch size."""
-        values = self.ints(tensor)
-        if any(isinstance(v, BatchDim) for v in values):
-            raise Fail(f"{values} may not depend on the batch size")
-        return [int(v) for v in values]  # type: ignore[call-overload]
+        return [fixed(v) for v in self.ints(tensor)]
 
     # -- walking ----------------------------------------------------------------------------------
 
@@ -365,6 +362,13 @@ class Importer:
                 if out:
                     scope[out] = results[i] if i < len(results) else None
 
+    def subgraph(self, graph: onnx.GraphProto, node: OnnxNode) -> list[Tensor | None]:
+        """Import a subgraph of a node in place; it sees the values around it."""
+        inner: dict[str, Tensor | None] = dict(node.attrs["_scope"])
+        inner |= {t.name: self.tensor(t) for t in graph.initializer}
+        self.run(graph.node, inner, self.model.opsets)
+        return [inner[v.name] for v in graph.output]
+
     def _attributes(
         self,
         proto: onnx.NodeProto,
@@ -394,7 +398,7 @@ class Importer:
         bound.CopyFrom(proto)
         del bound.attribute[:]
         bound.attribute.extend(_bound(proto.attribute, caller))
-        schema = onnx.defs.get_schema(proto.op_type, opsets.get(domain, 1), domain)
+        schema: Any = onnx.defs.get_schema(proto.op_type, opsets.get(domain, 1), domain)
         if schema.has_function:
             body = schema.function_body
         else:
@@ -433,7 +437,7 @@ class Importer:
 
 def _has_body(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> bool:
     try:
-        schema = onnx.defs.get_schema(proto.op_type, opsets.get(domain, 1), domain)
+        schema: Any = onnx.defs.get_schema(proto.op_type, opsets.get(domain, 1), domain)
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)

@@ -178,7 +178,9 @@ def _item_bits(data_type: int) -> int:
             return bits
     if not name or name in ("UNDEFINED", "STRING"):
         return 0
-    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type))
+    bits: int = dtype.itemsize * 8
+    return bits
 
 
 _TYPES = set(onnx.TensorProto.DataType.values())

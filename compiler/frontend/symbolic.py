@@ -20,16 +20,17 @@ from sparsec.compiler.ir import BatchDim
 class PerSample:
     """A number that differs along the batch: ``stride * b + offset`` for sample b.
 
-    Exporters write ``arange(batch)`` into the index arithmetic of attention masks.  A stride of
-    None stands for any other number made from it, of which only the shape may be used.
+    Exporters write ``arange(batch)`` into the index arithmetic of attention masks.  `linear` is
+    False for any other number made from it, of which only the shape may be used.
     """
 
-    stride: int | None = 1
+    stride: int = 1
     offset: int = 0
+    linear: bool = True
 
 
 INDEX = PerSample()
-_OPAQUE = PerSample(None)
+_OPAQUE = PerSample(linear=False)
 
 
 def _per_sample(op: str, values: tuple[Any, ...]) -> Any:
@@ -38,7 +39,7 @@ def _per_sample(op: str, values: tuple[Any, ...]) -> Any:
         return values[1] if values[0] else values[2]
     if op == "mul" and isinstance(values[0], int):
         values = values[::-1]
-    if len(values) != 2 or any(isinstance(v, PerSample) and v.stride is None for v in values):
+    if len(values) != 2 or any(isinstance(v, PerSample) and not v.linear for v in values):
         return _OPAQUE
     a, b = values
     if op in ("add", "sub") and all(isinstance(v, (int, PerSample)) for v in values):
@@ -48,8 +49,8 @@ def _per_sample(op: str, values: tuple[Any, ...]) -> Any:
         return total if total.stride else total.offset
     if isinstance(a, PerSample) and isinstance(b, int):
         if op == "mul":
-            return PerSample(a.stride * b, a.offset * b) if b else 0  # type: ignore[operator]
-        if op in ("less", "greater_equal") and a.stride >= 0 and a.offset >= b:  # type: ignore[operator]
+            return PerSample(a.stride * b, a.offset * b) if b else 0
+        if op in ("less", "greater_equal") and a.stride >= 0 and a.offset >= b:
             return op == "greater_equal"
     return _OPAQUE
 

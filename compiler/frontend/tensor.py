@@ -11,12 +11,13 @@ that the shape and mask code of exported graphs folds away:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Shape, Value
+from sparsec.compiler.ir import BatchDim, Dim, Shape, Value
 
 
 class Fail(Exception):
@@ -75,6 +76,13 @@ def constant(array: Any, hint: str = "const", dtype: Any = None) -> Tensor:
     return Tensor(kind, tuple(array.shape), array=array, hint=hint)
 
 
+def fixed(extent: Dim) -> int:
+    """An extent or index that does not depend on the batch size; raises Fail otherwise."""
+    if isinstance(extent, BatchDim):
+        raise Fail(f"{extent} is not known at compile time")
+    return int(extent)
+
+
 def dense(tensor: Tensor, limit: int) -> np.ndarray:
     """The whole contents of a compile-time tensor without batch extents.
 
@@ -84,11 +92,8 @@ def dense(tensor: Tensor, limit: int) -> np.ndarray:
     array = tensor.contents()
     if not tensor.uniform:
         return array
-    if any(isinstance(d, BatchDim) for d in tensor.shape):
-        raise Fail(f"the extent of {list(tensor.shape)} is not known at compile time")
-    size = array.itemsize
-    for d in tensor.shape:
-        size *= int(d)  # type: ignore[call-overload]
+    shape = tuple(map(fixed, tensor.shape))
+    size = array.itemsize * math.prod(shape)
     if size > limit:
         raise Fail(f"a constant of shape {list(tensor.shape)} would take {size} bytes")
-    return np.broadcast_to(array, tensor.shape).copy()  # type: ignore[arg-type]
+    return np.array(np.broadcast_to(array, shape))

@@ -125,21 +125,21 @@ def gelu(x: np.ndarray, approximate: str = "none") -> np.ndarray:
     t = x.dtype.type
     if approximate == "tanh":
         inner = t(math.sqrt(2.0 / math.pi)) * (x + t(0.044715) * x * x * x)
-        return t(0.5) * x * (t(1.0) + np.tanh(inner))
-    return t(0.5) * x * (t(1.0) + erf(x * t(math.sqrt(0.5))))
+        return np.asarray(t(0.5) * x * (t(1.0) + np.tanh(inner)))
+    return np.asarray(t(0.5) * x * (t(1.0) + erf(x * t(math.sqrt(0.5)))))
 
 
 def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype.kind == "f":
-        return np.divide(a, b)
+        return np.asarray(np.divide(a, b))
     quotient = np.floor_divide(a, b)
-    return quotient + ((quotient < 0) & (quotient * b != a)).astype(a.dtype)
+    return np.asarray(quotient + ((quotient < 0) & (quotient * b != a)).astype(a.dtype))
 
 
 def _pow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype.kind in "iu" and (b.dtype.kind == "f" or np.any(b < 0)):
-        return np.power(a.astype(np.float64), b).astype(a.dtype)
-    return np.power(a, b.astype(a.dtype))
+        return np.asarray(np.power(a.astype(np.float64), b)).astype(a.dtype)
+    return np.asarray(np.power(a, b.astype(a.dtype)))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 def _cast(attrs: Attrs, x: np.ndarray) -> np.ndarray:
     to = np.dtype(attrs["to"])
-    return x != 0 if to == _BOOL else x.astype(to)
+    return np.asarray(x != 0) if to == _BOOL else x.astype(to)
 
 
 def _check_kinds(op: str, kinds: str, *values: Value) -> None:
@@ -200,13 +200,19 @@ def _unary(name: str, f: Callable[..., np.ndarray], kinds: str = "iuf", result: 
 
 
 def _mod(attrs: Attrs, v: tuple[np.ndarray, ...]) -> np.ndarray:
-    return (np.fmod if attrs.get("fmod") else np.mod)(v[0], v[1])
+    return np.asarray((np.fmod if attrs.get("fmod") else np.mod)(v[0], v[1]))
 
 
 def _infer_where(attrs: Attrs, cond: Value, a: Value, b: Value) -> Types:
     if cond.dtype != _BOOL:
         raise ValueError(f"where needs a bool condition, got {cond.dtype.name}")
     return [(_same_dtype("where", a, b), broadcast_shape(cond.shape, a.shape, b.shape))]
+
+
+def _reference_where(
+    attrs: Attrs, cond: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    return (np.asarray(np.where(cond, a, b)),)
 
 
 def _infer_cast(attrs: Attrs, x: Value) -> Types:
@@ -250,7 +256,7 @@ ROWS = [
     _binary("less_equal", np.less_equal, "iuf", _BOOL),
     _binary("greater", np.greater, "iuf", _BOOL),
     _binary("greater_equal", np.greater_equal, "iuf", _BOOL),
-    Op("where", _infer_where, lambda attrs, c, a, b: (np.where(c, a, b),), elementwise=True),
+    Op("where", _infer_where, _reference_where, elementwise=True),
     Op("cast", _infer_cast, _reference_cast, elementwise=True),
     _row("gelu", lambda attrs, v: gelu(v[0], attrs.get("approximate", "none")), 1, "f"),
 ]

@@ -24,9 +24,20 @@ def _infer_reduce(attrs: Attrs, x: Value) -> Types:
         raise ValueError(f"reduction over axes {axes} of {list(x.shape)}")
     if x.dtype.kind not in "iuf":
         raise ValueError(f"reduction of {x.dtype.name}")
+    return [(x.dtype, _reduced(attrs, x))]
+
+
+def _reduced(attrs: Attrs, x: Value) -> Shape:
+    axes = attrs["axes"]
     if attrs["keepdims"]:
-        return [(x.dtype, tuple(1 if i in axes else d for i, d in enumerate(x.shape)))]
-    return [(x.dtype, tuple(d for i, d in enumerate(x.shape) if i not in axes))]
+        return tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+    return tuple(d for i, d in enumerate(x.shape) if i not in axes)
+
+
+def _infer_extreme(attrs: Attrs, x: Value) -> Types:
+    if any(x.shape[a] == 0 for a in attrs["axes"] if 0 <= a < len(x.shape)):
+        raise ValueError(f"the extreme of no elements: axes {attrs['axes']} of {list(x.shape)}")
+    return _infer_reduce(attrs, x)
 
 
 def _reduce(function: Callable[..., Any]) -> Callable[..., Arrays]:
@@ -100,8 +111,8 @@ def layernorm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float) ->
 ROWS = [
     Op("reduce_sum", _infer_reduce, _reduce(np.sum)),
     Op("reduce_mean", _infer_reduce, _reduce(_mean)),
-    Op("reduce_max", _infer_reduce, _reduce(np.max)),
-    Op("reduce_min", _infer_reduce, _reduce(np.min)),
+    Op("reduce_max", _infer_extreme, _reduce(np.max)),
+    Op("reduce_min", _infer_extreme, _reduce(np.min)),
     Op("softmax", _infer_softmax, lambda attrs, x: (softmax(x, attrs["axis"]),)),
     Op("cumsum", _infer_cumsum, _cumsum),
     Op(

@@ -26,7 +26,7 @@ def per_channel(array: np.ndarray | None, n: int, rank: int) -> np.ndarray | Non
         return None
     if array.size == 1:
         return array.reshape(())
-    return array.reshape(n) if array.size == n and array.shape[-1] == n else None
+    return array.reshape(n) if array.shape == (*(1,) * (array.ndim - 1), n) else None
 
 
 def constant_operand(m: Match, node: Node) -> tuple[str, np.ndarray] | None:
@@ -49,7 +49,7 @@ def weights(w: np.ndarray | None, zero: np.ndarray | None, rank: int) -> np.ndar
         return None
     wide = w.reshape(w.shape[-2:]).astype(np.int16)
     if zero is not None:
-        point = per_channel(zero, wide.shape[1], 1)
+        point = per_channel(zero, w.shape[-1], 1)
         if point is None:
             return None
         wide = wide - point.astype(np.int16)
@@ -112,10 +112,11 @@ def merge_scale(m: Match, node: Node) -> bool:
     layer = m.producer(sides[0], "qlinear") if sides else None
     if sides is None or layer is None or m.only_user(layer.output) is None:
         return False
-    width = m.type(layer.inputs[1]).shape[0]
-    factor = per_channel(sides[1], int(width), len(m.type(layer.output).shape))  # type: ignore[call-overload]
-    scale = m.constant(layer.inputs[2])
-    if factor is None or scale is None:
+    w, scale = m.constant(layer.inputs[1]), m.constant(layer.inputs[2])
+    if w is None or scale is None:
+        return False
+    factor = per_channel(sides[1], len(w), len(m.type(layer.output).shape))
+    if factor is None:
         return False
     merged = m.edit.constant((scale * factor).astype(np.float32), "scale")
     operands = (*layer.inputs[:2], merged, *layer.inputs[3:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sparsec.compiler.frontend.importer import Importer, OnnxNode, core_dtype, onnx_op
@@ -177,6 +179,13 @@ def _dropout(c: Importer, n: OnnxNode) -> Tensor:
     if n.wants(1):
         raise Fail("its mask output is not supported")
     return n[0]
+
+
+@onnx_op("If")
+def _if(c: Importer, n: OnnxNode) -> Sequence[Tensor | None]:
+    """A condition known at compile time picks a branch."""
+    branch = n.attrs["then_branch" if c.plain_ints(n[0])[0] else "else_branch"]
+    return c.subgraph(branch, n)
 
 
 @onnx_op("Constant")

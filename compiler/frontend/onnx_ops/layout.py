@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsec.compiler.frontend import symbolic
 from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
-from sparsec.compiler.frontend.tensor import Fail, Tensor, constant
+from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 from sparsec.compiler.ir import BATCH, BatchDim, Dim, Shape, element_count
 
 _END = 2**31 - 1
@@ -268,27 +268,28 @@ def _gather_nd(c: Importer, n: OnnxNode) -> Tensor:
     """
     x, indices = n[0], n[1]
     if x.known or n.attrs.get("batch_dims", 0):
-        return _known_only(c, n)
+        return _of_constants(n)
     table = indices.contents()
     count = table.shape[-1]
     if not indices.shape or count != indices.shape[-1] or not 1 <= count <= len(x.shape):
         raise Fail("its indices are not supported")
     _check_per_sample(indices.shape[:-1])
     extents = x.shape[1:count]
-    if x.shape[0] != BATCH or any(isinstance(d, BatchDim) for d in extents):
+    if x.shape[0] != BATCH:
         raise Fail("the batch is indexed together with other axes")
     if not all(v == symbolic.INDEX for v in table[..., 0].flat):
         raise Fail("it is supported only with compile-time indices, the first along the batch")
     flat = np.zeros(table.shape[:-1], object)
     for i, extent in enumerate(extents, start=1):
-        flat = flat * extent + _inside(table[..., i], extent)
+        flat = flat * extent + _inside(table[..., i], fixed(extent))
     x = c.reshape(x, (x.shape[0], element_count(extents), *x.shape[count:]))
     return _gather_samples(c, x, 0, flat, indices.shape[:-1])
 
 
 def _gather_flat(c: Importer, x: Tensor, axis: int, indices: Tensor) -> Tensor:
     """Gather from an axis of batch * S elements at S * b + k: every sample from its own part."""
-    size = x.shape[axis].coef if isinstance(x.shape[axis], BatchDim) else 0
+    extent = x.shape[axis]
+    size = extent.coef if isinstance(extent, BatchDim) else 0
     parts = (*x.shape[:axis], BATCH, size, *x.shape[axis + 1 :])
 
     def own(v: object) -> object:
@@ -326,13 +327,34 @@ def _gather_samples(c: Importer, x: Tensor, axis: int, at: np.ndarray, shape: Sh
     full = tuple(1 if isinstance(d, BatchDim) else d for d in shape)
     flat = np.broadcast_to(at, full).reshape(-1).astype(np.int64)
     out = (*x.shape[:axis], *shape, *x.shape[axis + 2 :])
-    if not np.array_equal(flat, np.arange(x.shape[axis + 1])):  # type: ignore[arg-type]
+    if not np.array_equal(flat, np.arange(fixed(x.shape[axis + 1]))):
         x = c.emit("gather", x, constant(flat, "positions"), axis=axis + 1)
     return c.reshape(x, out)
 
 
-@onnx_op("GatherElements", "ScatterND", "NonZero")
+@onnx_op("GatherElements")
+def _gather_elements(c: Importer, n: OnnxNode) -> Tensor:
+    """Of compile-time tensors, or of a constant that varies along `axis` only: a gather."""
+    x, indices = n[0], n[1]
+    if indices.known or not x.known or x.symbolic:
+        return _of_constants(n)
+    axis = normal_axis(n.attrs.get("axis", 0), len(x.shape))
+    table = x.contents()
+    first = table[tuple(slice(None) if i == axis else slice(0, 1) for i in range(table.ndim))]
+    if not table.size or np.any(table != first):
+        raise Fail("of a constant it is supported only if that varies along its axis alone")
+    if np.all(first == first.reshape(-1)[0]):
+        return c.expand(constant(first.reshape(-1)[0]), indices.shape)
+    flat = np.broadcast_to(first.reshape(-1), (fixed(x.shape[axis]),))
+    return c.emit("gather", constant(flat.copy(), x.hint), indices, axis=0)
+
+
+@onnx_op("ScatterND", "NonZero")
 def _known_only(c: Importer, n: OnnxNode) -> Tensor:
+    return _of_constants(n)
+
+
+def _of_constants(n: OnnxNode) -> Tensor:
     """Only of compile-time tensors: index arithmetic of masks and relative positions."""
     tensors = [n[i] for i in range(len(n.inputs))]
     if not all(t.known and not t.symbolic and not t.uniform for t in tensors):

@@ -6,11 +6,13 @@ leave.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 
 from sparsec.compiler.frontend.importer import Importer, OnnxNode, core_dtype, normal_axis, onnx_op
-from sparsec.compiler.frontend.tensor import Fail, Tensor, constant
+from sparsec.compiler.frontend.tensor import Fail, Tensor
 
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
@@ -26,7 +28,7 @@ def _axis(n: OnnxNode, x: Tensor, scale: Tensor) -> int:
     return normal_axis(n.attrs.get("axis", 1), len(x.shape)) if scale.shape else 0
 
 
-def _zero(n: OnnxNode, index: int, dtype: np.dtype, scale: Tensor) -> Tensor:  # type: ignore[type-arg]
+def _zero(n: OnnxNode, index: int, dtype: np.dtype[Any], scale: Tensor) -> Tensor:
     given = n.optional(index)
     if given is None:
         return Tensor(dtype, scale.shape, array=np.zeros((1,) * len(scale.shape), dtype))
@@ -57,8 +59,11 @@ def _dequantize(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("DynamicQuantizeLinear")
 def _dynamic_quantize(c: Importer, n: OnnxNode) -> list[Tensor]:
+    return list(dynamic_quantize(c, n[0]))
+
+
+def dynamic_quantize(c: Importer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Range of x including 0 -> scale and zero point (both at run time) -> quantize to uint8."""
-    x = n[0]
     axes = tuple(range(len(x.shape)))
     zero = c.scalar(0, x)
     high = c.emit("max", c.emit("reduce_max", x, axes=axes, keepdims=False), zero)
@@ -67,7 +72,7 @@ def _dynamic_quantize(c: Importer, n: OnnxNode) -> list[Tensor]:
     point = c.emit("round", c.emit("div", c.emit("sub", zero, low), scale))
     point = c.emit("min", c.emit("max", point, zero), c.scalar(255, x))
     point = c.cast(point, np.uint8)
-    return [c.emit("quantize", x, scale, point, axis=0), scale, point]
+    return c.emit("quantize", x, scale, point, axis=0), scale, point
 
 
 @onnx_op("MatMulInteger")
@@ -89,7 +94,8 @@ def integer_product(
 @onnx_op("QLinearMatMul", domain="com.microsoft")
 def _qlinear_matmul(c: Importer, n: OnnxNode) -> Tensor:
     """matmul_integer -> cast -> mul(a_scale * b_scale) -> quantize."""
-    a, sa, za, b, sb, zb, sy, zy = (n[i] for i in range(8))
+    a, sa, za, b, sb, zb = (n[i] for i in range(6))
+    sy, zy = n[6], n[7]
     scale = c.emit("mul", parameter(c, sa), parameter(c, sb))
     if len(scale.shape) > 1 or len(sy.shape) > 1 or (sy.shape and sy.shape != (1,)):
         raise Fail(f"scales of shapes {list(scale.shape)} and {list(sy.shape)}")
@@ -99,7 +105,7 @@ def _qlinear_matmul(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("DynamicQuantizeMatMul", domain="com.microsoft")
 def _dynamic_quantize_matmul(c: Importer, n: OnnxNode) -> Tensor:
-    x, scale, point = _dynamic_quantize(c, n)
+    x, scale, point = dynamic_quantize(c, n[0])
     product = c.emit("mul", scale, parameter(c, n[2]))
     out = integer_product(c, x, n[1], point, n.optional(3), product)
     bias = n.optional(4)
@@ -112,6 +118,3 @@ def _matmul_integer_to_float(c: Importer, n: OnnxNode) -> Tensor:
     out = integer_product(c, n[0], n[1], n.optional(4), n.optional(5), scale)
     bias = n.optional(6)
     return out if bias is None else c.emit("add", out, bias)
-
-
-__all__ = ["constant", "integer_product", "parameter"]
