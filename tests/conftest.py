@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from hypothesis import settings
+from onnx import TensorProto, helper, numpy_helper
 
 settings.register_profile("sparsec", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("sparsec")
@@ -17,3 +20,52 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a one-layer encoder in SparseML's form, four of five 4-blocks pruned."""
+    from examples import encoders
+    from examples.encoders.config import EncoderConfig
+
+    folder = tmp_path_factory.mktemp("tiny")
+    encoders.write_random(
+        folder / "model.onnx", EncoderConfig(layers=1), form="sparseml", sparsity=0.8
+    )
+    (folder / "config.json").write_text('{"vocab_size": 500}\n')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an embedding and one layer, for tests that compile many times."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((32, 16)).astype(np.float32)
+    weight = rng.standard_normal((16, 16)).astype(np.float32)
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", "sequence", 16])
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["x"], name="embed"),
+            helper.make_node("MatMul", ["x", "weight"], ["y"], name="project"),
+            helper.make_node("Relu", ["y"], ["out"], name="clip"),
+        ],
+        "micro",
+        [ids],
+        [out],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(weight, "weight")],
+    )
+    folder = tmp_path_factory.mktemp("micro")
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "model.onnx")
+    (folder / "config.json").write_text('{"vocab_size": 32}\n')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model compiled for 8 and 16 tokens with portable C."""
+    import sparsec
+
+    output = tmp_path_factory.mktemp("artifact") / "tiny.sparsec"
+    return sparsec.compile(tiny_model, buckets=[8, 16], output=output, target="generic").path

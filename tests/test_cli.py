@@ -1,0 +1,434 @@
+"""The command line as users see it: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import sparsec
+from sparsec.cli import all_parsers, benchmark, main
+from sparsec.compiler import targets
+from sparsec.errors import InputError
+from sparsec.runtime import Artifact
+
+COMMANDS = ("compile", "inspect", "benchmark", "check-hardware")
+
+
+def run(*args: str | Path) -> int:
+    return main([str(arg) for arg in args])
+
+
+def unsupported_model(folder: Path) -> Path:
+    """Two nodes that sparsec has no op for, one that it has."""
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["a"], name="first"),
+        helper.make_node("Abs", ["x"], ["b"], name="fine"),
+        helper.make_node("Det", ["m"], ["c"], name="second"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "sequence"]),
+            helper.make_tensor_value_info("m", TensorProto.FLOAT, ["batch", 3, 3]),
+        ],
+        [
+            helper.make_tensor_value_info("a", TensorProto.INT64, [2, "n"]),
+            helper.make_tensor_value_info("b", TensorProto.FLOAT, ["batch", "sequence"]),
+            helper.make_tensor_value_info("c", TensorProto.FLOAT, ["batch"]),
+        ],
+    )
+    path = folder / "model.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+# ---- help and usage ------------------------------------------------------------------------------
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        run("--version")
+    assert info.value.code == 0
+    assert capsys.readouterr().out == f"sparsec {sparsec.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        run(command, "--help")
+    assert info.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"usage: sparsec {command}" in text
+    assert "(default: None)" not in text and "(default: False)" not in text
+    expected = {
+        "compile": ["(default: auto)", "--emit-c DIR", "--dump-ir DIR", "(default: 1)"],
+        "inspect": ["(default: 128)", "--json"],
+        "benchmark": ["(default: 10.0)", "(default: 2.0)", "(default: async)", "-nstreams N"],
+        "check-hardware": ["--json"],
+    }
+    for part in expected[command]:
+        assert part in text
+
+
+def test_every_target_can_be_chosen() -> None:
+    parser = next(p for p in all_parsers() if p.prog == "sparsec compile")
+    for name in ("auto", *targets.NAMES):
+        assert parser.parse_args(["m.onnx", "--target", name]).target == name
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["compile"],
+        ["compile", "m.onnx", "--buckets", "16,x"],
+        ["compile", "m.onnx", "--buckets", "0"],
+        ["compile", "m.onnx", "--target", "sse"],
+        ["compile", "m.onnx", "-q", "-v"],
+        ["benchmark", "m.onnx", "-i", "[1,a]"],
+        ["benchmark", "m.onnx", "-t", "-1"],
+        ["benchmark", "m.onnx", "-s", "fast"],
+        ["frobnicate"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_code_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        run(*args)
+    assert info.value.code == 2
+    assert "usage: sparsec" in capsys.readouterr().err
+
+
+def test_help_needs_none_of_the_heavy_imports() -> None:
+    code = (
+        "import sys\n"
+        "from sparsec.cli import all_parsers\n"
+        "all_parsers()[0].format_help()\n"
+        "print(sorted({'numpy', 'onnx', 'jinja2', 'platformdirs'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_python_m_sparsec() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "sparsec", "--version"], capture_output=True, text=True
+    )
+    assert result.stdout.startswith("sparsec ") and result.returncode == 0
+
+
+# ---- compile -------------------------------------------------------------------------------------
+
+
+def test_compile_writes_beside_the_model(
+    micro_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(micro_model, folder)
+    assert run("compile", folder, "--buckets", "16,8", "--target", "generic") == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")  # quiet when not on a terminal
+    artifact = Artifact.load(folder / "model.sparsec")
+    assert artifact.buckets == (8, 16)
+    assert (folder / "model.sparsec" / "config.json").read_text() == '{"vocab_size": 32}\n'
+
+    assert run("compile", folder, "--buckets", "4", "--target", "generic") == 6
+    assert "--force" in capsys.readouterr().err
+    options = ["--buckets", "4", "--target", "generic", "--force", "-v"]
+    assert run("compile", folder, *options) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for stage in ("loading", "importing bucket 4", "generating C", "compiled", "linked", "writing"):
+        assert f"sparsec: {stage}" in captured.err
+    assert Artifact.load(folder / "model.sparsec").buckets == (4,)
+
+
+def test_compile_keeps_the_c_and_the_ir(micro_model: Path, tmp_path: Path) -> None:
+    output, tree, dump = tmp_path / "m.sparsec", tmp_path / "c", tmp_path / "ir"
+    options = ["--buckets", "8", "--target", "generic", "--emit-c", tree, "--dump-ir", dump]
+    assert run("compile", micro_model / "model.onnx", "-o", output, *options) == 0
+    assert not (output / "config.json").exists()  # only a folder's companions are packed
+
+    source = "".join(path.read_text() for path in (tree / "bucket_8").glob("*.c"))
+    assert "project" in source
+    assert str(tmp_path) not in source
+    steps = sorted(path.name for path in (dump / "bucket_8").iterdir())
+    assert steps[0] == "00-import.txt" and len(steps) > 3
+    assert steps == [f"{i:02d}-{name.split('-', 1)[1]}" for i, name in enumerate(steps)]
+    assert "linear(" in (dump / "bucket_8" / steps[-1]).read_text()
+
+    env = {k: v for k, v in os.environ.items() if k not in ("CC", "MAKEFLAGS", "MAKELEVEL")}
+    subprocess.run(["make", "-s"], cwd=tree, env=env, check=True)
+    for library in output.glob("*.so"):
+        assert (tree / library.name).read_bytes() == library.read_bytes()
+
+
+def test_same_model_same_bytes(micro_model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "some" / "other" / "place"
+    shutil.copytree(micro_model, copy)
+    outputs = []
+    for model, jobs in ((micro_model, "1"), (copy, "2")):
+        output = tmp_path / f"{jobs}.sparsec"
+        options = ["--buckets", "4,8", "--target", "generic", "--jobs", jobs]
+        script = "import sys; from sparsec.cli import main; sys.exit(main(sys.argv[1:]))"
+        # Processes of their own: string hashes differ between them.
+        command = [sys.executable, "-c", script, "compile", str(model), "-o", str(output)]
+        subprocess.run([*command, *options], check=True)
+        outputs.append({path.name: path.read_bytes() for path in output.iterdir()})
+    assert outputs[0].keys() == outputs[1].keys()
+    for name in outputs[0]:
+        assert outputs[0][name] == outputs[1][name], name
+
+
+def on_terminal(*args: str) -> str:
+    """What a command prints when its standard error is a terminal."""
+    leader, follower = pty.openpty()
+    said: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while chunk := os.read(leader, 4096):
+                said.append(chunk)
+        except OSError:  # the other side is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    subprocess.run([sys.executable, "-m", "sparsec", *args], stderr=follower, check=True)
+    os.close(follower)
+    reader.join()
+    os.close(leader)
+    return b"".join(said).decode()
+
+
+def test_progress_on_a_terminal_only(micro_model: Path, tmp_path: Path) -> None:
+    options = ["--buckets", "4", "--target", "generic", "--force"]
+    command = ["compile", str(micro_model), "-o", str(tmp_path / "m.sparsec"), *options]
+    said = on_terminal(*command)
+    assert "sparsec: importing bucket 4" in said and "sparsec: done" in said
+    assert on_terminal(*command, "-q") == ""
+
+
+# ---- inspect -------------------------------------------------------------------------------------
+
+
+def test_inspect_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", tiny_model / "model.onnx", "--target", "avx2") == 0
+    text = capsys.readouterr().out
+    assert "quantization: sparseml" in text
+    assert "attention_mask: int64[batch, sequence]" in text
+    assert "last_hidden_state: float32[batch, sequence, 64]" in text
+    row = next(line for line in text.splitlines() if "intermediate/dense" in line)
+    assert re.search(r"qlinear +256 x 64 +80\.\d% +80\.0%", row)
+
+    assert run("inspect", tiny_model, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["unsupported"] == [] and len(report["layers"]) == 6
+    assert {"name", "op", "n", "k", "sparsity", "block4_sparsity", "kernel"} == set(
+        report["layers"][0]
+    )
+
+
+def test_inspect_lists_everything_unsupported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = unsupported_model(tmp_path)
+    assert run("inspect", path) == 0
+    text = capsys.readouterr().out
+    assert "first (NonZero)" in text and "second (Det)" in text and "fine" not in text
+    assert run("inspect", path, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {row["node"] for row in report["unsupported"]} == {"first", "second"}
+
+
+def test_inspect_artifact(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", tiny_artifact) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "sparseml",
+        "padding  can be skipped",
+        "generic",
+        "this machine can run it",
+        "8 tokens",
+        "16 tokens",
+        "80.0%",
+    ):
+        assert part in text
+    assert run("inspect", tiny_artifact, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["runs_here"] and [b["length"] for b in report["buckets"]] == [8, 16]
+
+
+def test_inspect_says_what_an_artifact_needs(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "other.sparsec"
+    shutil.copytree(tiny_artifact, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["target"]["features"] = ["amx_int8"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert run("inspect", copy) == 0
+    assert "lacks amx_int8" in capsys.readouterr().out
+
+
+# ---- benchmark -----------------------------------------------------------------------------------
+
+LINES = (
+    r"Original Model Path: {path}\n"
+    r"Batch Size: {batch}\n"
+    r"Scenario: {scenario}\n"
+    r"Throughput \(items/sec\): \d+\.\d{{4}}\n"
+    r"Latency Mean \(ms/batch\): \d+\.\d{{4}}\n"
+    r"Latency Median \(ms/batch\): \d+\.\d{{4}}\n"
+    r"Latency Std \(ms/batch\): \d+\.\d{{4}}\n"
+    r"Iterations: \d+\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "label"),
+    [("sync", "singlestream"), ("async", "multistream"), ("elastic", "elastic")],
+)
+def test_benchmark_prints_the_known_lines(
+    tiny_artifact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    scenario: str,
+    label: str,
+) -> None:
+    export = tmp_path / "out.json"
+    options = [
+        "-i",
+        "[3,8]",
+        "-s",
+        scenario,
+        "-nstreams",
+        "3",
+        "-t",
+        "0.1",
+        "-w",
+        "0",
+        "-x",
+        export,
+    ]
+    assert run("benchmark", tiny_artifact, *options) == 0
+    pattern = LINES.format(path=re.escape(str(tiny_artifact)), batch=3, scenario=label)
+    assert re.fullmatch(pattern, capsys.readouterr().out)
+    report = json.loads(export.read_text())
+    result = report["benchmark_result"]
+    assert report["engine"] == "sparsec" and report["version"] == sparsec.__version__
+    assert report["num_streams"] == (1 if scenario == "sync" else 3)
+    assert result["iterations"] >= report["num_streams"]
+    assert result["items_per_sec"] == pytest.approx(
+        result["iterations"] * 3 / result["seconds_ran"]
+    )
+    assert result["25.0%"] <= result["median"] <= result["99.9%"]
+
+
+def test_benchmark_of_onnx_files(
+    micro_model: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["-t", "0.05", "-w", "0", "-s", "sync"]
+    shapes = "[2,8]"
+    assert run("benchmark", micro_model, "-e", "onnxruntime", "-i", shapes, *quick) == 0
+    assert run("benchmark", micro_model, "-i", shapes, *quick) == 0
+    assert capsys.readouterr().out.count("Batch Size: 2") == 2
+    (entry,) = (own_cache / "sparsec").glob("*.sparsec")
+    assert Artifact.load(entry).buckets == (8,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-e", "onnxruntime"], "is an artifact"),
+        (["-i", "[1,8],[2,8]"], "differ in batch size"),
+        (["-i", "[2,8]", "-b", "3"], "contradicts"),
+        (["-i", "[1,8],[1,8]"], "the model takes"),
+        (["-i", "[1,99]"], "16"),
+        (["-x", "/no/such/folder/out.json"], "its folder does not exist"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_benchmark_refuses(
+    tiny_artifact: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run("benchmark", tiny_artifact, "-t", "0", "-w", "0", *options) == 8
+    error = capsys.readouterr().err
+    assert error.startswith("sparsec: error: ") and message in error
+
+
+def test_streams_run_at_once_and_failures_come_out() -> None:
+    barrier = threading.Barrier(3, timeout=10)
+    result = benchmark.measure(
+        [barrier.wait] * 3, batch_size=2, scenario="x", seconds=0.0, warmup=0.0
+    )
+    assert len(result.latencies) == 3
+
+    def fail() -> None:
+        raise InputError("broken")
+
+    with pytest.raises(InputError, match="broken"):
+        benchmark.measure(
+            [lambda: time.sleep(0.01), fail], batch_size=1, scenario="x", seconds=9, warmup=9
+        )
+
+
+def test_result_figures() -> None:
+    result = benchmark.Result("x", 4, 2.0, (1.0, 2.0, 3.0, 6.0))
+    figures = result.to_json()
+    assert figures["items_per_sec"] == 8.0
+    assert (figures["mean"], figures["median"]) == (3.0, 2.5)
+    assert figures["std"] == pytest.approx(3.5**0.5)
+    assert figures["99.9%"] == 6.0
+
+
+# ---- check-hardware and errors -------------------------------------------------------------------
+
+
+def test_check_hardware(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("check-hardware") == 0
+    text = capsys.readouterr().out
+    for part in ("CPU:", "Cores:", "Caches:", "Features:", "C compiler:", *targets.NAMES):
+        assert part in text
+    monkeypatch.setenv("SPARSEC_CPU_FEATURES", "none")
+    assert run("check-hardware", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["target"] == "generic" and report["features"] == []
+    assert [row["runs"] for row in report["targets"]] == [False, False, False, True]
+    avx2 = next(row for row in report["targets"] if row["name"] == "avx2")
+    assert avx2["missing"] == ["avx2", "fma"]
+
+
+def test_errors_are_one_line_and_verbose_shows_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing.onnx"
+    assert run("compile", missing, "--buckets", "8") == 3
+    assert capsys.readouterr().err == f"sparsec: error: {missing} does not exist\n"
+    assert run("compile", missing, "--buckets", "8", "-v") == 3
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.endswith(f"sparsec: error: {missing} does not exist\n")
+
+
+def test_reader_that_goes_away_is_no_error(tiny_artifact: Path) -> None:
+    command = f"{sys.executable} -m sparsec inspect {tiny_artifact} --json | head -1"
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
+    )
+    assert (result.stdout, result.stderr) == ("{\n", "")
