@@ -178,16 +178,16 @@ def _item_bits(data_type: int) -> int:
             return bits
     if not name or name in ("UNDEFINED", "STRING"):
         return 0
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type))
-    bits: int = dtype.itemsize * 8
-    return bits
+    size: int = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type)).itemsize
+    return size * 8
 
 
 _TYPES = set(onnx.TensorProto.DataType.values())
 
 
 def _byte_count(tensor: onnx.TensorProto) -> int:
-    return -(-math.prod(tensor.dims) * _item_bits(tensor.data_type) // 8)
+    bits: int = math.prod(tensor.dims) * _item_bits(tensor.data_type)
+    return -(-bits // 8)
 
 
 def _check_tensor(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:

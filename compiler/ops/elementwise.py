@@ -150,7 +150,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 def _cast(attrs: Attrs, x: np.ndarray) -> np.ndarray:
     to = np.dtype(attrs["to"])
-    return np.asarray(x != 0) if to == _BOOL else x.astype(to)
+    return np.asarray(x != 0 if to == _BOOL else x.astype(to))
 
 
 def _check_kinds(op: str, kinds: str, *values: Value) -> None:
