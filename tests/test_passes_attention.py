@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sparsec.compiler.ir import BATCH, Graph, Node
 from sparsec.compiler.passes import run
+from sparsec.compiler.passes.fuse_attention import fuse_attention
 from tests.passes_support import Builder, check, ops
 
 S, H, D = 5, 2, 4
@@ -255,6 +256,16 @@ def test_a_relative_bias_that_is_a_product_is_an_extra() -> None:
     p = b.op("softmax", b.op("add", bias, b.op("mul", s, 0.5)), axis=3)
     after = check(b.graph(b.op("matmul", p, v)), run, rtol=1e-5)
     assert (ops(after)["attention"], ops(after)["matmul"]) == (1, 1)
+
+
+def test_a_long_way_between_the_products() -> None:
+    b = Builder()
+    q, k, v = (b.input(n, np.float32, (BATCH, H, S, D)) for n in "qkv")
+    s = b.op("matmul", q, b.op("transpose", k, perm=(0, 1, 3, 2)))
+    for _ in range(1500):
+        s = b.op("neg", s)
+    graph = b.graph(b.op("matmul", b.op("softmax", s, axis=3), v))
+    assert ops(check(graph, fuse_attention, rtol=1e-5))["attention"] == 1
 
 
 def build_miss(miss: str) -> Graph:

@@ -130,33 +130,32 @@ def _region(m: Match, start: str, end: str, spaces: tuple[Shape, ...]) -> _Regio
 
     None if they do more than elementwise work on the scores, or if others read what they make.
     """
-    depends: dict[str, bool] = {start: True}
+    above: set[int] = set()
+    stack = [end]
+    while stack:
+        node = m.producer(name) if (name := stack.pop()) != start else None
+        if node is not None and id(node) not in above and _is_step(m, node, spaces):
+            above.add(id(node))
+            stack.extend(node.inputs)
+    made = {start}
     order: list[Node] = []
-
-    def reaches(name: str) -> bool:
-        if name not in depends:
-            depends[name] = False
-            node = m.producer(name)
-            if node is not None and _is_step(m, node, spaces):
-                read = [reaches(n) for n in node.inputs if n]
-                depends[name] = any(read)
-                if depends[name]:
-                    order.append(node)
-        return depends[name]
-
-    if not reaches(end):
+    for node in m.graph.nodes:
+        if id(node) in above and not made.isdisjoint(node.inputs):
+            made.add(node.output)
+            order.append(node)
+    if end not in made:
         return None
     inside = {id(node) for node in order}
+    extras: list[str] = []
     for name in (start, *(node.output for node in order)):
         if name in m.graph.outputs:
             return None
         if name != end and any(id(user) not in inside for user in m.users(name)):
             return None
-    extras: list[str] = []
     for node in order:
         for name in node.inputs:
             array = m.constant(name)
-            if depends[name] or (array is not None and array.size == 1):
+            if name in made or (array is not None and array.size == 1):
                 continue
             if node.op in ("quantize", "dequantize"):
                 return None
