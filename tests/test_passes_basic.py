@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsec.compiler.ir import BATCH, Graph, interpret, to_text
+from sparsec.compiler.ir import BATCH, Graph, interpret
 from sparsec.compiler.passes import PIPELINE, run
 from sparsec.compiler.passes.eliminate_common import eliminate_common
 from sparsec.compiler.passes.fold_constants import fold_constants
@@ -216,7 +216,10 @@ def test_shortened_chains_do_the_same(data: st.DataObject) -> None:
     assert len(after.nodes) <= min(len(graph.nodes), 3) or any(
         n.op == "transpose" for n in after.nodes
     )
-    assert to_text(sink_layout(after)) == to_text(after)
+    again = sink_layout(after)
+    assert [(n.op, dict(n.attrs)) for n in again.nodes] == [
+        (n.op, dict(n.attrs)) for n in after.nodes
+    ]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +340,33 @@ def test_layout_stays_where_it_cannot_sink() -> None:
         "transpose",
     ]
     assert ops(after) == ops(graph)
+
+
+def test_part_of_a_chain_sinks() -> None:
+    """A scale per channel moves up through what leaves the channels alone, and no further."""
+    b = Builder()
+    h = b.op("reshape", floats(b, BATCH, 24), shape=(BATCH, S, C))
+    h = b.op("transpose", h, perm=(1, 0, 2))
+    h = b.op("layernorm", b.op("mul", h, np.arange(C) + 1.0), np.ones(C), np.zeros(C), eps=0.1)
+    after = check(b.graph(h), sink_layout)
+    assert [n.op for n in after.nodes] == ["reshape", "mul", "layernorm", "transpose"]
+
+
+def test_long_chains_sink_in_one_go() -> None:
+    b = Builder()
+    x = b.op("transpose", floats(b), perm=(0, 2, 1))
+    for _ in range(1200):
+        x = b.op("neg", x)
+    after = check(b.graph(b.op("transpose", x, perm=(0, 2, 1))), sink_layout)
+    assert ops(after) == {"neg": 1200}
+
+
+def test_a_layout_read_twice_is_written_once() -> None:
+    b = Builder()
+    turned = b.op("transpose", floats(b), perm=(0, 2, 1))
+    y, z = (b.op("matmul", floats(b, BATCH, S, C), turned) for _ in range(2))
+    after = check(b.graph(b.op("add", y, z), turned), sink_layout)
+    assert ops(after) == {"transpose": 1, "matmul": 2, "add": 1}
 
 
 def test_operands_in_one_layout_move_together() -> None:

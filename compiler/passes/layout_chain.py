@@ -8,14 +8,14 @@ The order in which they come out says what the whole chain does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsec.compiler.ir import Dim, Editor, Match, Node, Shape, element_count
 
 
 @dataclass(frozen=True)
 class Step:
-    """One op of a chain: a reshape to `shape`, or a transpose by `perm`."""
+    """One op of a chain: a reshape or expand to `shape`, or a transpose by `perm`."""
 
     op: str
     shape: Shape = ()
@@ -23,19 +23,28 @@ class Step:
 
     @staticmethod
     def of(node: Node) -> Step:
-        if node.op == "reshape":
-            return Step("reshape", shape=tuple(node.attrs["shape"]))
-        return Step("transpose", perm=tuple(node.attrs["perm"]))
+        if node.op == "transpose":
+            return Step("transpose", perm=tuple(node.attrs["perm"]))
+        return Step(node.op, shape=tuple(node.attrs["shape"]))
 
     @property
     def cost(self) -> int:
         """A reshape is a change of name; a transpose moves data."""
         return 2 if self.op == "transpose" else 1
 
-    def emit(self, edit: Editor, x: str, source: str) -> str:
-        if self.op == "reshape":
-            return edit.emit("reshape", [x], source=source, shape=self.shape)
-        return edit.emit("transpose", [x], source=source, perm=self.perm)
+    def result(self, shape: Shape) -> Shape:
+        """The shape of what the step makes of a tensor."""
+        return tuple(shape[p] for p in self.perm) if self.op == "transpose" else self.shape
+
+    def with_last_extent(self, extent: Dim) -> Step:
+        """The step for a tensor whose last axis, which it leaves alone, has another extent."""
+        return self if self.op == "transpose" else replace(self, shape=(*self.shape[:-1], extent))
+
+    def emit(self, edit: Editor, x: str, source: str, output: str | None = None) -> str:
+        outputs = None if output is None else (output,)
+        if self.op == "transpose":
+            return edit.emit("transpose", [x], source=source, outputs=outputs, perm=self.perm)
+        return edit.emit(self.op, [x], source=source, outputs=outputs, shape=self.shape)
 
 
 @dataclass(eq=False)

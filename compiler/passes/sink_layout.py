@@ -8,113 +8,189 @@ Elementwise ops whose other operands are single numbers (or moved in the same wa
 layout op; so do ops over the last axis where the layout op leaves that axis alone.  What is left at
 the end are chains directly in front of matrix products and outputs, where ``fuse_attention`` takes
 them up; chains that cancel are gone.  ``expand`` sinks too: less is computed before it than after.
+
+One walk does it: layout ops are not emitted where they stand but noted down (:class:`_Moved`), and
+written out in front of the first reader that needs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
-from sparsec.compiler.ir import Graph, Match, Node, Shape, rewrite
+from sparsec.compiler.ir import Editor, Graph, Node, Shape
 from sparsec.compiler.ops import OPS
-from sparsec.compiler.passes.layout_chain import Step, chain_above, shorten
+from sparsec.compiler.passes.layout_chain import Step, shorten
 from sparsec.compiler.passes.patterns import last_axis_vector
 
-_MOVES = ("reshape", "transpose", "expand")
+_LAST_AXIS = ("linear", "qlinear", "layernorm", "softmax")
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A value that is `base` after `steps`, which have not been emitted yet."""
+
+    base: str
+    steps: tuple[Step, ...]
+    source: str
 
 
 def sink_layout(graph: Graph) -> Graph:
-    """Apply the rules of this file until none fires."""
-    return rewrite(graph, [_shorten, _below_elementwise, _below_last_axis])
+    """Move every layout op as far down as it goes."""
+    return _Sinking(graph).run()
 
 
-def _shorten(m: Match, node: Node) -> bool:
-    """layout(layout(x)) -> the shortest chain that does the same."""
-    if node.op not in ("reshape", "transpose"):
+class _Sinking:
+    """The walk: `edit` receives the new nodes, `moved` holds what is still under way."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.edit = Editor(graph)
+        self.edit.nodes = []
+        self.moved: dict[str, _Moved] = {}
+
+    def run(self) -> Graph:
+        for node in self.graph.nodes:
+            if node.op in ("reshape", "transpose", "expand"):
+                self.note_down(node)
+            elif not self.sink(node):
+                inputs = tuple(self.settle(name) if name else "" for name in node.inputs)
+                self.edit.nodes.append(replace(node, inputs=inputs))
+        self.edit.outputs = [self.settle(name) for name in self.graph.outputs]
+        return self.edit.finish()
+
+    def shape(self, name: str) -> Shape:
+        return self.edit.values[name].shape
+
+    def settle(self, name: str) -> str:
+        """The value itself, with the steps that lead to it emitted."""
+        moved = self.moved.get(name)
+        if moved is None:
+            return name
+        settled = moved.base
+        for i, step in enumerate(moved.steps):
+            last = i == len(moved.steps) - 1
+            settled = step.emit(self.edit, settled, moved.source, name if last else None)
+        self.moved[name] = _Moved(settled, (), moved.source)
+        return settled
+
+    def note_down(self, node: Node) -> None:
+        """layout(layout(x)) -> the shortest chain that does the same, for later."""
+        name = node.inputs[0]
+        moved = self.moved.get(name, _Moved(name, (), ""))
+        steps = (*moved.steps, Step.of(node))
+        kept = max((i + 1 for i, step in enumerate(steps) if step.op == "expand"), default=0)
+        middle = self.shape(moved.base)
+        for step in steps[:kept]:
+            middle = step.result(middle)
+        shorter = shorten(middle, steps[kept:], self.shape(node.output))
+        self.moved[node.output] = _Moved(moved.base, (*steps[:kept], *shorter), node.source)
+
+    def cut(self, name: str, length: int) -> str:
+        """A value without the last `length` steps that lead to it."""
+        moved = self.moved[name]
+        cut = moved.base
+        for step in moved.steps[: len(moved.steps) - length]:
+            cut = step.emit(self.edit, cut, moved.source)
+        return cut
+
+    def before(self, name: str, length: int) -> Shape:
+        """The shape of a value without the last `length` steps that lead to it."""
+        moved = self.moved[name]
+        shape = self.shape(moved.base)
+        for step in moved.steps[: len(moved.steps) - length]:
+            shape = step.result(shape)
+        return shape
+
+    def sink(self, node: Node) -> bool:
+        """Let the node work on its operands before they are moved, if it can."""
+        if OPS[node.op].elementwise:
+            carriers = [n for n in dict.fromkeys(node.inputs) if self.steps(n)]
+            fits = bool(carriers) and self.shape(node.output) == self.shape(carriers[0])
+        else:
+            carriers = [n for n in node.inputs[:1] if self.steps(n)]
+            fits = bool(carriers) and node.op in _LAST_AXIS
+        return fits and self.past(node, carriers)
+
+    def steps(self, name: str) -> tuple[Step, ...]:
+        moved = self.moved.get(name)
+        return moved.steps if moved is not None else ()
+
+    def past(self, node: Node, carriers: list[str]) -> bool:
+        """Move as many steps as possible from in front of the node to behind it."""
+        steps = self.steps(carriers[0])
+        for length in range(len(steps), 0, -1):
+            suffix = steps[-length:]
+            shape = self.before(carriers[0], length)
+            if any(self.steps(c)[-length:] != suffix for c in carriers):
+                continue
+            if any(self.before(c, length) != shape for c in carriers):
+                continue
+            operands = self.operands(node, carriers, suffix, shape)
+            if operands is None:
+                continue
+            source = self.moved[carriers[0]].source
+            attrs = dict(node.attrs)
+            if node.op == "softmax":
+                attrs["axis"] = len(shape) - 1
+            inner = self.edit.emit(
+                node.op, [make() for make in operands], source=node.source, **attrs
+            )
+            if node.op in _LAST_AXIS:
+                extent = self.shape(inner)[-1]
+                suffix = tuple(step.with_last_extent(extent) for step in suffix)
+            self.moved[node.output] = _Moved(inner, suffix, source)
+            return True
         return False
-    root, chain = chain_above(m, node.output)
-    steps = [Step.of(n) for n in chain]
-    shorter = shorten(m.type(root).shape, steps, m.type(node.output).shape)
-    if shorter == steps:
-        return False
-    for step in shorter:
-        root = step.emit(m.edit, root, node.source)
-    m.edit.replace_uses(node.output, root)
-    return True
+
+    def operands(
+        self, node: Node, carriers: list[str], suffix: tuple[Step, ...], shape: Shape
+    ) -> list[Callable[[], str]] | None:
+        """How the node reads its operands in front of `suffix`; None if it cannot be there."""
+        keeps = _keep_last_axis(suffix, shape)
+        if node.op in _LAST_AXIS:
+            rank = len(self.shape(carriers[0]))
+            if not keeps or (node.op == "softmax" and node.attrs["axis"] != rank - 1):
+                return None
+            rest = [partial(self.settle, name) for name in node.inputs[1:]]
+            return [partial(self.cut, carriers[0], len(suffix)), *rest]
+        makers: list[Callable[[], str]] = []
+        for name in node.inputs:
+            maker: Callable[[], str] | None = partial(self.cut, name, len(suffix))
+            if name not in carriers:
+                maker = self.alongside(node, name, shape[-1] if keeps else None)
+            if maker is None:
+                return None
+            makers.append(maker)
+        return makers
+
+    def alongside(self, node: Node, name: str, extent: object) -> Callable[[], str] | None:
+        """How an operand that is not moved looks further up; None if it cannot be there.
+
+        Args:
+            extent: of the last axis, if the layout leaves that axis alone.
+        """
+        shape, array = self.shape(name), self.edit.constants.get(name)
+        quantizes = node.op in ("quantize", "dequantize")
+        if shape == () or (quantizes and shape == (1,)):
+            return partial(self.settle, name)
+        if quantizes or array is None:
+            return None
+        if array.size == 1:
+            return partial(self.edit.constant, array.reshape(()), name)
+        vector = last_axis_vector(array, extent)
+        return None if vector is None else partial(self.edit.constant, vector, name)
 
 
-def _move(layout: Node, m: Match, name: str, shape: Shape | None = None) -> str:
-    """The layout op, applied to another value (reshape: to another shape)."""
-    attrs: dict[str, Any] = dict(layout.attrs)
-    if shape is not None and "shape" in attrs:
-        attrs["shape"] = shape
-    return m.edit.emit(layout.op, [name], source=layout.source, **attrs)
-
-
-def _below_elementwise(m: Match, node: Node) -> bool:
-    """op(layout(x), number) -> layout(op(x, number))."""
-    if not OPS[node.op].elementwise:
-        return False
-    layouts = [m.producer(name, *_MOVES) for name in node.inputs]
-    layout = next((n for n in layouts if n is not None), None)
-    if layout is None or m.type(node.output).shape != m.type(layout.output).shape:
-        return False
-    before = m.type(layout.inputs[0]).shape
-    makers: list[Callable[[], str]] = []
-    for name, other in zip(node.inputs, layouts, strict=True):
-        if other is not None:
-            same = other.op == layout.op and dict(other.attrs) == dict(layout.attrs)
-            if not same or m.type(other.inputs[0]).shape != before:
-                return False
-            makers.append(lambda other=other: other.inputs[0])  # type: ignore[misc]
-            continue
-        maker = _alongside(m, node, layout, name)
-        if maker is None:
+def _keep_last_axis(steps: tuple[Step, ...], shape: Shape) -> bool:
+    for step in steps:
+        after = step.result(shape)
+        if step.op == "transpose":
+            kept = step.perm[-1] == len(step.perm) - 1
+        else:
+            kept = step.op == "reshape" and bool(shape and after) and shape[-1] == after[-1]
+        if not kept:
             return False
-        makers.append(maker)
-    inner = m.edit.emit(node.op, [make() for make in makers], source=node.source, **node.attrs)
-    m.edit.replace_uses(node.output, _move(layout, m, inner))
-    return True
-
-
-def _alongside(m: Match, node: Node, layout: Node, name: str) -> Callable[[], str] | None:
-    """How an operand that the layout op does not move looks in front of it; None if it cannot."""
-    shape, array = m.type(name).shape, m.constant(name)
-    if shape == () or (node.op.endswith("quantize") and shape == (1,)):
-        return lambda: name
-    if node.op.endswith("quantize") or array is None:
-        return None
-    if array.size == 1:
-        return lambda: m.edit.constant(array.reshape(()), name)
-    if layout.op == "expand" or not _keeps_last_axis(m, layout):
-        return None
-    vector = last_axis_vector(array, m.type(layout.output).shape[-1])
-    return None if vector is None else lambda: m.edit.constant(vector, name)
-
-
-def _keeps_last_axis(m: Match, layout: Node) -> bool:
-    before, after = m.type(layout.inputs[0]).shape, m.type(layout.output).shape
-    if not before or not after:
-        return False
-    if layout.op == "transpose":
-        return bool(layout.attrs["perm"][-1] == len(after) - 1)
-    return layout.op == "reshape" and before[-1] == after[-1]
-
-
-def _below_last_axis(m: Match, node: Node) -> bool:
-    """linear(layout(x)) -> layout(linear(x)), and the like, if the last axis stays where it is."""
-    if node.op not in ("linear", "qlinear", "layernorm", "softmax"):
-        return False
-    layout = m.producer(node.inputs[0], *_MOVES)
-    if layout is None or not _keeps_last_axis(m, layout):
-        return False
-    attrs = dict(node.attrs)
-    after = m.type(node.output).shape
-    if node.op == "softmax":
-        if attrs["axis"] != len(after) - 1:
-            return False
-        attrs["axis"] = len(m.type(layout.inputs[0]).shape) - 1
-    inputs = [layout.inputs[0], *node.inputs[1:]]
-    inner = m.edit.emit(node.op, inputs, source=node.source, **attrs)
-    m.edit.replace_uses(node.output, _move(layout, m, inner, after))
+        shape = after
     return True
