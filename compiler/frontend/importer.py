@@ -27,6 +27,12 @@ from sparsec.errors import ModelError, UnsupportedError
 FOLD_LIMIT = 2**28
 """Folding may not make a constant larger than this many bytes (nor than its inputs)."""
 
+FOLD_TOTAL = 2**35
+"""All results of folding in one import may not take more bytes than this."""
+
+SYMBOLIC_LIMIT = 2**22
+"""Elements of a compile-time tensor that depends on the batch size."""
+
 VALUE_LIMIT = 2**32
 """No value may have more elements than this for a batch of one."""
 
@@ -127,6 +133,7 @@ class Importer:
         self.model = model
         self.edit = Editor(name=model.name, length=length)
         self.problems: list[tuple[str, str, str]] = []
+        self._folded = 0
         self._source = ""
         self._hint = ""
         self._constants: dict[int, tuple[Tensor, str]] = {}
@@ -252,13 +259,16 @@ class Importer:
         return dense(replace(tensor, shape=shape), FOLD_LIMIT)
 
     def _check_fold(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Iterable[Tensor]
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Tensor]
     ) -> None:
         size = math.prod(shape) * dtype.itemsize
         # Copies of a stored tensor, even in a wider type, are as large as the model made them.
         limit = max([FOLD_LIMIT, *(8 * t.contents().size for t in inputs)])
-        if size > limit:
+        self._folded += size
+        if size > limit or self._folded > FOLD_TOTAL:
             raise Fail(f"folding gives a constant of {size} bytes, which is absurd")
+        if any(t.symbolic for t in inputs) and math.prod(shape) > SYMBOLIC_LIMIT:
+            raise Fail(f"shape arithmetic on {math.prod(shape)} elements is absurd")
 
     # -- shorthands -------------------------------------------------------------------------------
 

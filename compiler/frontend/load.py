@@ -286,7 +286,7 @@ def tensor_array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
             plain.raw_data = np.fromfile(file, np.uint8, size, "", offset).tobytes()
             tensor = plain
         return np.asarray(numpy_helper.to_array(tensor))
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, MemoryError) as error:
         raise ModelError(f"{what} cannot be read: {error}; export or download it again") from None
 
 

@@ -145,7 +145,7 @@ def _pow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     one = x.dtype.type(1)
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, one / (one + e), e / (one + e))
+    return np.asarray(np.where(x >= 0, one / (one + e), e / (one + e)))
 
 
 def _cast(attrs: Attrs, x: np.ndarray) -> np.ndarray:
