@@ -238,6 +238,7 @@ def linear_kernel(body: _Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "sparse": plan.sparse,
         "dot": "vi_dot4" if plan.kind == "i8" else "vf_fma_acc",
         "sub": 16 // target.lanes,
+        "stride": plan.block_bytes,
         "packs": plan.packs,
         "chunks": plan.chunks,
         "chunk_packs": plan.chunk_packs,

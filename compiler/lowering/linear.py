@@ -60,6 +60,11 @@ class LinearPlan:
     work: int
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes of the activations of one block of 16 rows, channels padded to a multiple of 4."""
+        return -(-self.k // 4) * (64 if self.kind == "i8" else 256)
+
+    @property
     def title(self) -> str:
         """One line for comments and manifests."""
         form = "sparse" if self.sparse else "dense"

@@ -1,0 +1,406 @@
+"""Lane kernels against the numpy references: shapes, tails, patterns, saturation, zero points.
+
+Each test compiles one graph that holds many cases, because the C compiler is what takes the time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparsec.compiler import toolchain
+from sparsec.compiler.codegen.bucket import VECTOR_HEADERS
+from sparsec.compiler.codegen.lane_kernels import read_template
+from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, interpret
+from sparsec.compiler.lowering import lanes
+from sparsec.compiler.lowering.linear import plan_linear
+from tests.lane_harness import UBSAN, _target, compile_graph, target_params
+
+TARGETS = target_params()
+
+#: Ways to place the non-zero weights of a layer, [n, k] -> bool mask.
+PATTERNS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
+    "dense": lambda rng, n, k: np.ones((n, k), bool),
+    "empty": lambda rng, n, k: np.zeros((n, k), bool),
+    "blocks": lambda rng, n, k: np.repeat(rng.random((n, -(-k // 4))) < 0.2, 4, 1)[:, :k],
+    "single": lambda rng, n, k: rng.random((n, k)) < 0.03,
+    "rows": lambda rng, n, k: np.broadcast_to(rng.random((n, 1)) < 0.3, (n, k)),
+    "last": lambda rng, n, k: np.broadcast_to(np.arange(k) == k - 1, (n, k)),
+}
+
+
+def lane_ops(graph: Graph) -> set[str]:
+    """Ops that lowering puts into lanes."""
+    choice = lanes.choose(graph)
+    return {n.op for n in graph.nodes if id(n) in choice.nodes}
+
+
+def int8_layers(rng: np.random.Generator, k: int, zp: int, dtype: type, length: int) -> Graph:
+    """One quantized input into a layer for every pattern; results are the exact accumulators."""
+    e = Editor(name="layers", length=length)
+    x = e.input("x", dtype, (BATCH, length, k))
+    for i, (name, pattern) in enumerate(PATTERNS.items()):
+        n = (1, 4, 7, 18, 33, 5)[i]
+        w = rng.integers(-128, 128, (n, k)).astype(np.int8)
+        w[rng.random((n, k)) < 0.1] = rng.choice(np.array([-128, 127], np.int8))
+        w = np.where(pattern(rng, n, k), w, 0).astype(np.int8)
+        inputs = [x, e.constant(w), e.constant(np.float32(1.0))]
+        if i % 2:
+            inputs.append(e.constant(rng.integers(-(2**20), 2**20, n).astype(np.int32)))
+        e.outputs.append(e.emit("qlinear", inputs, x_zp=zp, source=name))
+    return e.finish()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("k", "zp", "dtype"),
+    [(1, 0, np.uint8), (30, 255, np.uint8), (64, -128, np.int8), (1700, 128, np.uint8)],
+)
+def test_int8_linear_is_exact(
+    tmp_path: Path, target: str, k: int, zp: int, dtype: type
+) -> None:
+    rng = np.random.default_rng(k)
+    length = 19
+    graph = int8_layers(rng, k, zp, dtype, length)
+    library = compile_graph(tmp_path, graph, target)
+    info = np.iinfo(dtype)
+    for batch in (1, 2, 5):
+        x = rng.integers(info.min, info.max + 1, (batch, length, k)).astype(dtype)
+        x[0, 0] = info.min
+        x[-1, -1] = info.max
+        for want, have in zip(interpret(graph, [x]), library.run([x]), strict=True):
+            np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("k", [1, 30, 700])
+def test_float_linear(tmp_path: Path, target: str, k: int) -> None:
+    rng = np.random.default_rng(k)
+    e = Editor(name="layers", length=7)
+    x = e.input("x", np.float32, (BATCH, 7, k))
+    for i, pattern in enumerate(PATTERNS.values()):
+        n = (1, 4, 7, 18, 33, 5)[i]
+        w = np.where(pattern(rng, n, k), rng.standard_normal((n, k)), 0).astype(np.float32)
+        y = e.emit("linear", [x, e.constant(w)])
+        e.outputs.append(e.emit("add", [y, e.constant(rng.standard_normal(n).astype(np.float32))]))
+    graph = e.finish()
+    library = compile_graph(tmp_path, graph, target)
+    for batch in (1, 3):
+        a = rng.standard_normal((batch, 7, k)).astype(np.float32)
+        for want, have in zip(interpret(graph, [a]), library.run([a]), strict=True):
+            np.testing.assert_allclose(have, want, rtol=1e-5, atol=2e-6 * math.sqrt(k))
+
+
+def test_plans_cover_both_forms_and_chunks() -> None:
+    """The layers above do reach the sparse and the dense kernel, whole and in chunks."""
+    graph = int8_layers(np.random.default_rng(1), 1700, 0, np.uint8, 4)
+    plans = {n.source: plan_linear(n, graph, _target("generic")) for n in graph.nodes}
+    assert plans["blocks"].sparse and plans["blocks"].chunks > 1
+    assert not plans["dense"].sparse
+    assert plans["empty"].sparse and plans["empty"].work == 0
+    small = int8_layers(np.random.default_rng(1), 64, 0, np.uint8, 4)
+    assert plan_linear(small.nodes[2], small, _target("generic")).chunks == 1
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    n=st.integers(1, 40),
+    k=st.integers(1, 600),
+    density=st.floats(0.0, 1.0),
+    lane_count=st.sampled_from([4, 8, 16]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_packed_stream_holds_every_weight_once(
+    n: int, k: int, density: float, lane_count: int, seed: int
+) -> None:
+    """Unpacking what the kernel reads gives the weights back."""
+    rng = np.random.default_rng(seed)
+    w = rng.integers(-128, 128, (n, k)).astype(np.int8)
+    w[rng.random((n, k)) >= density] = 0
+    e = Editor(name="one", length=4)
+    x = e.input("x", np.uint8, (BATCH, 4, k))
+    e.outputs.append(e.emit("qlinear", [x, e.constant(w), e.constant(np.float32(1))], x_zp=3))
+    graph = e.finish()
+    names = {4: "generic", 8: "avx2", 16: "avx512_vnni"}
+    from sparsec.compiler.targets import TARGETS as ALL
+
+    target = next(t for t in ALL if t.name == names[lane_count])
+    plan = plan_linear(graph.nodes[0], graph, target)
+    rows = np.zeros((plan.quads * 4, plan.packs), np.int32)
+    if plan.sparse:
+        index = 0
+        for chunk in range(plan.chunks):
+            for quad in range(plan.quads):
+                for j in range(plan.start[index], plan.start[index + 1]):
+                    for r in range(4):
+                        pack = chunk * plan.chunk_packs + int(plan.offsets[j, r]) // 64
+                        rows[quad * 4 + r, pack] += plan.weights[j, r]
+                index += 1
+    else:
+        rows = plan.weights.transpose(0, 2, 1).reshape(plan.quads * 4, plan.packs)
+    got = np.ascontiguousarray(rows).view(np.int8)[:n, :k]
+    np.testing.assert_array_equal(got, w)
+    want = -3 * w.astype(np.int64).sum(axis=1)
+    np.testing.assert_array_equal(plan.bias[:n], want)
+
+
+def elementwise_graph(channels: int, length: int) -> Graph:
+    """Every op that lane programs know, behind an identity layer that brings x into lanes."""
+    e = Editor(name="ops", length=length)
+    x = e.input("x", np.float32, (BATCH, length, channels))
+    y = e.emit("linear", [x, e.constant(np.eye(channels, dtype=np.float32))])
+    rng = np.random.default_rng(1)
+    c = e.constant(rng.uniform(0.5, 2.0, channels).astype(np.float32))
+    s = e.constant(np.float32(0.75))
+    for op in ("neg", "abs", "exp", "erf", "tanh", "sigmoid", "relu", "reciprocal", "floor"):
+        e.outputs.append(e.emit(op, [y]))
+    for op in ("ceil", "round"):
+        e.outputs.append(e.emit(op, [y]))
+    e.outputs.append(e.emit("sqrt", [e.emit("abs", [y])]))
+    for op in ("add", "sub", "mul", "div", "min", "max"):
+        e.outputs.append(e.emit(op, [y, c]))
+        e.outputs.append(e.emit(op, [s, y]))
+    e.outputs.append(e.emit("pow", [y, e.constant(np.float32(2.0))]))
+    for approximate in ("none", "tanh"):
+        e.outputs.append(e.emit("gelu", [y], approximate=approximate))
+    for zp, dtype in ((0, np.uint8), (200, np.uint8), (-5, np.int8)):
+        q = e.emit("quantize", [y, e.constant(np.float32(0.05)), e.constant(np.array(zp, dtype))])
+        e.outputs.append(q)
+        e.outputs.append(
+            e.emit("dequantize", [q, e.constant(np.float32(0.05)), e.constant(np.array(zp, dtype))])
+        )
+    scales = e.constant(rng.uniform(0.01, 0.1, channels).astype(np.float32))
+    zeros = e.constant(np.full(channels, 7, np.uint8))
+    e.outputs.append(e.emit("quantize", [y, scales, zeros], axis=2))
+    positions = e.constant(rng.standard_normal((1, length, channels)).astype(np.float32))
+    e.outputs.append(e.emit("add", [y, positions]))
+    return e.finish()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_elementwise_programs(tmp_path: Path, target: str) -> None:
+    graph = elementwise_graph(6, 5)
+    assert {n.op for n in graph.nodes} <= lane_ops(graph)
+    library = compile_graph(tmp_path, graph, target, [])
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((3, 5, 6)) * 4).astype(np.float32)
+    x[0, 0] = [0.0, -0.0, 1e-30, 80.0, -80.0, 30000.0]
+    with np.errstate(all="ignore"):
+        expected = interpret(graph, [x])
+    for name, want, have in zip(graph.outputs, expected, library.run([x]), strict=True):
+        if want.dtype == np.float32:
+            np.testing.assert_allclose(have, want, rtol=2e-6, atol=1e-6, err_msg=name)
+        else:  # x / scale against x * (1 / scale): one step where that lies between two integers
+            off = np.abs(have.astype(int) - want.astype(int))
+            assert off.max() <= 1 and (off > 0).mean() < 0.02, name
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_layernorm(tmp_path: Path, target: str) -> None:
+    for channels in (1, 2, 7, 64):
+        e = Editor(name="norm", length=3)
+        x = e.input("x", np.float32, (BATCH, 3, channels))
+        rng = np.random.default_rng(channels)
+        gamma = e.constant(rng.standard_normal(channels).astype(np.float32))
+        beta = e.constant(rng.standard_normal(channels).astype(np.float32))
+        before = e.emit("add", [x, gamma])
+        y = e.emit("layernorm", [before, gamma, beta], eps=1e-5)
+        e.outputs += [y, before, e.emit("add", [y, before])]
+        quantized = [y, e.constant(np.float32(0.05)), e.constant(np.uint8(99))]
+        e.outputs.append(e.emit("quantize", quantized))
+        graph = e.finish()
+        library = compile_graph(tmp_path / str(channels), graph, target)
+        # A mean far from zero: what cancellation would spoil.
+        x_value = (rng.standard_normal((7, 3, channels)) + 100).astype(np.float32)
+        expected = interpret(graph, [x_value])
+        for want, have in zip(expected, library.run([x_value]), strict=True):
+            tolerance = 1 if want.dtype == np.uint8 else 2e-4
+            np.testing.assert_allclose(
+                have.astype(np.float64), want.astype(np.float64), rtol=2e-5, atol=tolerance
+            )
+
+
+def attention_graph(
+    length: int,
+    heads: int,
+    dim: int,
+    types: tuple[type, type, type, type],
+    zps: tuple[int, int, int, int],
+    extra_shape: tuple[int | BatchDim, ...],
+) -> Graph:
+    """Attention whose operands come straight from the inputs."""
+    channels = heads * dim
+    e = Editor(name="attention", length=length)
+    names = [e.input(n, t, (BATCH, length, channels)) for n, t in zip("qkv", types, strict=False)]
+    mask = e.input("mask", np.float32, extra_shape)
+    full = (BATCH, heads, length, length)
+    score = Editor(name="score")
+    s = score.input("s", np.float32, full)
+    m = score.input("m", np.float32, extra_shape)
+    s = score.emit("mul", [s, score.constant(np.float32(0.25))])
+    score.outputs.append(score.emit("add", [s, m]))
+    prob = Editor(name="prob")
+    p = prob.input("p", np.float32, full)
+    if types[3] != np.float32:
+        scale = prob.constant(np.float32(1 / 255))
+        p = prob.emit("quantize", [p, scale, prob.constant(np.array(zps[3], types[3]))])
+    prob.outputs.append(p)
+    e.outputs.append(
+        e.emit(
+            "attention",
+            [*names, mask],
+            heads=heads,
+            q_zp=zps[0],
+            k_zp=zps[1],
+            v_zp=zps[2],
+            p_zp=zps[3],
+            qk_scale=0.002,
+            pv_scale=0.01,
+            score=score.finish(),
+            prob=prob.finish(),
+        )
+    )
+    return e.finish()
+
+
+U, S, F = np.uint8, np.int8, np.float32
+FULL = (BATCH, 1, 1, 21)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("heads", "dim", "types", "zps", "extra"),
+    [
+        (3, 32, (U, U, U, U), (113, 128, 128, 0), FULL),
+        (2, 64, (U, U, U, U), (255, 0, 17, 0), FULL),
+        (1, 80, (S, S, S, S), (-7, 5, 0, -128), (BATCH, 1, 21, 21)),
+        (2, 8, (U, S, S, U), (0, -128, 127, 0), (BATCH, 2, 21, 21)),
+        (2, 4, (U, U, F, F), (100, 130, 0, 0), (1, 1, 21, 21)),
+        (3, 7, (F, F, F, F), (0, 0, 0, 0), FULL),
+        (2, 20, (F, F, U, U), (0, 0, 140, 0), (21,)),
+    ],
+)
+def test_attention(
+    tmp_path: Path,
+    target: str,
+    heads: int,
+    dim: int,
+    types: tuple[type, type, type, type],
+    zps: tuple[int, int, int, int],
+    extra: tuple[int | BatchDim, ...],
+) -> None:
+    length = 21
+    graph = attention_graph(length, heads, dim, types, zps, extra)
+    assert "attention" in lane_ops(graph)
+    library = compile_graph(tmp_path, graph, target)
+    rng = np.random.default_rng(dim)
+    for batch in (1, 4):
+        inputs = []
+        for t in types[:3]:
+            shape = (batch, length, heads * dim)
+            if t == np.float32:
+                inputs.append(rng.standard_normal(shape).astype(np.float32))
+            else:
+                info = np.iinfo(t)
+                inputs.append(rng.integers(info.min, info.max + 1, shape).astype(t))
+        shape = tuple(d.bind(batch) if isinstance(d, BatchDim) else d for d in extra)
+        inputs.append(np.where(rng.random(shape) < 0.3, -1e9, 0).astype(np.float32))
+        (want,) = interpret(graph, inputs)
+        (have,) = library.run(inputs)
+        # One step of P in a few places: p * 255 is rounded, and exp differs in its last bits.
+        scale = np.abs(want).max()
+        assert np.abs(have - want).max() <= 0.02 * scale
+        assert np.abs(have - want).mean() <= 1e-4 * scale
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_beyond_the_lengths_are_not_computed(tmp_path: Path, target: str) -> None:
+    """Outputs of real rows equal those of a batch without padding; the others are zero."""
+    length, channels = 21, 8
+    types = (U, U, U, U)
+    graph = attention_graph(length, 2, 4, types, (100, 128, 128, 0), (BATCH, 1, 1, length))
+    library = compile_graph(tmp_path, graph, target)
+    rng = np.random.default_rng(0)
+    lengths = [21, 0, 1, 16, 5, 20, 3]
+    batch = len(lengths)
+    shape = (batch, length, channels)
+    inputs = [rng.integers(0, 256, shape).astype(np.uint8) for _ in range(3)]
+    mask = np.zeros((batch, 1, 1, length), np.float32)
+    for row, real in zip(mask, lengths, strict=True):
+        row[..., real:] = -1e30
+    (want,) = interpret(graph, [*inputs, mask])
+    (have,) = library.run([*inputs, np.zeros_like(mask)], lengths)
+    for i, real in enumerate(lengths):
+        assert not have[i, real:].any()
+        if real:
+            scale = np.abs(want[i, :real]).max()
+            assert np.abs(have[i, :real] - want[i, :real]).max() <= 0.02 * scale
+
+
+MATH = {
+    "vf_exp": (np.exp, -103.0, 88.7, 2e-7, 0.0),
+    "vf_erf": (np.vectorize(math.erf), -5.0, 5.0, 0.0, 2e-7),
+    "vf_tanh": (np.tanh, -12.0, 12.0, 4e-7, 0.0),
+    "vf_sigmoid": (lambda x: 1 / (1 + np.exp(-x)), -80.0, 80.0, 4e-7, 0.0),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_vector_math_error_bounds(tmp_path: Path, target: str) -> None:
+    """The errors that vmath.h states, over dense samples; and the limits."""
+    isa = _target(target)
+    cc = toolchain.find()
+    headers = ("sparsec.h", "rt.h", "lanes/vec.h", "lanes/vmath.h")
+    for name in (*headers, f"lanes/{VECTOR_HEADERS[isa.lanes]}"):
+        (tmp_path / Path(name).name).write_text(read_template(name))
+    functions = "".join(
+        f"void each_{f}(float *x, long n) {{ for (long i = 0; i < n; i += VL) "
+        f"vf_store(x + i, {f}(vf_load(x + i))); }}\n"
+        for f in MATH
+    )
+    (tmp_path / "m.c").write_text(
+        "#include <math.h>\n#include <string.h>\n"
+        f'#include "rt.h"\n#include "{VECTOR_HEADERS[isa.lanes]}"\n'
+        f'#include "vec.h"\n#include "vmath.h"\n{functions}'
+    )
+    flags = [f for f in cc.flags(isa) if f != "-fvisibility=hidden"]
+    command = [*cc.command, *flags, "-shared", "-o", "m.so", "m.c", "-lm"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    library = ctypes.CDLL(str(tmp_path / "m.so"))
+
+    def call(name: str, x: np.ndarray) -> np.ndarray:
+        y = x.astype(np.float32)
+        getattr(library, f"each_{name}")(ctypes.c_void_p(y.ctypes.data), ctypes.c_long(len(y)))
+        return y
+
+    for name, (exact, low, high, relative, absolute) in MATH.items():
+        x = np.linspace(low, high, 1 << 16).astype(np.float32)
+        x = np.concatenate([x, np.float32([0.0, -0.0, 1e-6, -1e-6] * 4)])
+        want = exact(x.astype(np.float64))
+        error = np.abs(call(name, x) - want)
+        # Results below 2^-126 have no relative precision left.
+        allowed = absolute + relative * np.abs(want) + 2.0**-149
+        assert (error <= allowed).all(), f"{name}: {(error / np.maximum(allowed, 1e-300)).max()}"
+    edge = call("vf_exp", np.float32([-np.inf, np.inf, np.nan, -200, 200, 0, -104, 89] * 2))
+    np.testing.assert_array_equal(edge[:6], np.float32([0, np.inf, np.nan, 0, np.inf, 1]))
+    for name in ("vf_tanh", "vf_erf"):
+        edge = call(name, np.float32([-np.inf, np.inf, -1e30, 1e30] * 4))
+        np.testing.assert_allclose(edge[:4], [-1, 1, -1, 1], rtol=1e-6)
+
+
+def test_undefined_behaviour_would_be_seen(tmp_path: Path) -> None:
+    """UBSan is really on in the other tests: the flags abort on a signed overflow."""
+    cc = toolchain.find()
+    if not isinstance(cc, toolchain.Gcc):
+        pytest.skip("the sanitizer runtime comes with gcc")
+    (tmp_path / "u.c").write_text("int main(int c, char **v) { return 2147483647 + c > 0; }")
+    subprocess.run([*cc.command, *UBSAN, "-o", "u", "u.c"], check=True, cwd=tmp_path)
+    assert subprocess.run([str(tmp_path / "u")], capture_output=True).returncode != 0
