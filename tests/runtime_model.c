@@ -108,7 +108,8 @@ int sparsec_run(const void *const *in, void *const *out, int64_t batch, const in
     const size_t size = sparsec_workspace_size(batch, threads);
     if (batch < 1 || !workspace || batch == 666)
         return SPARSEC_BAD_ARGUMENT;
-    if ((uintptr_t)workspace % 64)
+    if ((uintptr_t)workspace % 64 || (uintptr_t)in[0] % 8 || (uintptr_t)in[1] % 8
+        || (uintptr_t)in[2] % 4)
         abort();
     memset(workspace, 0xa5, size);
     job j = {in, out, batch, lengths, parallel ? threads : 0, workspace};

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import threading
 import time
 import weakref
@@ -116,6 +117,9 @@ def test_skip_padding_reads_the_mask(folder: Path, rng: np.random.Generator) -> 
         assert seen(outputs)[0] == real.tolist()
         check(outputs, expected([ids, mask, bias], real))
         assert seen(engine.run([ids, mask, bias], skip_padding=False))[0] == [10] * 4
+        # Nothing to skip: the library may take its way for whole sequences.
+        full = np.ones((2, 16), np.int64)
+        assert seen(engine.run([full, full, bias]))[0] == [-1, -1]
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "float64", "uint8", "int8", "bool"])
@@ -309,6 +313,16 @@ def test_an_engine_that_never_came_to_be(tmp_path: Path) -> None:
     broken.close()
     with pytest.raises(ArtifactError):
         Engine(tmp_path / "nothing")
+
+
+def test_inputs_are_let_go(engine: Engine, rng: np.random.Generator) -> None:
+    arrays = inputs(rng, 2, 16)
+    before = [sys.getrefcount(array) for array in arrays]
+    for _ in range(3):
+        engine.run(arrays)
+        with pytest.raises(InputError):
+            engine.run([*arrays[:2], arrays[2][:1]])
+    assert [sys.getrefcount(array) for array in arrays] == before
 
 
 def test_memory_does_not_grow(folder: Path, rng: np.random.Generator) -> None:
