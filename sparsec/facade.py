@@ -139,7 +139,7 @@ def _random(
         return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
     if np.issubdtype(dtype, np.integer):
         known = limits.get(spec.name, limits.get("", 2))
-        return rng.integers(0, min(known, np.iinfo(dtype).max), shape, dtype)
+        return np.asarray(rng.integers(0, min(known, np.iinfo(dtype).max), shape, dtype))
     return np.asarray(rng.standard_normal(shape), dtype)
 
 
