@@ -1,0 +1,352 @@
+"""Damaged and hostile files: each is one ModelError that says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sparsec.compiler.frontend import import_graph, load_model, signature
+from sparsec.errors import InputError, ModelError, UnsupportedError
+from tests.frontend_support import FLOAT, INT64, check, model_proto, node, save
+
+X = ("x", FLOAT, ["batch", 4])
+Y = ("y", FLOAT, ["batch", 4])
+W = np.arange(16, dtype=np.float32).reshape(4, 4)
+
+
+def linear() -> onnx.ModelProto:
+    return model_proto([node("MatMul", "x w", "y")], [X], [Y], {"w": W})
+
+
+def write(folder: Path, proto: onnx.ModelProto) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_a_good_file_and_its_folder(tmp_path: Path) -> None:
+    path = write(tmp_path, linear())
+    for given in (path, tmp_path, str(path)):
+        model = load_model(given)
+        assert (model.name, model.opset, model.path) == ("model", 17, path)
+        assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    check(load_model(path), lengths=(0,))
+
+
+def test_folder_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model_quantized.onnx").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"no model\.onnx .*onnx/model_quantized\.onnx: name one"):
+        load_model(tmp_path)
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(tmp_path / "nothing.onnx")
+    with pytest.raises(ModelError, match="not a regular file"):
+        load_model("/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04 not a model" * 20, "not an ONNX"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        (b"\x08\x08", "has no graph"),
+        (b"<html>404</html>", "not an ONNX"),
+    ],
+)
+def test_not_an_onnx_file(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=message):
+        load_model(path)
+
+
+def test_every_truncation_is_a_model_error(tmp_path: Path) -> None:
+    data = linear().SerializeToString()
+    path = tmp_path / "model.onnx"
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        try:
+            signature(load_model(path))
+        except ModelError:
+            continue
+        # Only trailing fields of the file may go unnoticed: the opset of the other domain.
+        assert onnx.load(path).graph == linear().graph
+
+
+def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
+    data = bytearray(linear().SerializeToString())
+    rng = np.random.default_rng(1)
+    path = tmp_path / "model.onnx"
+    refused = 0
+    for _ in range(400):
+        broken = bytearray(data)
+        for at in rng.integers(0, len(data), 2):
+            broken[at] = rng.integers(0, 256)
+        path.write_bytes(bytes(broken))
+        try:
+            model = load_model(path)
+            import_graph(model, 4 if signature(model).has_sequence else 0)
+        except ModelError:
+            refused += 1
+    assert 100 < refused < 400
+
+
+def external(folder: Path, **changes: str | None) -> Path:
+    """The linear model with its weight in data.bin, with changed entries."""
+    proto = linear()
+    tensor = proto.graph.initializer[0]
+    (folder / "data.bin").write_bytes(b"\0" * 16 + tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entries = {"location": "data.bin", "offset": "16", "length": "64"} | changes
+    for key, value in entries.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=value)
+    return write(folder, proto)
+
+
+def test_external_data(tmp_path: Path) -> None:
+    model = load_model(external(tmp_path))
+    assert np.array_equal(model.array(model.proto.graph.initializer[0]), W)
+    check(model, lengths=(0,))
+    check(load_model(external(tmp_path, length=None)), lengths=(0,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"location": "missing.bin"}, "download that file"),
+        ({"location": "../data.bin"}, "outside the model's folder"),
+        ({"location": "sub/../../data.bin"}, "outside the model's folder"),
+        ({"location": "/etc/passwd"}, "outside the model's folder"),
+        ({"location": "C:\\data.bin"}, "outside the model's folder"),
+        ({"location": "..\\data.bin"}, "outside the model's folder"),
+        ({"location": ""}, "outside the model's folder"),
+        ({"location": "."}, "not a regular file"),
+        ({"offset": "32"}, "cut short"),
+        ({"offset": "-1"}, "export it again"),
+        ({"offset": "many"}, "no number"),
+        ({"length": "32"}, "needs 64 bytes"),
+        ({"length": str(2**62)}, "needs 64 bytes"),
+    ],
+)
+def test_bad_external_data(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "data.bin").write_bytes(b"\0" * 80)
+    with pytest.raises(ModelError, match=message):
+        load_model(external(folder, **changes))
+
+
+def test_external_data_through_symbolic_links(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    folder.mkdir()
+    blobs.mkdir()
+    external(folder)
+    (folder / "data.bin").rename(blobs / "data")
+    (folder / "data.bin").symlink_to(blobs / "data")
+    with pytest.raises(ModelError, match=r"snapshot_download\(local_dir=\.\.\.\)"):
+        load_model(folder)
+    (folder / "data.bin").unlink()
+    (folder / "data.bin").symlink_to(folder / "data.bin")
+    with pytest.raises(ModelError, match="download that file"):
+        load_model(folder)
+
+
+def test_external_data_that_is_a_pipe(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    (tmp_path / "data.bin").unlink()
+    os.mkfifo(tmp_path / "data.bin")
+    with pytest.raises(ModelError, match="not a regular file"):
+        load_model(path)
+
+
+def damaged(change: Callable[[onnx.ModelProto], None]) -> onnx.ModelProto:
+    proto = linear()
+    change(proto)
+    return proto
+
+
+def _dims(*dims: int) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        tensor = proto.graph.initializer[0]
+        del tensor.dims[:]
+        tensor.dims.extend(dims)
+
+    return change
+
+
+def _typed_claim(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.float_data.append(1.0)
+    _dims(2**20, 2**20)(proto)
+
+
+def _cycle(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(node("Add", "a b", "b2"))
+    proto.graph.node.append(node("Neg", "b2", "a"))
+    proto.graph.node.append(node("Neg", "b2", "b"))
+
+
+def _self_call(proto: onnx.ModelProto) -> None:
+    ids = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    call = helper.make_node("F", ["a"], ["b"], domain="mine")
+    proto.functions.append(helper.make_function("mine", "F", ["a"], ["b"], [call], ids))
+    proto.opset_import.append(helper.make_opsetid("mine", 1))
+    proto.graph.node[0].CopyFrom(helper.make_node("F", ["x"], ["y"], domain="mine"))
+
+
+def _bomb(proto: onnx.ModelProto) -> None:
+    ids = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    for i in range(40):
+        name = f"F{i + 1}" if i < 39 else "Neg"
+        domain = "mine" if i < 39 else ""
+        calls = [
+            helper.make_node(name, ["a"], ["m"], domain=domain),
+            helper.make_node(name, ["m"], ["b"], domain=domain),
+        ]
+        proto.functions.append(helper.make_function("mine", f"F{i}", ["a"], ["b"], calls, ids))
+    proto.opset_import.append(helper.make_opsetid("mine", 1))
+    proto.graph.node[0].CopyFrom(helper.make_node("F0", ["x"], ["y"], domain="mine"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_dims(4, 5), "needs 80 bytes but holds 64"),
+        (_dims(2**40, 2**40), "needs .* bytes but holds 64"),
+        (_dims(-4, -4), "negative extent"),
+        (_typed_claim, "far more than the data it holds"),
+        (lambda p: setattr(p.graph.initializer[0], "data_type", 99), "unknown element type 99"),
+        (lambda p: setattr(p.graph.node[0], "op_type", "NoSuchOp"), "not a valid ONNX model"),
+        (lambda p: p.graph.node[0].input.__setitem__(1, "nowhere"), "nothing makes.*nowhere"),
+        (lambda p: setattr(p.graph.output[0], "name", "nothing"), "nothing makes.*nothing"),
+        (_cycle, "a cycle through Add, Neg"),
+        (_self_call, "calls itself"),
+        (_bomb, "expands to more than"),
+        (lambda p: p.graph.node.append(p.graph.node[0]), "not a valid ONNX model"),
+    ],
+)
+def test_damaged_graphs(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(write(tmp_path, damaged(change)))
+
+
+def test_local_functions_are_inlined(tmp_path: Path) -> None:
+    proto = linear()
+    ids = [helper.make_opsetid("", 17)]
+    body = [node("MatMul", "a b", "m"), node("Relu", "m", "c")]
+    proto.functions.append(helper.make_function("mine", "F", ["a", "b"], ["c"], body, ids))
+    proto.opset_import.append(helper.make_opsetid("mine", 1))
+    proto.graph.node[0].CopyFrom(helper.make_node("F", ["x", "w"], ["y"], domain="mine"))
+    check(load_model(write(tmp_path, proto)), lengths=(0,))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("ConstantOfShape", "n", "c"), node("ReduceSum", "c", "s")],
+        [node("Range", "zero n0 one", "c"), node("ReduceMax", "c", "s")],
+        [node("Expand", "half n", "s")],
+        [node("Tile", "x n", "s")],
+    ],
+    ids=["ConstantOfShape", "Range", "Expand", "Tile"],
+)
+def test_gigantic_results_are_refused(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    constants = {
+        "n": np.array([2**31, 2**31]),
+        "n0": np.array(2**40),
+        "zero": np.array(0),
+        "one": np.array(1),
+        "half": np.float32(0.5),
+    }
+    nodes = [*nodes, node("Cast", "s", "f", to=FLOAT), node("Add", "x f", "y")]
+    model = save(tmp_path, nodes, [X], [Y], constants)
+    with pytest.raises(UnsupportedError, match="absurd"):
+        import_graph(model, 0)
+
+
+def test_sparse_initializers(tmp_path: Path) -> None:
+    for indices in ([1, 6, 15], [[0, 1], [1, 2], [3, 3]]):
+        proto = model_proto([node("MatMul", "x w", "y")], [X], [Y])
+        values = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")
+        proto.graph.sparse_initializer.append(
+            helper.make_sparse_tensor(values, numpy_helper.from_array(np.array(indices)), [4, 4])
+        )
+        model = load_model(write(tmp_path, proto))
+        graph = import_graph(model, 0)
+        (w,) = (a for a in graph.constants.values() if a.ndim == 2)
+        want = np.zeros((4, 4), np.float32)
+        want[[0, 1, 3], [1, 2, 3]] = [1, 2, 3]
+        assert np.array_equal(w.T, want)
+        check(model, lengths=(0,))
+
+
+def test_sparse_initializer_out_of_range(tmp_path: Path) -> None:
+    proto = model_proto([node("MatMul", "x w", "y")], [X], [Y])
+    values = numpy_helper.from_array(np.array([1], np.float32), "w")
+    indices = numpy_helper.from_array(np.array([16]))
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4, 4]))
+    with pytest.raises(ModelError):
+        import_graph(load_model(write(tmp_path, proto)), 0)
+
+
+def test_all_unsupported_nodes_are_listed(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Det", ["m"], ["d"], name="first"),
+        helper.make_node("NonZero", ["x"], ["n"], name="second"),
+        helper.make_node("Cast", ["n"], ["c"], name="fine", to=FLOAT),
+        helper.make_node("Hardmax", ["c"], ["h"], name="after an unsupported one"),
+        helper.make_node("ReduceSum", ["h"], ["s"], keepdims=0),
+        node("Add", "d s", "t"),
+        node("Add", "x t", "y"),
+    ]
+    model = save(tmp_path, nodes, [X], [Y], {"m": np.eye(2, dtype=np.float32)})
+    with pytest.raises(UnsupportedError) as caught:
+        import_graph(model, 0)
+    found = [(name, op) for name, op, _ in caught.value.nodes]
+    assert found == [
+        ("first", "Det"),
+        ("second", "NonZero"),
+        ("after an unsupported one", "Hardmax"),
+    ]
+    for name, op in found:
+        assert f"{name} ({op})" in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_old_opsets_and_wrong_lengths(tmp_path: Path) -> None:
+    old = save(tmp_path, [node("Not", "x", "y")], [("x", 9, ["b"])], [("y", 9, [1])], opset=1)
+    with pytest.raises(ModelError, match="version_converter"):
+        import_graph(old, 0)
+    nodes = [node("Cast", "ids", "y", to=1)]
+    model = save(tmp_path, nodes, [("ids", INT64, ["batch", "sequence"])], [("y", FLOAT, [1, 1])])
+    for length in (0, -1, 2**40):
+        with pytest.raises(InputError, match="sequence length"):
+            import_graph(model, length)
+
+
+def test_string_and_sequence_inputs_are_unsupported(tmp_path: Path) -> None:
+    nodes = [node("Identity", "text", "t"), node("Relu", "x", "y")]
+    model = save(tmp_path, nodes, [("text", TensorProto.STRING, [1]), X], [Y])
+    with pytest.raises(UnsupportedError, match=r"text \(input\).*string"):
+        import_graph(model, 0)
+    proto = linear()
+    proto.graph.input.append(
+        helper.make_value_info(
+            "s", helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, [1]))
+        )
+    )
+    with pytest.raises(UnsupportedError, match="not tensors"):
+        import_graph(load_model(write(tmp_path, proto)), 0)
