@@ -76,6 +76,7 @@ VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("fp32", {}, {"fused": True, "opset": 17}, {}),
     ("fp32", {}, {"length": LENGTH}, {}),
     ("fp32", {}, {"token_type_input": False}, {}),
+    ("fp32", {}, {"fixed_batch": 3}, {}),
     ("fp32", {"heads": 1}, {}, {}),
     ("sparseml", {}, {}, {}),
     ("sparseml", {}, {}, {"per_channel": True}),
@@ -83,6 +84,7 @@ VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("sparseml", {}, {"share_inputs": False, "opset": 11}, {}),
     ("sparseml", {"heads": 1}, {}, {}),
     ("qdq", {}, {}, {}),
+    ("qdq", {}, {"fixed_batch": 3, "length": LENGTH}, {}),
     ("qdq", {}, {"linear": "gemm"}, {"activation": "s8"}),
     ("qdq", {}, {"int32_bias": True}, {"per_channel": True}),
     ("qdq", {}, {"quantize_weight_nodes": True}, {}),
@@ -112,6 +114,17 @@ def test_every_written_form_becomes_the_same_few_ops(tmp_path: Path, variant: An
     if form == "sparseml":
         # x, merged heads, and the operands of the products; the last norm feeds nothing.
         assert left["quantize"] == 7 * config.layers
+
+
+@pytest.mark.parametrize("form", ["fp32", "sparseml"])
+def test_an_export_of_one_batch_size_runs_with_another(tmp_path: Path, form: Any) -> None:
+    model = write_random(tmp_path / "m.onnx", SMALL, form, Export(fixed_batch=1))
+    graph = passes.run(frontend.import_graph(frontend.load_model(model.path), LENGTH))
+    inputs = model.batch(3, LENGTH)
+    (whole,) = interpret(graph, inputs)
+    for i in range(3):
+        (want,) = onnxruntime_outputs(model, [x[i : i + 1] for x in inputs])
+        assert np.abs(whole[i] - want[0]).max() <= 1e-5 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("form", ["fp32", "sparseml", "qdq"])

@@ -19,7 +19,16 @@ import onnx
 from sparsec.compiler.frontend import symbolic
 from sparsec.compiler.frontend.load import Model, dense_array, require_tensor, tensor_array
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, dense, fixed
-from sparsec.compiler.ir import BatchDim, Dim, Editor, FrozenAttrs, Graph, Shape, element_count
+from sparsec.compiler.ir import (
+    BATCH,
+    BatchDim,
+    Dim,
+    Editor,
+    FrozenAttrs,
+    Graph,
+    Shape,
+    element_count,
+)
 from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.ops.elementwise import broadcast_shape
 from sparsec.errors import ModelError, UnsupportedError
@@ -129,8 +138,9 @@ def normal_axis(axis: int, rank: int) -> int:
 class Importer:
     """State of one import; importer functions emit core ops and constants through it."""
 
-    def __init__(self, model: Model, length: int) -> None:
+    def __init__(self, model: Model, length: int, exported_batch: int | None = None) -> None:
         self.model = model
+        self.exported_batch = exported_batch
         self.edit = Editor(name=model.name, length=length)
         self.problems: list[tuple[str, str, str]] = []
         self._folded = 0
@@ -528,6 +538,14 @@ class InputShape:
     dims: Shape = field(default=())
 
 
+def _exported_batch(model: Model, inputs: Sequence[InputShape]) -> int | None:
+    """The batch size that an export has fixed, where it is now to be any; None if it fixed none."""
+    batched = {given.name for given in inputs if BATCH in given.dims[:1]}
+    sizes = {dims[0] for name, _, dims in declared_inputs(model) if name in batched}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return size if isinstance(size, int) else None
+
+
 def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Graph:
     """Import a model for given input shapes, without canonicalizing it.
 
@@ -540,7 +558,7 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
             f"{model.path.name} uses ONNX opset {model.opset}; sparsec reads {MIN_OPSET} and "
             "newer: convert it with onnx.version_converter.convert_version"
         )
-    importer = Importer(model, length)
+    importer = Importer(model, length, _exported_batch(model, inputs))
     graph = model.proto.graph
     scope: dict[str, Tensor | None] = {}
     for given in inputs:

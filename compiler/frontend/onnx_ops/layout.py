@@ -24,6 +24,7 @@ def _reshape(c: Importer, n: OnnxNode) -> Tensor:
     target = c.ints(n[1])
     if not n.attrs.get("allowzero", 0):
         target = [x.shape[i] if d == 0 else d for i, d in enumerate(target)]
+    target = _for_any_batch(c, x, target)
     if target.count(-1) > 1:
         raise Fail(f"the target shape {target} has more than one -1")
     if -1 in target:
@@ -37,6 +38,24 @@ def _reshape(c: Importer, n: OnnxNode) -> Tensor:
             raise Fail(f"{list(x.shape)} does not reshape to {target}")
         target[target.index(-1)] = total // rest  # type: ignore[operator]
     return c.reshape(x, target)
+
+
+def _for_any_batch(c: Importer, x: Tensor, target: list[Dim]) -> list[Dim]:
+    """The target shape, where an export of a fixed batch size has written that size into it.
+
+    For the size that was exported the result means the same.
+    """
+    size = c.exported_batch
+    if not size or not target or any(isinstance(d, BatchDim) for d in target):
+        return target
+    first = target[0]
+    if isinstance(first, BatchDim) or first <= 0 or first % size:
+        return target
+    if not x.shape or not isinstance(x.shape[0], BatchDim):
+        return target
+    if -1 in target and (first != size or x.shape[0] != BATCH):
+        return target  # the -1 takes up the batch
+    return [BatchDim(first // size), *target[1:]]
 
 
 @onnx_op("Flatten")
