@@ -21,9 +21,9 @@ Info = tuple[str, int, Sequence[Any]]
 
 
 def node(op: str, inputs: str, outputs: str, **attrs: Any) -> onnx.NodeProto:
-    """A node; names are separated by spaces, ``_`` is an absent input."""
-    names = ["" if n == "_" else n for n in inputs.split()]
-    return helper.make_node(op, names, outputs.split(), **attrs)
+    """A node; names are separated by spaces, ``_`` is an absent one."""
+    sides = (["" if n == "_" else n for n in side.split()] for side in (inputs, outputs))
+    return helper.make_node(op, *sides, **attrs)
 
 
 def model_proto(

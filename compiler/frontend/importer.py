@@ -226,7 +226,9 @@ class Importer:
         dtypes = [np.dtype(dtype) for dtype, _ in types]
         if OPS[op].elementwise:
             arrays = [t.contents() if t else None for t in inputs]
-            extents = np.broadcast_shapes(*(t.contents().shape for t in known))
+            per_axis = op in ("quantize", "dequantize")  # parameters along an axis
+            sides = known[:1] if per_axis else known
+            extents = np.broadcast_shapes(*(t.contents().shape for t in sides))
             self._check_fold(extents, dtypes[0], known)
             if any(t.symbolic for t in known):
                 out = symbolic.elementwise(
