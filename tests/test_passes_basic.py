@@ -369,6 +369,18 @@ def test_a_layout_read_twice_is_written_once() -> None:
     assert ops(after) == {"transpose": 1, "matmul": 2, "add": 1}
 
 
+@pytest.mark.parametrize("first", ["matmul", "tanh"])
+def test_readers_do_not_get_in_each_others_way(first: str) -> None:
+    b = Builder()
+    turned = b.op("transpose", floats(b), perm=(0, 2, 1))
+    y = floats(b, BATCH, S, C)
+    product = b.op("matmul", y, turned) if first == "matmul" else ""
+    back = b.op("transpose", b.op("tanh", turned), perm=(0, 2, 1))
+    product = product or b.op("matmul", y, turned)
+    after = check(b.graph(product, back), sink_layout)
+    assert ops(after) == {"transpose": 1, "matmul": 1, "tanh": 1}
+
+
 def test_operands_in_one_layout_move_together() -> None:
     b = Builder()
     x, y = floats(b), floats(b)

@@ -42,13 +42,17 @@ def sink_layout(graph: Graph) -> Graph:
 
 
 class _Sinking:
-    """The walk: `edit` receives the new nodes, `moved` holds what is still under way."""
+    """The walk: `edit` receives the new nodes, `moved` says how layout ops are put off.
+
+    A value that one reader needs as it was (:meth:`settle`) may still be put off for another.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.edit = Editor(graph)
         self.edit.nodes = []
         self.moved: dict[str, _Moved] = {}
+        self.settled: dict[str, str] = {}
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
@@ -68,12 +72,13 @@ class _Sinking:
         moved = self.moved.get(name)
         if moved is None:
             return name
-        settled = moved.base
-        for i, step in enumerate(moved.steps):
-            last = i == len(moved.steps) - 1
-            settled = step.emit(self.edit, settled, moved.source, name if last else None)
-        self.moved[name] = _Moved(settled, (), moved.source)
-        return settled
+        if name not in self.settled:
+            settled = moved.base
+            for i, step in enumerate(moved.steps):
+                last = i == len(moved.steps) - 1
+                settled = step.emit(self.edit, settled, moved.source, name if last else None)
+            self.settled[name] = settled
+        return self.settled[name]
 
     def note_down(self, node: Node) -> None:
         """layout(layout(x)) -> the shortest chain that does the same, for later."""
