@@ -172,9 +172,9 @@ def run(cases: Sequence[Case], folder: Path, flags: Sequence[str]) -> None:
     source.write_text(code)
     library.unlink(missing_ok=True)
     include = str(resources.files("sparsec.templates") / "sparsec.h").removesuffix("/sparsec.h")
+    options = ["-Wall", "-Werror", "-fPIC", "-shared", "-DOP_PARALLEL_STEPS=2", *flags]
     done = subprocess.run(
-        ["gcc", "-std=gnu11", "-Wall", "-Werror", "-fPIC", "-shared", "-DOP_PARALLEL_STEPS=2"]
-        + [*flags, "-I", include, "-o", str(library), str(source), "-lm"],
+        ["gcc", "-std=gnu11", *options, "-I", include, "-o", library, source, "-lm"],
         capture_output=True,
         text=True,
         check=False,
@@ -371,11 +371,13 @@ def elementwise_case(draw: Any) -> Case:
         parts = [shape, narrowed(draw, shape), narrowed(draw, shape)]
         parts = draw(st.permutations(parts))
         kinds = ["bool", dtype, dtype]
-        return one_node("where", batch, [tensor(draw, d, p, batch) for d, p in zip(kinds, parts)])
+        return one_node(
+            "where", batch, [tensor(draw, d, p, batch) for d, p in zip(kinds, parts, strict=True)]
+        )
     if kind == "cast":
         source, to = (
-            draw(st.sampled_from(DTYPES + ("bool",))),
-            draw(st.sampled_from(DTYPES + ("bool",))),
+            draw(st.sampled_from((*DTYPES, "bool"))),
+            draw(st.sampled_from((*DTYPES, "bool"))),
         )
         whole = np.dtype(source).kind == "f" and np.dtype(to).kind in "iu"
         array, symbolic = tensor(draw, source, shape, batch, special=not whole)
@@ -432,7 +434,7 @@ def test_elementwise(build: Any, cases: list[Case]) -> None:
     build(cases)
 
 
-@pytest.mark.parametrize("op", sorted(UNARY_FLOAT) + ["gelu"])
+@pytest.mark.parametrize("op", [*sorted(UNARY_FLOAT), "gelu"])
 def test_float_functions_over_all_magnitudes(build: Any, op: str) -> None:
     """Every 2**12-th float32, which meets all exponents, denormals, infinities and NaNs."""
     bits = np.arange(0, 2**32, 2**12 + 1, dtype=np.uint64).astype(np.uint32)
@@ -514,7 +516,7 @@ def test_partition_keeps_order_and_splits_by_shape() -> None:
 @st.composite
 def layout_case(draw: Any) -> Case:
     batch = draw(st.integers(1, 3))
-    dtype = draw(st.sampled_from(DTYPES + ("bool",)))
+    dtype = draw(st.sampled_from((*DTYPES, "bool")))
     op = draw(
         st.sampled_from(
             ["reshape", "transpose", "transpose", "expand", "concat", "slice", "gather", "split"]
@@ -616,8 +618,9 @@ def reduction_case(draw: Any) -> Case:
         x = tensor(draw, dtype, shape, batch, special=draw(st.booleans()))
         axis = draw(st.integers(0, len(shape) - 1))
         if op == "softmax":
-            # A result's error is that of its exponent x - max, of up to 100 or so, in ulps.
-            return one_node(op, batch, [x], axis=axis, ulps=8)
+            # numpy adds the exponentials in float32, one after another along most axes.
+            bound = 6 + bind_shape(shape, batch)[axis] / 4
+            return one_node(op, batch, [x], axis=axis, ulps=bound)
         return one_node(
             op, batch, [x], axis=axis, exclusive=draw(st.booleans()), reverse=draw(st.booleans())
         )
@@ -635,9 +638,11 @@ def reduction_case(draw: Any) -> Case:
         )
     shape = shapes(draw, 0, 4, DIM if op == "sum" else LIVE_DIM)
     axes = tuple(i for i in range(len(shape)) if draw(st.booleans()))
-    x = tensor(
-        draw, dtype, shape, batch, special=np.dtype(dtype).kind != "f" or op in ("max", "min")
+    # The reference divides integers in float64, so means of int64 are compared where that is exact.
+    special = op in ("max", "min") or (
+        np.dtype(dtype).kind != "f" and (op, dtype) != ("mean", "int64")
     )
+    x = tensor(draw, dtype, shape, batch, special)
 
     def magnitude(inputs: list[np.ndarray], expected: list[np.ndarray]) -> Any:
         f = np.sum if op == "sum" else np.mean
@@ -645,7 +650,7 @@ def reduction_case(draw: Any) -> Case:
 
     return one_node(
         f"reduce_{op}", batch, [x], axes=axes, keepdims=draw(st.booleans()),
-        ulps=8 if op in ("sum", "mean") else 0, scale=magnitude if op in ("sum", "mean") else None,
+        ulps=16 if op in ("sum", "mean") else 0, scale=magnitude if op in ("sum", "mean") else None,
     )  # fmt: skip
 
 

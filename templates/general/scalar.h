@@ -2,7 +2,7 @@
  *
  *   op_<name>_<type>   one element of a core op, with the meaning of its numpy reference and without
  *                      undefined behaviour for any operand
- *   op_*_block_*       register blocks of matrix products
+ *   op_*_block*        register blocks of matrix products
  *
  * Types: f32 f64 i64 i32 i8 u8.  Booleans are uint8_t holding 0 or 1.  The float32 functions have no
  * branches and no calls, so that loops around them vectorize.  They rely on IEEE arithmetic: do not
@@ -336,7 +336,11 @@ OP_SOFTMAX(f64, double)
 #define OP_VECTOR_BYTES 16
 #endif
 
-enum { OP_MR = 4 }; /* rows of a register block; its columns are two vectors */
+/* Rows of a register block; its columns are two vectors.  AVX512 has 32 registers, the others 16. */
+enum { OP_MR = OP_VECTOR_BYTES == 64 ? 8 : 4 };
+
+/* Rows of a block of dot products; it has two columns. */
+enum { OP_DOT_MR = 4 };
 
 /* y[mr][nr] = a[mr][k] b[k][nr], with mr <= OP_MR and nr <= 2 vectors; rows are lda, ldb, ldy apart. */
 #define OP_GEMM(S, T)                                                                               \
@@ -359,24 +363,29 @@ enum { OP_MR = 4 }; /* rows of a register block; its columns are two vectors */
             for (int v = 0; v < nv; v++)                                                            \
                 memcpy(y + r * ldy + v * OP_LANES_##S, &acc[r][v], sizeof acc[r][v]);               \
     }                                                                                               \
+    static inline __attribute__((always_inline)) void op_gemm_rows_##S(                             \
+        int mr, const int nv, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb, T *y,    \
+        int64_t ldy)                                                                                \
+    {                                                                                               \
+        if (mr == OP_MR) {                                                                          \
+            op_gemm_fixed_##S(OP_MR, nv, k, a, lda, b, ldb, y, ldy);                                \
+            return;                                                                                 \
+        }                                                                                           \
+        for (; mr >= 2; mr -= 2, a += 2 * lda, y += 2 * ldy)                                        \
+            op_gemm_fixed_##S(2, nv, k, a, lda, b, ldb, y, ldy);                                    \
+        if (mr)                                                                                     \
+            op_gemm_fixed_##S(1, nv, k, a, lda, b, ldb, y, ldy);                                    \
+    }                                                                                               \
     static inline void op_gemm_block_##S(                                                           \
         int mr, int nr, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb, T *y,          \
         int64_t ldy)                                                                                \
     {                                                                                               \
         if (nr == OP_NR_##S) {                                                                      \
-            if (mr == OP_MR)                                                                        \
-                op_gemm_fixed_##S(OP_MR, 2, k, a, lda, b, ldb, y, ldy);                             \
-            else                                                                                    \
-                for (int r = 0; r < mr; r++)                                                        \
-                    op_gemm_fixed_##S(1, 2, k, a + r * lda, lda, b, ldb, y + r * ldy, ldy);         \
+            op_gemm_rows_##S(mr, 2, k, a, lda, b, ldb, y, ldy);                                     \
             return;                                                                                 \
         }                                                                                           \
         if (nr >= OP_LANES_##S) {                                                                   \
-            if (mr == OP_MR)                                                                        \
-                op_gemm_fixed_##S(OP_MR, 1, k, a, lda, b, ldb, y, ldy);                             \
-            else                                                                                    \
-                for (int r = 0; r < mr; r++)                                                        \
-                    op_gemm_fixed_##S(1, 1, k, a + r * lda, lda, b, ldb, y + r * ldy, ldy);         \
+            op_gemm_rows_##S(mr, 1, k, a, lda, b, ldb, y, ldy);                                     \
             b += OP_LANES_##S, y += OP_LANES_##S, nr -= OP_LANES_##S;                               \
         }                                                                                           \
         T rest[OP_MR][OP_LANES_##S] = {{0}};                                                        \
@@ -388,12 +397,12 @@ enum { OP_MR = 4 }; /* rows of a register block; its columns are two vectors */
             for (int j = 0; j < nr; j++)                                                            \
                 y[r * ldy + j] = rest[r][j];                                                        \
     }                                                                                               \
-    /* y[mr][nr] = a[mr][k] b[nr][k]^T with mr <= OP_MR, nr <= 2: dot products along both rows. */  \
+    /* y[mr][nr] = a[mr][k] b[nr][k]^T with mr <= OP_DOT_MR, nr <= 2: dot products along both rows. */  \
     static inline __attribute__((always_inline)) void op_dots_fixed_##S(                            \
         const int mr, const int nr, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb,    \
         T *y, int64_t ldy)                                                                          \
     {                                                                                               \
-        op_v##S acc[OP_MR][2] = {{{0}}};                                                            \
+        op_v##S acc[OP_DOT_MR][2] = {{{0}}};                                                            \
         int64_t p = 0;                                                                              \
         for (; p + OP_LANES_##S <= k; p += OP_LANES_##S) {                                          \
             op_v##S row[2], x;                                                                      \
@@ -419,8 +428,8 @@ enum { OP_MR = 4 }; /* rows of a register block; its columns are two vectors */
         int mr, int nr, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb, T *y,          \
         int64_t ldy)                                                                                \
     {                                                                                               \
-        if (mr == OP_MR && nr == 2)                                                                 \
-            op_dots_fixed_##S(OP_MR, 2, k, a, lda, b, ldb, y, ldy);                                 \
+        if (mr == OP_DOT_MR && nr == 2)                                                             \
+            op_dots_fixed_##S(OP_DOT_MR, 2, k, a, lda, b, ldb, y, ldy);                                 \
         else                                                                                        \
             for (int r = 0; r < mr; r++)                                                            \
                 for (int j = 0; j < nr; j++)                                                        \
@@ -435,36 +444,41 @@ OP_GEMM(f64, double)
 #if defined(__AVX512BW__)
 typedef __m512i op_vint;
 #define OP_INT_LANES 16
-static inline op_vint op_madd(int32_t a, op_vint b) { return _mm512_madd_epi16(_mm512_set1_epi32(a), b); }
-static inline op_vint op_vadd(op_vint a, op_vint b) { return _mm512_add_epi32(a, b); }
+static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
+{
+#if defined(__AVX512VNNI__)
+    return _mm512_dpwssd_epi32(sum, _mm512_set1_epi32(a), b);
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_set1_epi32(a), b));
+#endif
+}
 #elif defined(__AVX2__)
 typedef __m256i op_vint;
 #define OP_INT_LANES 8
-static inline op_vint op_madd(int32_t a, op_vint b) { return _mm256_madd_epi16(_mm256_set1_epi32(a), b); }
-static inline op_vint op_vadd(op_vint a, op_vint b) { return _mm256_add_epi32(a, b); }
+static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi32(a), b));
+}
 #elif defined(__SSE2__)
 typedef __m128i op_vint;
 #define OP_INT_LANES 4
-static inline op_vint op_madd(int32_t a, op_vint b) { return _mm_madd_epi16(_mm_set1_epi32(a), b); }
-static inline op_vint op_vadd(op_vint a, op_vint b) { return _mm_add_epi32(a, b); }
+static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
+{
+    return _mm_add_epi32(sum, _mm_madd_epi16(_mm_set1_epi32(a), b));
+}
 #else
-typedef struct { uint32_t lane[4]; } op_vint;
+typedef struct {
+    uint32_t lane[4];
+} op_vint;
 #define OP_INT_LANES 4
-static inline op_vint op_madd(int32_t a, op_vint b)
+static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
 {
     int16_t x[2], y[4][2];
-    op_vint result;
     memcpy(x, &a, sizeof x);
     memcpy(y, &b, sizeof y);
     for (int j = 0; j < 4; j++)
-        result.lane[j] = (uint32_t)((int32_t)x[0] * y[j][0]) + (uint32_t)((int32_t)x[1] * y[j][1]);
-    return result;
-}
-static inline op_vint op_vadd(op_vint a, op_vint b)
-{
-    for (int j = 0; j < 4; j++)
-        a.lane[j] += b.lane[j];
-    return a;
+        sum.lane[j] += (uint32_t)((int32_t)x[0] * y[j][0]) + (uint32_t)((int32_t)x[1] * y[j][1]);
+    return sum;
 }
 #endif
 
@@ -480,30 +494,36 @@ static inline __attribute__((always_inline)) void op_int_fixed(
 {
     op_vint sum[OP_MR][2];
     for (int r = 0; r < mr; r++)
-        memcpy(sum[r], acc[r], sizeof sum[r]);
+        for (int v = 0; v < 2; v++)
+            memcpy(&sum[r][v], acc[r] + v * OP_INT_LANES, sizeof sum[r][v]);
     for (int64_t p = 0; p < pairs; p++) {
-        op_vint b[2];
-        memcpy(b, packed[p], sizeof b);
+        op_vint b0, b1;
+        memcpy(&b0, packed[p], sizeof b0);
+        memcpy(&b1, packed[p] + OP_INT_LANES, sizeof b1);
         for (int r = 0; r < mr; r++) {
             int32_t x;
             memcpy(&x, &a[r][2 * p], sizeof x);
-            sum[r][0] = op_vadd(sum[r][0], op_madd(x, b[0]));
-            sum[r][1] = op_vadd(sum[r][1], op_madd(x, b[1]));
+            sum[r][0] = op_pairs(sum[r][0], x, b0);
+            sum[r][1] = op_pairs(sum[r][1], x, b1);
         }
     }
     for (int r = 0; r < mr; r++)
-        memcpy(acc[r], sum[r], sizeof sum[r]);
+        for (int v = 0; v < 2; v++)
+            memcpy(acc[r] + v * OP_INT_LANES, &sum[r][v], sizeof sum[r][v]);
 }
 
 /* acc[mr][OP_INT_NR] += a[mr][2 * pairs] packed, modulo 2^32; mr <= OP_MR. */
 static inline void op_int_block(int mr, int64_t pairs, const int16_t (*a)[OP_INT_KC],
                                 const int16_t (*packed)[OP_INT_NR][2], int32_t (*acc)[OP_INT_NR])
 {
-    if (mr == OP_MR)
+    if (mr == OP_MR) {
         op_int_fixed(OP_MR, pairs, a, packed, acc);
-    else
-        for (int r = 0; r < mr; r++)
-            op_int_fixed(1, pairs, a + r, packed, acc + r);
+        return;
+    }
+    for (; mr >= 2; mr -= 2, a += 2, acc += 2)
+        op_int_fixed(2, pairs, a, packed, acc);
+    if (mr)
+        op_int_fixed(1, pairs, a, packed, acc);
 }
 
 #endif

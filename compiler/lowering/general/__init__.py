@@ -1,8 +1,8 @@
 """General kernels: C for any core op on dense row-major tensors.
 
-They make patterns an optimization and never a condition: whatever no faster kernel takes is compiled
-through these.  A kernel is one C function (``templates/general/*.c.j2``) for one node, or for a group
-of elementwise nodes of one shape, to be pasted after ``rt.h`` and ``scalar.h``::
+They make patterns an optimization and never a condition: whatever no faster kernel takes is
+compiled through these.  A kernel is one C function (``templates/general/*.c.j2``) for one node, or
+for a group of elementwise nodes of one shape, to be pasted after ``rt.h`` and ``scalar.h``::
 
     static void FUNCTION(const sparsec_rt *rt, T *restrict y0, ..., const T *restrict x0, ...)
 

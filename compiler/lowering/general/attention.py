@@ -23,8 +23,8 @@ class Nested:
 
     Attributes:
         tables: definitions of constant arrays.
-        statements: loads and computations for one element; the graph's first input is `element`, and
-            the element's coordinates are i0 to i3 (batch, head, query, key).
+        statements: loads and computations for one element; the graph's first input is `element`,
+            and the element's coordinates are i0 to i3 (batch, head, query, key).
         result: C name of the graph's output.
         type: C type of the output.
     """
@@ -102,10 +102,9 @@ def _nested(graph: Graph, extras: list[str], prefix: str) -> Nested:
             if (name, steps) not in loads:
                 at = offset("i", steps)
                 test = " != 0" if value.dtype.kind == "b" else ""
-                loads[name, steps] = f"{prefix}_in{len(loads)}"
-                statements.append(
-                    f"const {c_type(value.dtype)} {loads[name, steps]} = {sources[name]}[{at}]{test};"
-                )
+                load = loads[name, steps] = f"{prefix}_in{len(loads)}"
+                loaded = f"{sources[name]}[{at}]{test}"
+                statements.append(f"const {c_type(value.dtype)} {load} = {loaded};")
             operands.append(loads[name, steps])
         result = c_type(graph.values[node.output].dtype)
         names[node.output] = f"{prefix}{n}"

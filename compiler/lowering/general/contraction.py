@@ -43,7 +43,7 @@ def emit_matmul(call: Call) -> str:
     a, b = _matrices(call.inputs[0].shape, call.inputs[1].shape)
     m, k, n = Extent.of(a[-2]), Extent.of(a[-1]), Extent.of(b[-1])
     batches = _Batches(a, b)
-    return _blocked(call, "matmul", batches, m, n, k, column_stride=ONE, row_stride=n)
+    return _blocked(call, batches, m, n, k, along=False)
 
 
 def emit_linear(call: Call) -> str:
@@ -52,36 +52,27 @@ def emit_linear(call: Call) -> str:
     dims = extents(x.shape)
     k, n = Extent.of(w.shape[1]), Extent.of(w.shape[0])
     m = product(dims[:-1])
-    batches = _Batches((1, 1), (1, 1))
-    return _blocked(call, "linear", batches, m, n, k, column_stride=k, row_stride=ONE)
+    return _blocked(call, _Batches((1, 1), (1, 1)), m, n, k, along=True)
 
 
-def _blocked(
-    call: Call,
-    template: str,
-    batches: _Batches,
-    m: Extent,
-    n: Extent,
-    k: Extent,
-    column_stride: Extent,
-    row_stride: Extent,
-) -> str:
+def _blocked(call: Call, batches: _Batches, m: Extent, n: Extent, k: Extent, *, along: bool) -> str:
+    """Blocks of a product; `along`: b is ``[N, K]``, and products run along its rows."""
     s = suffix(call.outputs[0].dtype)
-    nr = f"OP_NR_{s}" if template == "matmul" else "2"
+    mr, nr = ("OP_DOT_MR", "2") if along else ("OP_MR", f"OP_NR_{s}")
     return call.render(
         "matmul",
-        rows=f"({batches.count} * (({n} + {nr} - 1) / {nr}) * (({m} + OP_MR - 1) / OP_MR))",
+        rows=f"({batches.count} * (({n} + {nr} - 1) / {nr}) * (({m} + {mr} - 1) / {mr}))",
         work=batches.count * m * n * k,
         type=c_type(call.outputs[0].dtype),
-        block=f"op_gemm_block_{s}" if template == "matmul" else f"op_dots_block_{s}",
+        block=f"op_dots_block_{s}" if along else f"op_gemm_block_{s}",
+        mr=mr,
         nr=nr,
         m=m,
         n=n,
         k=k,
         batches=batches,
-        column_stride=column_stride,
-        row_stride=row_stride,
-        ldb=n if template == "matmul" else k,
+        column_stride=k if along else ONE,
+        ldb=k if along else n,
     )
 
 

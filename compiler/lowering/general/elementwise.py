@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.compiler.ir import Graph, Node, Shape, Value
-from sparsec.compiler.lowering.general.expressions import ELEMENTWISE, expression
+from sparsec.compiler.lowering.general.expressions import ELEMENTWISE, expression, is_square
 from sparsec.compiler.lowering.general.extents import (
     ONE,
     ZERO,
@@ -24,8 +24,8 @@ from sparsec.compiler.lowering.general.render import Call, NotGeneral, c_type
 def operand_strides(node: Node, position: int, value: Value, graph: Graph) -> list[Extent]:
     """Strides of an elementwise node's input over the node's result.
 
-    Inputs broadcast from the right, but for the parameters of `quantize` and `dequantize`, which lie
-    along an axis.
+    Inputs broadcast from the right, but for the parameters of `quantize` and `dequantize`, which
+    lie along an axis.
     """
     rank = len(graph.values[node.output].shape)
     if node.op in ("quantize", "dequantize") and position:
@@ -49,8 +49,8 @@ def group_outputs(nodes: Sequence[Node], graph: Graph) -> list[str]:
 def emit_group(call: Call) -> str:
     """One loop for all nodes of the call; they have one result shape.
 
-    Every (value, strides) pair that the nodes read from outside becomes one load.  Along the innermost
-    loop an operand's stride is 1 or 0: extents of 1 at the end are gone by then.
+    Every (value, strides) pair that the nodes read from outside becomes one load.  Along the
+    innermost loop an operand's stride is 1 or 0: extents of 1 at the end are gone by then.
     """
     graph = call.graph
     shape = graph.values[call.nodes[0].output].shape
@@ -64,7 +64,7 @@ def emit_group(call: Call) -> str:
     loads: dict[tuple[str, tuple[Extent, ...]], int] = {}
     for node in call.nodes:
         for position, name in enumerate(node.inputs):
-            if name not in made:
+            if name not in made and not (position and is_square(node, graph)):
                 steps = operand_strides(node, position, graph.values[name], graph)
                 loads.setdefault((name, tuple(steps)), len(loads))
     dims, collapsed = collapse(
@@ -92,7 +92,7 @@ def emit_group(call: Call) -> str:
         for position, name in enumerate(node.inputs):
             if name in made:
                 operands.append(names[name])
-            else:
+            elif not (position and is_square(node, graph)):
                 steps = operand_strides(node, position, graph.values[name], graph)
                 operands.append(f"v{loads[name, tuple(steps)]}")
         names[node.output] = f"r{i}"

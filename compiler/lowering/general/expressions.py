@@ -73,12 +73,20 @@ def kind(dtype: np.dtype[Any]) -> str:
     return {"u": "i"}.get(dtype.kind, dtype.kind)
 
 
+def is_square(node: Node, graph: Graph) -> bool:
+    """Whether a node is `pow` of floats with the constant exponent 2, which reads its base only."""
+    if node.op != "pow" or graph.values[node.inputs[0]].dtype.kind != "f":
+        return False
+    exponent = graph.constants.get(node.inputs[1])
+    return exponent is not None and exponent.size == 1 and bool(exponent.reshape(-1)[0] == 2)
+
+
 def expression(node: Node, graph: Graph, operands: Sequence[str]) -> str:
     """The C expression of one element of an elementwise node.
 
     Args:
         node: its op is in :data:`ELEMENTWISE`.
-        graph: has the types of its inputs, and constant exponents.
+        graph: has the types of its inputs, and exponents that are constant.
         operands: C names of its inputs' elements.
 
     Raises:
@@ -89,7 +97,9 @@ def expression(node: Node, graph: Graph, operands: Sequence[str]) -> str:
     if node.op == "cast":
         return cast(operands[0], first, np.dtype(node.attrs["to"]))
     if node.op == "pow":
-        return _power(operands, types, graph.constants.get(node.inputs[1]))
+        if is_square(node, graph):
+            return f"{operands[0]} * {operands[0]}"
+        return _power(operands, types)
     if node.op in ("quantize", "dequantize"):
         return f"op_{node.op}_{_quantized(types[2])}({', '.join(operands)})"
     op = node.op
@@ -135,13 +145,9 @@ def cast(operand: str, source: np.dtype[Any], to: np.dtype[Any]) -> str:
     return f"({target}){operand}"
 
 
-def _power(
-    operands: Sequence[str], types: Sequence[np.dtype[Any]], exponent: np.ndarray | None
-) -> str:
+def _power(operands: Sequence[str], types: Sequence[np.dtype[Any]]) -> str:
     base, power = operands
     if types[0].kind == "f":
-        if exponent is not None and exponent.size == 1 and exponent.reshape(-1)[0] == 2:
-            return f"{base} * {base}"
         f = "f" if types[0] == np.float32 else ""
         return f"pow{f}({base}, {cast(power, types[1], types[0])})"
     if types[1].kind == "f":

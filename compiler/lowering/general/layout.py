@@ -47,7 +47,7 @@ def emit_slice(call: Call) -> str:
 
 
 def emit_transpose(call: Call) -> str:
-    """A copy of runs where the last axis stays last, else blocks in which two axes change places."""
+    """A copy of runs where the last axis stays, else blocks in which two axes change places."""
     source = strides(extents(call.inputs[0].shape))
     dims, (steps,) = collapse(
         extents(call.outputs[0].shape), [[source[p] for p in call.node.attrs["perm"]]]

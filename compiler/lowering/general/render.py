@@ -149,5 +149,5 @@ def _environment() -> jinja2.Environment:
 
 
 def indent_lines(lines: Sequence[str], width: int) -> str:
-    """Statements, one a line, indented by `width` spaces; the first line is placed by the template."""
+    """Statements, one a line, indented by `width`; the template places the first one."""
     return ("\n" + " " * width).join(lines)
