@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 JOBS ?= auto
+EXTRAS ?= dev
 MODEL := examples/minilm/out/model.onnx
 
 # Without a C compiler, the one in the ziglang wheel builds the extension and the models.
@@ -37,7 +38,7 @@ $(READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q "pip>=23" "setuptools>=77" wheel "Cython>=3.0" \
 		"argparse-manpage>=4.5" $(if $(WITH_ZIG),"$(WITH_ZIG)")
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $@
 
 demo: $(READY) $(MODEL)
