@@ -1,9 +1,9 @@
 """The core IR: a flat list of typed nodes over named values.
 
 A :class:`Graph` is immutable.  Passes take a graph and return another one, usually through
-:class:`Editor`.  Every op has a row in :mod:`sparsec.compiler.ops` with its shape rule and its numpy
-reference, so any graph can be checked (:func:`verify`), printed (:func:`to_text`) and interpreted
-(:func:`interpret`) between any two passes.
+:class:`Editor`.  Every op has a row in :mod:`sparsec.compiler.ops` with its shape rule and its
+numpy reference, so any graph can be checked (:func:`verify`), printed (:func:`to_text`) and
+interpreted (:func:`interpret`) between any two passes.
 
 Shapes hold ints and :class:`BatchDim`.  The sequence length is a plain int, because a graph is
 specialized to one bucket; the batch size is a run-time number and stays symbolic.
@@ -49,10 +49,10 @@ class BatchDim:
         return BatchDim(-self.coef, -self.const)
 
     def __sub__(self, other: Any) -> Dim:
-        return self + (-other)
+        return self.__add__(-other)
 
     def __rsub__(self, other: Any) -> Dim:
-        return (-self) + other
+        return BatchDim(-self.coef, -self.const).__add__(other)
 
     def __mul__(self, other: Any) -> Dim:
         if isinstance(other, BatchDim):
@@ -76,7 +76,7 @@ class BatchDim:
 
     def _sign(self, other: Any) -> int:
         """Sign of ``self - other`` where it is the same for every batch >= 1, else ValueError."""
-        d = self - other
+        d = self.__sub__(other)
         if not isinstance(d, BatchDim):
             return (d > 0) - (d < 0)
         first = d.coef + d.const
@@ -128,6 +128,7 @@ class FrozenAttrs(Mapping[str, Any]):
     """An immutable attribute mapping that compares by content."""
 
     __slots__ = ("_items",)
+    _items: Mapping[str, Any]
 
     def __init__(self, items: Mapping[str, Any] | None = None) -> None:
         object.__setattr__(self, "_items", MappingProxyType(dict(items or {})))

@@ -136,7 +136,7 @@ def _random(
     if "type" in spec.name or "segment" in spec.name:
         return np.zeros(shape, dtype)
     if "position" in spec.name:
-        return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
+        return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype)
     if np.issubdtype(dtype, np.integer):
         known = limits.get(spec.name, limits.get("", 2))
         return np.asarray(rng.integers(0, min(known, np.iinfo(dtype).max), shape, dtype))

@@ -1,8 +1,8 @@
 """The op table: one row for every core op.
 
 A family of ops is one file in this folder; each file ends in rows (:class:`Op`) that this module
-collects into :data:`OPS`.  A row has the shape rule, the numpy reference, and, for elementwise ops,
-the C expression that the code generator puts into fused loops.  `docs/adding.md` says how to add one.
+collects into :data:`OPS`: the shape rule and the numpy reference.  `docs/adding.md` says how to add
+one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Op:
         name: the op's name in the IR.
         infer: ``infer(attrs, *input_values) -> [(dtype, shape), ...]``; raises ValueError where the
             inputs do not fit.  Absent optional inputs are None.
-        reference: ``reference(attrs, *arrays) -> (array, ...)``; the meaning of the op.  `attrs` has
-            an extra key ``_batch`` with the concrete batch size.
+        reference: ``reference(attrs, *arrays) -> (array, ...)``; the meaning of the op.  `attrs`
+            has an extra key ``_batch`` with the concrete batch size.
         elementwise: the result at an index depends on the (broadcast) inputs at that index only.
         layout: moves elements without changing them (reshape, transpose, ...).
     """

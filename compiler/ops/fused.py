@@ -84,8 +84,8 @@ def _infer_attention(
 def _heads_apart(x: np.ndarray, heads: int, zero: int) -> np.ndarray:
     """[B, S, H*D] -> [B, H, S, D]; integers with the zero point subtracted."""
     b, s, c = x.shape
-    x = x if x.dtype == np.float32 else x.astype(np.int32) - zero
-    return x.reshape(b, s, heads, c // heads).transpose(0, 2, 1, 3)
+    wide = x if x.dtype == np.float32 else np.subtract(x, zero, dtype=np.int32)
+    return np.transpose(wide.reshape(b, s, heads, c // heads), (0, 2, 1, 3))
 
 
 def _product(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
