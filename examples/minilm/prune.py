@@ -271,6 +271,8 @@ class Options:
         per_channel: one weight scale per output, else one per layer.
         damping: of the Hessians, relative to their mean diagonal.
         residual: layers before a residual addition also make up for the residual's error.
+        norms: gains and offsets of the LayerNorms are fitted to the dense model's outputs.
+        sentences: weight of the mean over a sentence, beside its tokens, in what is fitted.
         rate: share of a row's remaining blocks that is removed at once.
     """
 
@@ -279,6 +281,8 @@ class Options:
     per_channel: bool = True
     damping: float = 0.01
     residual: bool = True
+    norms: bool = True
+    sentences: float = 1.0
     rate: float = 0.1
 
 
@@ -306,6 +310,13 @@ def prune_layer(problem: Problem, options: Options) -> QuantizedLinear:
     )
 
 
+def match_channels(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(gain, offset), float32 [C] each, that bring x [T, C] nearest to y: y = gain * x + offset."""
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    gain = ((x - x_mean) * (y - y_mean)).mean(axis=0) / np.maximum(x.var(axis=0), 1e-12)
+    return gain.astype(np.float32), (y_mean - gain * x_mean).astype(np.float32)
+
+
 class _Path:
     """One of the two networks, dense or compressed, run side by side over all batches."""
 
@@ -329,9 +340,18 @@ class _Path:
         pairs = zip(self.hidden, ys, strict=True)
         self.hidden = [normalize(self.config, self.numerics, name, x + y) for x, y in pairs]
 
-    def tokens(self, xs: list[np.ndarray]) -> np.ndarray:
-        """The real tokens of all batches: [T, C]."""
-        return np.concatenate([x[m != 0] for x, m in zip(xs, self.masks, strict=True)])
+    def rows(self, xs: list[np.ndarray], sentences: float = 0.0) -> np.ndarray:
+        """What layers are fitted on: the real tokens of all batches [T, C], and after them each
+        sentence's mean, as heavy as `sentences` times its tokens."""
+        tokens = [x[mask != 0] for x, mask in zip(xs, self.masks, strict=True)]
+        if not sentences:
+            return np.concatenate(tokens)
+        center = np.concatenate(tokens).mean(axis=0)
+        for x, mask in zip(xs, self.masks, strict=True):
+            count = mask.sum(axis=1, keepdims=True).astype(np.float32)
+            mean = (x * mask[:, :, None]).sum(axis=1, dtype=np.float32) / count
+            tokens.append(center + (mean - center) * np.sqrt(sentences * count))
+        return np.concatenate(tokens)
 
 
 def compress(
@@ -357,7 +377,8 @@ def compress(
     dense = _Path(config, weights, batches)
     small = _Path(config, result, batches)
 
-    def fit(name: str, x: np.ndarray, y: np.ndarray) -> None:
+    def fit(name: str, small_x: list[np.ndarray], target: list[np.ndarray]) -> None:
+        x, y = (small.rows(v, options.sentences) for v in (small_x, target))
         prior = weights[f"{name}.weight"].astype(np.float64)
         layer = prune_layer(make_problem(x, y, prior, options.damping), options)
         spread = layer.scale[:, None] if layer.scale.ndim else layer.scale
@@ -368,25 +389,29 @@ def compress(
         progress(name, float(np.square(error).mean() / y.var(axis=0).mean()))
 
     def fit_residual(module: str, dense_x: list[np.ndarray], small_x: list[np.ndarray]) -> None:
-        name = f"{module}.dense"
-        dense_y = dense.linear(name, dense_x)
-        target = dense.tokens(dense_y)
+        name, norm = f"{module}.dense", f"{module}.LayerNorm"
+        target = dense_y = dense.linear(name, dense_x)
         if options.residual:
-            target = target + dense.tokens(dense.hidden) - small.tokens(small.hidden)
-        fit(name, small.tokens(small_x), target)
-        dense.add_and_norm(f"{module}.LayerNorm", dense_y)
-        small.add_and_norm(f"{module}.LayerNorm", small.linear(name, small_x))
+            streams = zip(target, dense.hidden, small.hidden, strict=True)
+            target = [y + d - s for y, d, s in streams]
+        fit(name, small_x, target)
+        dense.add_and_norm(norm, dense_y)
+        small.add_and_norm(norm, small.linear(name, small_x))
+        if options.norms:
+            gain, offset = match_channels(small.rows(small.hidden), dense.rows(dense.hidden))
+            small.hidden = [x * gain + offset for x in small.hidden]
+            result[f"{norm}.weight"] = weights[f"{norm}.weight"] * gain
+            result[f"{norm}.bias"] = weights[f"{norm}.bias"] * gain + offset
 
     for i in range(config.layers):
         layer = f"encoder.layer.{i}"
-        x = small.tokens(small.hidden)
         for part in ("query", "key", "value"):
             name = f"{layer}.attention.self.{part}"
-            fit(name, x, dense.tokens(dense.linear(name, dense.hidden)))
+            fit(name, small.hidden, dense.linear(name, dense.hidden))
         fit_residual(f"{layer}.attention.output", dense.attend(layer), small.attend(layer))
         name = f"{layer}.intermediate.dense"
         wide = dense.linear(name, dense.hidden)
-        fit(name, small.tokens(small.hidden), dense.tokens(wide))
+        fit(name, small.hidden, wide)
         narrow = small.linear(name, small.hidden)
         fit_residual(f"{layer}.output", [gelu(y) for y in wide], [gelu(y) for y in narrow])
     return result, linears
