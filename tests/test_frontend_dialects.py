@@ -158,8 +158,10 @@ QDQ_X = [QUANTIZE, node("DequantizeLinear", "q xs xz", "d")]
 
 @pytest.mark.parametrize(
     ("activation", "weight", "form"),
-    itertools.product(
-        ["u8", "s8"], ["u8", "s8", "channel"], ["matmul", "gemm", "transpose", "float"]
+    list(
+        itertools.product(
+            ["u8", "s8"], ["u8", "s8", "channel"], ["matmul", "gemm", "transpose", "float"]
+        )
     ),
 )
 def test_qdq(tmp_path: Path, activation: str, weight: str, form: str) -> None:
