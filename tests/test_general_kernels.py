@@ -777,8 +777,8 @@ def attention_case(
     )  # fmt: skip
     edit.outputs = [out]
     assert full == bind_shape(symbolic, batch)
-    # A probability that lies on a tie may be quantized to the next step, which moves a result by less
-    # than 0.5; two of them are allowed for.  Floats differ by the rounding of sums.
+    # A probability that lies on a tie may be quantized to the next step, which moves a result by
+    # less than 0.5; two of them are allowed for.  Floats differ by the rounding of sums.
     bound = 400.0 if result == "float32" else 1.0 / np.finfo(np.float32).eps
     return Case(edit.finish(), arrays, batch, ulps=bound, scale=lambda i, _: np.float64(1.0))
 
