@@ -23,9 +23,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsec.compiler import toolchain as cc
 from sparsec.compiler.targets import Target
-from sparsec.compiler.toolchain import Toolchain
+from sparsec.compiler.toolchain import Runner, Toolchain
 from sparsec.runtime.cpu import usable_cores
 
 if TYPE_CHECKING:
@@ -134,11 +133,10 @@ def compile_tree(
     if tree.weights:
         units.insert(0, "weights.S")
     workers = jobs or usable_cores()[1]
+    runner = Runner(tree.folder, kept)
     with ThreadPoolExecutor(max_workers=max(1, min(workers, len(units)))) as pool:
         waiting = {
-            pool.submit(
-                cc.run, toolchain.compile_command(unit, _object(unit), target), tree.folder, kept
-            ): unit
+            pool.submit(runner.run, toolchain.compile_command(unit, _object(unit), target)): unit
             for unit in units
         }
         try:
@@ -146,10 +144,10 @@ def compile_tree(
                 future.result()
                 tell(f"compiled {waiting[future]} ({done} of {len(units)})")
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            runner.stop()
             raise
     for library, objects, needed in _links(tree):
-        cc.run(toolchain.link_command(objects, library, needed), tree.folder, kept)
+        runner.run(toolchain.link_command(objects, library, needed))
         tell(f"linked {library}")
     return tuple(tree.folder / library for library in tree.libraries)
 

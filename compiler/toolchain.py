@@ -11,8 +11,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,35 +195,61 @@ def _first_line(command: Sequence[str]) -> str:
     return next(iter(result.stdout.splitlines()), "").strip()
 
 
-def run(command: Sequence[str], folder: Path, kept: Path | None = None) -> None:
-    """Run a compiler or linker command in the C tree.
+class Runner:
+    """Runs commands in a C tree, from any number of threads, until :meth:`stop`.
 
     Args:
-        command: from :meth:`Toolchain.compile_command` or :meth:`Toolchain.link_command`.
         folder: the C tree's root.
-        kept: where the user finds the C, if it is kept.
-
-    Raises:
-        ToolchainError: it failed; with the first lines of what it said.
+        kept: where the user finds the C, if it is kept; for messages.
     """
-    # Messages in the user's language would end up in bug reports; and cc1 must not read these.
-    env = {k: v for k, v in os.environ.items() if k not in ("CPATH", "C_INCLUDE_PATH")}
-    env["LC_ALL"] = "C"
-    try:
-        result = subprocess.run(
-            command,
-            cwd=folder,
-            env=env,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    except OSError as error:
-        raise ToolchainError(f"cannot start {command[0]}: {error.strerror}") from error
-    if result.returncode:
-        said = (result.stderr or result.stdout).strip().splitlines()
-        where = f"the C is in {kept}" if kept else "see the C with --emit-c DIR"
-        shown = "\n".join(said[:12]) or f"exit status {result.returncode}, no message"
-        raise ToolchainError(f"the C compiler failed ({where}): {shlex.join(command)}\n{shown}")
+
+    def __init__(self, folder: Path, kept: Path | None = None) -> None:
+        self.folder = folder
+        self.kept = kept
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, command: Sequence[str]) -> None:
+        """Run a compiler or linker command to its end.
+
+        Raises:
+            ToolchainError: it failed, with the first lines of what it said; or it was stopped.
+        """
+        # What the compiler says must be the same everywhere, and so must the headers it finds.
+        env = {k: v for k, v in os.environ.items() if k not in ("CPATH", "C_INCLUDE_PATH")}
+        env["LC_ALL"] = "C"
+        with self._lock:
+            if self._stopped:
+                raise ToolchainError("the build was stopped")
+            try:
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.folder,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                    start_new_session=True,  # so that stop() reaches the compiler's own children
+                )
+            except OSError as error:
+                raise ToolchainError(f"cannot start {command[0]}: {error.strerror}") from error
+            self._running.add(process)
+        out, err = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        if process.returncode:
+            said = (err or out).strip().splitlines()
+            where = f"the C is in {self.kept}" if self.kept else "see the C with --emit-c DIR"
+            shown = "\n".join(said[:12]) or f"exit status {process.returncode}, no message"
+            raise ToolchainError(f"the C compiler failed ({where}): {shlex.join(command)}\n{shown}")
+
+    def stop(self) -> None:
+        """Kill what is running and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)

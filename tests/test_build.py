@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from fake_codegen import TABLE, Emission, emission
 
 from sparsec.compiler import build, targets, toolchain
-from sparsec.compiler.toolchain import Toolchain
+from sparsec.compiler.toolchain import Runner, Toolchain
 from sparsec.errors import HardwareError, InputError, ToolchainError
 from sparsec.runtime.cpu import CpuInfo, detect
 
@@ -138,7 +139,7 @@ def test_every_target_compiles_on_any_machine(
     forbidden = "#ifdef __AVX512F__\n#error on\n#endif" if target.lanes < 16 else ""
     (tmp_path / "a.c").write_text(f"{macros}\n{forbidden}\nint a;\n")
     compiler = toolchain.find(name)
-    toolchain.run(compiler.compile_command("a.c", "a.o", target), tmp_path)
+    Runner(tmp_path).run(compiler.compile_command("a.c", "a.o", target))
     assert (tmp_path / "a.o").stat().st_size
 
 
@@ -152,8 +153,8 @@ def test_products_and_sums_are_not_fused_by_the_compiler(tmp_path: Path, name: s
     if not target.runs_on(detect().arch, detect().features):
         pytest.skip("no FMA here")
     compiler = toolchain.find(name)
-    toolchain.run(compiler.compile_command("a.c", "a.o", target), tmp_path)
-    toolchain.run(compiler.link_command(["a.o"], "a.so"), tmp_path)
+    Runner(tmp_path).run(compiler.compile_command("a.c", "a.o", target))
+    Runner(tmp_path).run(compiler.link_command(["a.o"], "a.so"))
     f = ctypes.CDLL(str(tmp_path / "a.so")).f
     f.argtypes, f.restype = [ctypes.c_float] * 3, ctypes.c_float
     one = np.float32(1) + np.float32(2**-23)
@@ -175,6 +176,27 @@ def test_compile_failure_shows_what_the_compiler_said(tmp_path: Path) -> None:
     )
     with pytest.raises(ToolchainError, match="the C is in kept"):
         build.compile_tree(tree, toolchain.find(), GENERIC, kept=Path("kept"))
+
+
+def test_failure_stops_the_other_compilers(tmp_path: Path) -> None:
+    """Nobody waits for a long compilation whose result is not wanted any more."""
+    slow = script(
+        tmp_path / "cc",
+        'case "$*" in *--version*) echo gcc;; *-dumpfullversion*) echo 12.2.0;;\n'
+        "*lookup.c*) sleep 1; echo nonsense >&2; exit 1;;\n"
+        f"*model.c*) sleep 60 & echo $! > {tmp_path}/child; wait;; esac\n",
+    )
+    start = time.monotonic()
+    with pytest.raises(ToolchainError, match="nonsense"):
+        built(tmp_path / "c", emission((4,), weights=False), toolchain.find(slow), GENERIC)
+    assert time.monotonic() - start < 30
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        if "Z" in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2]:
+            return  # dead; whoever adopted it has not looked yet
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
 
 
 def test_missing_symbol_fails_at_link_time(tmp_path: Path) -> None:
