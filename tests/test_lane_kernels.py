@@ -116,10 +116,11 @@ def test_plans_cover_both_forms_and_chunks() -> None:
     k=st.integers(1, 600),
     density=st.floats(0.0, 1.0),
     lane_count=st.sampled_from([4, 8, 16]),
+    panels=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_packed_stream_holds_every_weight_once(
-    n: int, k: int, density: float, lane_count: int, seed: int
+    n: int, k: int, density: float, lane_count: int, panels: bool, seed: int
 ) -> None:
     """Unpacking what the kernel reads gives the weights back."""
     rng = np.random.default_rng(seed)
@@ -133,7 +134,7 @@ def test_packed_stream_holds_every_weight_once(
     from sparsec.compiler.targets import TARGETS as ALL
 
     target = next(t for t in ALL if t.name == names[lane_count])
-    plan = plan_linear(graph.nodes[0], graph, target)
+    plan = plan_linear(graph.nodes[0], graph, target, panels)
     rows = np.zeros((plan.quads * 4, plan.packs), np.int32)
     if plan.sparse:
         index = 0
@@ -142,7 +143,9 @@ def test_packed_stream_holds_every_weight_once(
                 for j in range(plan.start[index], plan.start[index + 1]):
                     for r in range(4):
                         pack = chunk * plan.chunk_packs + int(plan.offsets[j, r]) // 64
-                        rows[quad * 4 + r, pack] += plan.weights[j, r]
+                        place = quad * 4 + r
+                        row = plan.order[chunk, place] if plan.order.size else place
+                        rows[row, pack] += plan.weights[j, r]
                 index += 1
     else:
         rows = plan.weights.transpose(0, 2, 1).reshape(plan.quads * 4, plan.packs)

@@ -16,7 +16,7 @@ from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
 from sparsec.compiler.lowering import lanes
 from sparsec.compiler.lowering.batch import separable
 from sparsec.compiler.lowering.general import general_kernel
-from sparsec.compiler.lowering.linear import LinearPlan, plan_linear
+from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan, plan_linear
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES
 from sparsec.compiler.targets import Target
@@ -181,9 +181,9 @@ class _Emitter:
 
     # -- calls ------------------------------------------------------------------------------------
 
-    def _plan(self, node: Node) -> LinearPlan:
+    def _plan(self, node: Node, panels: bool) -> LinearPlan:
         graph = self.graph
-        digest = hashlib.sha256(f"{node.op} {node.attrs.get('x_zp')}".encode())
+        digest = hashlib.sha256(f"{node.op} {node.attrs.get('x_zp')} {panels}".encode())
         digest.update(str(graph.values[node.inputs[0]].dtype).encode())
         for name in (node.inputs[1], *node.inputs[3:]):
             if name:
@@ -191,7 +191,7 @@ class _Emitter:
                 digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         key = digest.digest()
         if key not in self.plans:
-            self.plans[key] = plan_linear(node, self.graph, self.target)
+            self.plans[key] = plan_linear(node, graph, self.target, panels)
         return self.plans[key]
 
     def _lane_calls(self, group: lanes.Group) -> list[_Call]:
@@ -216,7 +216,8 @@ class _Emitter:
         )
         if group.kind == "linear":
             anchor = group.nodes[0]
-            plan = self._plan(anchor)
+            panels = any(f.startswith("panel") for forms in outputs.values() for f in forms)
+            plan = self._plan(anchor, panels)
             kernel = lane_kernels.linear_kernel(body, plan, self.target)
             self.layers.append(
                 {
@@ -379,7 +380,7 @@ class _Emitter:
         kernel = call.kernel
         assert kernel is not None
         args = kernel.args
-        limits = ((args.inputs, 12), (args.outputs, 8), (args.vectors, 24), (args.scalars, 64))
+        limits = ((args.inputs, 24), (args.outputs, 20), (args.vectors, 40), (args.scalars, 64))
         if any(len(have) > most for have, most in limits):
             raise ValueError(f"{call.source}: too many operands for one lane kernel")
         lines = [f"/* {_c_string(call.source)}: {call.title} */"]
@@ -474,7 +475,11 @@ static void {name}(const sparsec_rt *rt)
                 calls.append(self._attention_stage(name, stage.calls[0]))
             else:
                 described = [
-                    {"name": c.function, "quads": c.kernel.quads if c.kernel else 0}
+                    {
+                        "name": c.function,
+                        "quads": c.kernel.quads if c.kernel else 0,
+                        "slabs": -(-(c.kernel.quads if c.kernel else 0) // SLAB_QUADS),
+                    }
                     for c in stage.calls
                 ]
                 zeroed = [
@@ -492,6 +497,7 @@ static void {name}(const sparsec_rt *rt)
                         splits=any(c["quads"] for c in described),
                         zeroed=zeroed,
                         tall=TALL,
+                        slab=SLAB_QUADS,
                     )
                 )
         if self.copies:

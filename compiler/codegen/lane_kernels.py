@@ -247,6 +247,7 @@ def linear_kernel(body: _Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "cv_weights": args.vector(plan.weights),
         "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
         "cv_start": args.vector(plan.start) if plan.sparse else -1,
+        "cv_order": args.vector(plan.order) if plan.order.size else -1,
         "cv_bias": args.vector(plan.bias) if plan.kind == "i8" else -1,
     }
     leaf = {}

@@ -18,9 +18,12 @@ Array = np.ndarray[Any, Any]
 #: Activations of a tile should stay in the first-level cache beside the weight stream.
 TILE_BYTES = 24 * 1024
 
+#: Quads (4 output channels) that are sorted together, and that one thread takes as a whole.
+SLAB_QUADS = 16
+
 #: A sparse inner loop step costs about this much of a dense one (an offset to load, one activation
 #: load per product instead of one per 4).
-SPARSE_COST = 1.35
+SPARSE_COST = 1.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class LinearPlan:
         tiles: rows/16 of the tile variants, largest first.
         weights: int32 dwords or float32; `offsets`: uint16 byte offsets into a chunk's activations,
             `start`: int32 stream positions of each (chunk, quad), in units of 4 entries (sparse only).
+        order: uint16 ``[chunks, 4 * quads]``: channels in the order in which quads take them; empty where
+            every quad is 4 adjacent channels.
         bias: int32, the layer's bias less what the input's zero point contributes (i8 only).
         sparsity, block4_sparsity: shares of zero weights and of all-zero aligned 1x4 blocks.
         work: pack products that the kernel computes for one row of 16, padding included.
@@ -54,6 +59,7 @@ class LinearPlan:
     weights: Array
     offsets: Array
     start: Array
+    order: Array
     bias: Array
     sparsity: float
     block4_sparsity: float
@@ -90,24 +96,50 @@ def _tile_rows(largest: int) -> tuple[int, ...]:
     return tuple(tiles)
 
 
-def _sparse_stream(rows: Array, chunk_packs: int) -> tuple[Array, Array, Array]:
-    """Non-zero packs of each (chunk, quad), interleaved by row: weights, offsets, start."""
+def balanced_order(counts: Array) -> Array:
+    """Channels in an order that puts like counts side by side within each slab.
+
+    Args:
+        counts: [4 * quads] non-zero packs of each output channel.
+
+    Returns:
+        [4 * quads] the channel at each place.
+    """
+    size = 4 * SLAB_QUADS
+    slabs = [
+        first + np.argsort(counts[first : first + size], kind="stable")
+        for first in range(0, len(counts), size)
+    ]
+    return np.concatenate(slabs) if slabs else np.zeros(0, np.int64)
+
+
+def _sparse_stream(
+    rows: Array, chunk_packs: int, keep_last: bool
+) -> tuple[Array, Array, Array, Array]:
+    """Non-zero packs of each (chunk, quad), interleaved by row: weights, offsets, start, order.
+
+    With `keep_last`, the last chunk keeps 4 adjacent channels to a quad, as panels need.
+    """
     n4, packs = rows.shape
     quads = n4 // 4
     weights: list[Array] = []
     offsets: list[Array] = []
+    orders: list[Array] = []
     start = [0]
     for first in range(0, packs, chunk_packs):
         piece = rows[:, first : first + chunk_packs]
-        used = piece != 0
-        counts = used.sum(axis=1)
-        order = np.argsort(~used, axis=1, kind="stable")
+        counts = (piece != 0).sum(axis=1)
+        keep = keep_last and first + chunk_packs >= packs
+        order = np.arange(n4) if keep else balanced_order(counts)
+        orders.append(order)
+        piece, counts = piece[order], counts[order]
+        place_of = np.argsort(piece == 0, axis=1, kind="stable")
         longest = int(counts.max()) if counts.size else 0
-        index = order[:, :longest]
+        index = place_of[:, :longest]
         place = np.arange(longest)
         # Rows with fewer packs repeat one of their own with weight 0.
         last = np.maximum(counts - 1, 0)[:, None]
-        index = np.where(place < counts[:, None], index, np.take_along_axis(order, last, axis=1))
+        index = np.where(place < counts[:, None], index, np.take_along_axis(place_of, last, axis=1))
         value = np.take_along_axis(piece, index, axis=1)
         value[place >= counts[:, None]] = 0
         for q in range(quads):
@@ -119,11 +151,18 @@ def _sparse_stream(rows: Array, chunk_packs: int) -> tuple[Array, Array, Array]:
         np.ascontiguousarray(np.concatenate(weights)),
         np.concatenate(offsets).astype(np.uint16),
         np.array(start, np.int32),
+        np.array(orders),
     )
 
 
-def plan_linear(node: Node, graph: Graph, target: Target) -> LinearPlan:
-    """Choose tile, chunks and form for a `linear` or `qlinear` node, and pack its weights."""
+def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -> LinearPlan:
+    """Choose tile, chunks and form for a `linear` or `qlinear` node, and pack its weights.
+
+    Args:
+        node, graph: the layer.
+        target: the ISA to plan for.
+        panels: whether a result is packed 4 adjacent channels to a dword, which ties them together.
+    """
     w = graph.constants[node.inputs[1]]
     n, k = w.shape
     quads = -(-n // 4)
@@ -147,13 +186,10 @@ def plan_linear(node: Node, graph: Graph, target: Target) -> LinearPlan:
         padded_f = np.zeros((quads * 4, packs), np.float32)
         padded_f[:n] = w
         rows = padded_f
-    tall = 4 if sub == 1 else 1
-    chunk_packs = packs
-    if tall * packs * 64 > TILE_BYTES:
-        tall = min(tall, 2)
-        chunks = -(-tall * packs * 64 // TILE_BYTES)
-        chunk_packs = -(-packs // chunks)
-    weights, offsets, start = _sparse_stream(rows, chunk_packs)
+    tall = 2 if sub == 1 else 1
+    pieces = max(1, -(-tall * packs * 64 // TILE_BYTES))
+    chunk_packs = -(-packs // pieces)
+    weights, offsets, start, order = _sparse_stream(rows, chunk_packs, panels)
     work = int(start[-1]) * 4
     sparse = work * SPARSE_COST < quads * 4 * packs
     if not sparse:
@@ -162,6 +198,7 @@ def plan_linear(node: Node, graph: Graph, target: Target) -> LinearPlan:
         chunk_packs = packs
         weights = np.ascontiguousarray(rows.reshape(quads, 4, packs).transpose(0, 2, 1))
         work = quads * 4 * packs
+    sorted_rows = sparse and bool((order != np.arange(quads * 4)).any())
     return LinearPlan(
         kind=kind,
         sparse=sparse,
@@ -175,6 +212,7 @@ def plan_linear(node: Node, graph: Graph, target: Target) -> LinearPlan:
         weights=weights,
         offsets=offsets if sparse else offsets[:0],
         start=start if sparse else start[:0],
+        order=order.astype(np.uint16) if sorted_rows else order[:0].astype(np.uint16),
         bias=bias,
         sparsity=float((w == 0).mean()),
         block4_sparsity=_block4_sparsity(w),

@@ -9,9 +9,9 @@
 
 /* Buffers and constants of one kernel call: inputs, outputs, constant vectors, constant scalars. */
 typedef struct {
-    const void *in[12];
-    void *out[8];
-    const void *cv[24];
+    const void *in[24];
+    void *out[20];
+    const void *cv[40];
     float cs[64];
 } lane_args;
 

@@ -45,3 +45,11 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
 /* 8 bytes, widened. */
 SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
 SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)); }
+/* 4 dwords (or floats) in each half of a vector, and one of them in all lanes: a load and a shuffle for
+ * 4 weights where broadcasts from memory would take 4 loads. */
+typedef vi vi_four;
+typedef vf vf_four;
+SPARSEC_INLINE vi_four vi_load4(const void *p) { return (vi)_mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
+SPARSEC_INLINE vf_four vf_load4(const void *p) { return _mm256_broadcast_ps(p); }
+#define vi_spread(v, i) ((vi)_mm256_shuffle_epi32((vi_raw)(v), (i) * 0x55))
+#define vf_spread(v, i) _mm256_shuffle_ps(v, v, (i) * 0x55)

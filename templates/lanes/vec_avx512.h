@@ -49,3 +49,11 @@ SPARSEC_INLINE void vi_store_8_lanes(void *p, vi v, int32_t lo, int32_t hi)
 {
     _mm512_mask_cvtepi32_storeu_epi8(p, vi_lane_mask(lo, hi), (vi_raw)v);
 }
+/* 4 dwords (or floats) in each quarter of a vector, and one of them in all lanes: a load and a shuffle
+ * for 4 weights where broadcasts from memory would take 4 loads. */
+typedef vi vi_four;
+typedef vf vf_four;
+SPARSEC_INLINE vi_four vi_load4(const void *p) { return (vi)_mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
+SPARSEC_INLINE vf_four vf_load4(const void *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+#define vi_spread(v, i) ((vi)_mm512_shuffle_epi32((vi_raw)(v), (i) * 0x55))
+#define vf_spread(v, i) _mm512_shuffle_ps(v, v, (i) * 0x55)

@@ -71,3 +71,10 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
 /* 4 bytes, widened. */
 SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
+/* 4 dwords (or floats), and one of them in all lanes. */
+typedef const int32_t *vi_four;
+typedef const float *vf_four;
+SPARSEC_INLINE vi_four vi_load4(const void *p) { return p; }
+SPARSEC_INLINE vf_four vf_load4(const void *p) { return p; }
+#define vi_spread(v, i) vi_set1((v)[i])
+#define vf_spread(v, i) vf_set1((v)[i])
