@@ -2,6 +2,7 @@
 # Everything happens in .venv, which is made on first use.
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 SHELL := /bin/bash
 
 # The first Python that is new enough.
@@ -42,7 +43,6 @@ $(READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
 	@touch $@
 
 demo: $(READY) $(MODEL)
-	$(BIN)/sparsec compile $(dir $(MODEL)) --buckets 16,128 --force -v
 	$(BIN)/python examples/minilm/demo.py
 
 # Made once, in a few minutes.
