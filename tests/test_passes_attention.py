@@ -258,6 +258,24 @@ def test_a_relative_bias_that_is_a_product_is_an_extra() -> None:
     assert (ops(after)["attention"], ops(after)["matmul"]) == (1, 1)
 
 
+def test_a_mask_for_each_merged_head() -> None:
+    """Scores [B*H,S,S] with a mask [B*H,1,S], as torch.bmm attention writes them."""
+    b = Builder()
+    operands = []
+    for name in "qkv":
+        x = b.op("reshape", b.input(name, np.float32, (BATCH, S, C)), shape=(BATCH, S, H, D))
+        x = b.op("transpose", x, perm=(0, 2, 1, 3))
+        operands.append(b.op("reshape", x, shape=(BATCH * H, S, D)))
+    q, k, v = operands
+    s = b.op("matmul", q, b.op("transpose", k, perm=(0, 2, 1)))
+    s = b.op("add", s, b.input("mask", np.float32, (BATCH * H, 1, S)))
+    o = b.op("matmul", b.op("softmax", s, axis=2), v)
+    o = b.op("transpose", b.op("reshape", o, shape=(BATCH, H, S, D)), perm=(0, 2, 1, 3))
+    after = check(b.graph(b.op("reshape", o, shape=(BATCH, S, C))), run, rtol=1e-5)
+    assert ops(after) == {"reshape": 1, "attention": 1}
+    assert after.values[attention_of(after).inputs[3]].shape == (BATCH, H, 1, S)
+
+
 def test_a_long_way_between_the_products() -> None:
     b = Builder()
     q, k, v = (b.input(n, np.float32, (BATCH, H, S, D)) for n in "qkv")
@@ -288,7 +306,12 @@ def build_miss(miss: str) -> Graph:
     if miss == "dropout":
         weights = b.op("mul", p, b.input("keep", np.float32, (BATCH, H, S, S)))
     o = b.op("matmul", weights, v)
-    results = {"returned scores": [s], "returned weights": [p], "read twice": [b.op("exp", p)]}
+    results = {
+        "returned scores": [s],
+        "scores read twice": [b.op("exp", s)],
+        "returned weights": [p],
+        "read twice": [b.op("exp", p)],
+    }
     return b.graph(o, *results.get(miss, []))
 
 
@@ -305,6 +328,7 @@ def build_miss(miss: str) -> Graph:
         "turned",
         "dropout",
         "returned scores",
+        "scores read twice",
         "returned weights",
         "read twice",
     ],

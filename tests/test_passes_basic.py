@@ -369,6 +369,26 @@ def test_a_layout_read_twice_is_written_once() -> None:
     assert ops(after) == {"transpose": 1, "matmul": 2, "add": 1}
 
 
+def test_near_misses_of_sinking() -> None:
+    b = Builder()
+    # Extents that agree by chance, along axes that do not.
+    square = b.op("transpose", floats(b, BATCH, C, C), perm=(0, 2, 1))
+    one = b.op("mul", square, np.arange(C) + 1.0)
+    other = b.op("reshape", floats(b, BATCH, C * C), shape=(BATCH, C, C))
+    two = b.op("sub", square, other)
+    # One step, from different places.
+    three = b.op("sub", b.op("reshape", floats(b, BATCH * C, C), shape=(BATCH, C, C)), other)
+    # The last axis stays where it is, and is not the one at work.
+    rows = b.op("reshape", floats(b, BATCH * S, C), shape=(BATCH, S, C))
+    four = b.op("softmax", rows, axis=1)
+    five = b.op("quantize", rows, np.arange(C) * 0.1 + 0.1, np.zeros(C, np.int8), axis=2)
+    graph = b.graph(one, two, three, four, five)
+    after = check(graph, sink_layout)
+    assert ops(after) == ops(graph)
+    made = {out: n for n in after.nodes for out in n.outputs}
+    assert {made[o].op for o in after.outputs} == {"mul", "sub", "softmax", "quantize"}
+
+
 @pytest.mark.parametrize("first", ["matmul", "tanh"])
 def test_readers_do_not_get_in_each_others_way(first: str) -> None:
     b = Builder()
