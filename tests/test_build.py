@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -118,8 +119,9 @@ def test_emitted_tree_builds_itself_to_the_same_bytes(tmp_path: Path) -> None:
     compiler = toolchain.find()
     built(tmp_path / "ours", emission(), compiler, GENERIC)
     tree = build.write_tree(tmp_path / "theirs", emission(), compiler, GENERIC)  # type: ignore[arg-type]
-    env = {k: v for k, v in os.environ.items() if k not in ("CC", "MAKEFLAGS", "MAKELEVEL")}
-    subprocess.run(["make", "-s", "-j2"], cwd=tree.folder, env=env, check=True)
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    command = ["make", "-s", "-j2", f"CC={shlex.join(compiler.command)}"]
+    subprocess.run(command, cwd=tree.folder, env=env, check=True)
     for library in tree.libraries:
         ours = (tmp_path / "ours" / library).read_bytes()
         assert (tree.folder / library).read_bytes() == ours

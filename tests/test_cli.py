@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper
 
 import sparsec
 from sparsec.cli import all_parsers, benchmark, main
-from sparsec.compiler import targets
+from sparsec.compiler import targets, toolchain
 from sparsec.errors import InputError
 from sparsec.runtime import Artifact
 
@@ -171,8 +172,9 @@ def test_compile_keeps_the_c_and_the_ir(micro_model: Path, tmp_path: Path) -> No
     assert steps == [f"{i:02d}-{name.split('-', 1)[1]}" for i, name in enumerate(steps)]
     assert "linear(" in (dump / "bucket_8" / steps[-1]).read_text()
 
-    env = {k: v for k, v in os.environ.items() if k not in ("CC", "MAKEFLAGS", "MAKELEVEL")}
-    subprocess.run(["make", "-s"], cwd=tree, env=env, check=True)
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    command = ["make", "-s", f"CC={shlex.join(toolchain.find().command)}"]
+    subprocess.run(command, cwd=tree, env=env, check=True)
     for library in output.glob("*.so"):
         assert (tree / library.name).read_bytes() == library.read_bytes()
 
