@@ -378,11 +378,17 @@ def test_near_misses_of_sinking() -> None:
     two = b.op("sub", square, other)
     # One step, from different places.
     three = b.op("sub", b.op("reshape", floats(b, BATCH * C, C), shape=(BATCH, C, C)), other)
+    cube = [floats(b, BATCH, S, S, S) for _ in range(2)]
+    turned = [
+        b.op("transpose", x, perm=p)
+        for x, p in zip(cube, ((0, 2, 1, 3), (0, 1, 3, 2)), strict=True)
+    ]
+    six = b.op("sub", *turned)
     # The last axis stays where it is, and is not the one at work.
     rows = b.op("reshape", floats(b, BATCH * S, C), shape=(BATCH, S, C))
     four = b.op("softmax", rows, axis=1)
     five = b.op("quantize", rows, np.arange(C) * 0.1 + 0.1, np.zeros(C, np.int8), axis=2)
-    graph = b.graph(one, two, three, four, five)
+    graph = b.graph(one, two, three, four, five, six)
     after = check(graph, sink_layout)
     assert ops(after) == ops(graph)
     made = {out: n for n in after.nodes for out in n.outputs}
