@@ -10,7 +10,7 @@ import pytest
 
 from sparsec.compiler.frontend import Signature, import_graph, signature
 from sparsec.compiler.ir import BATCH
-from sparsec.errors import UnsupportedError
+from sparsec.errors import ModelError, UnsupportedError
 from tests.frontend_support import FLOAT, INT64, check, node, save
 
 TABLE = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
@@ -90,6 +90,12 @@ def test_a_length_that_constants_insist_on(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="only length 8 works") as caught:
             import_graph(model, length)
         assert caught.value.nodes == [("Add_1", "Add", f"extents {length} and 8 do not broadcast")]
+
+
+@pytest.mark.parametrize("length", [0, 2**40])
+def test_an_absurd_declared_length(tmp_path: Path, length: int) -> None:
+    with pytest.raises(ModelError, match=f"absurd length {length}"):
+        signature(embed(tmp_path, [("input_ids", INT64, ["batch", length])]))
 
 
 def test_the_longest_length_of_a_position_table(tmp_path: Path) -> None:

@@ -375,7 +375,8 @@ class Importer:
                         made = importer(self, node)
                         results = (made,) if isinstance(made, Tensor) else made
             except (Fail, ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
-                reason = str(error) if isinstance(error, Fail) else f"it is malformed ({error!r})"
+                said = isinstance(error, (Fail, ValueError))
+                reason = str(error) if said else f"it is malformed ({error!r})"
                 self.problems.append((label, proto.op_type, reason))
                 results = []
             finally:

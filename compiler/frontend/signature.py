@@ -21,7 +21,7 @@ from sparsec.compiler.frontend.importer import (
 from sparsec.compiler.frontend.load import Model
 from sparsec.compiler.frontend.tensor import Fail
 from sparsec.compiler.ir import BATCH, BatchDim, Dim, Graph, Shape
-from sparsec.errors import InputError, UnsupportedError
+from sparsec.errors import InputError, ModelError, UnsupportedError
 
 SpecDim = Union[str, int]
 """``"batch"``, ``"sequence"`` or a fixed extent."""
@@ -111,6 +111,8 @@ def _roles(model: Model) -> _Roles:
     if not open_length and len(lengths) == 1:
         (only,) = lengths
         declared_length = only if isinstance(only, int) else None
+    if declared_length is not None and not 1 <= declared_length <= _LONGEST:
+        raise ModelError(f"{model.path.name} declares the absurd length {declared_length}")
 
     def role(name: str, kind: int, rank: int, axis: int, d: str | int | None) -> SpecDim:
         if isinstance(d, int):
