@@ -352,6 +352,12 @@ MATH = {
     "vf_exp": (np.exp, -103.0, 88.7, 2e-7, 0.0),
     "vf_erf": (np.vectorize(math.erf), -5.0, 5.0, 0.0, 2e-7),
     "vf_tanh": (np.tanh, -12.0, 12.0, 4e-7, 0.0),
+    "vf_gelu": (
+        lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))), -9.0, 9.0, 0.0, 2e-6
+    ),
+    "vf_phi": (
+        lambda x: 0.5 * np.vectorize(math.erf)(x / math.sqrt(2)), 0.0, 9.0, 0.0, 2e-7
+    ),
     "vf_sigmoid": (lambda x: 1 / (1 + np.exp(-x)), -80.0, 80.0, 4e-7, 0.0),
 }
 

@@ -471,7 +471,7 @@ def attention_kernel(body: _Body, target: Target) -> LaneKernel:
         helpers,
     )
     keys = (graph.length + 3) // 4 * 4
-    scratch = keys * 16 * 4 + (keys // 4) * 16 * 4
+    scratch = keys * 16 * 4 + (keys // 4) * 16 * 4 + 4 * (keys + 32)
     return LaneKernel(name, text, args, scratch, title, heads=heads)
 
 

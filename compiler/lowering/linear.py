@@ -96,6 +96,19 @@ def _tile_rows(largest: int) -> tuple[int, ...]:
     return tuple(tiles)
 
 
+def packs_of(weights: Array) -> Array:
+    """Weights [N, K] as packs, rows padded to a multiple of 4: int32 dwords of 4 int8, or float32."""
+    n, k = weights.shape
+    rows = -(-n // 4) * 4
+    if weights.dtype == np.int8:
+        padded = np.zeros((rows, -(-k // 4) * 4), np.int8)
+        padded[:n, :k] = weights
+        return padded.view(np.int32)
+    single = np.zeros((rows, k), np.float32)
+    single[:n] = weights
+    return single
+
+
 def balanced_order(counts: Array) -> Array:
     """Channels in an order that puts like counts side by side within each slab.
 
@@ -169,23 +182,17 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
     kind = "i8" if node.op == "qlinear" else "f32"
     sub = 16 // target.lanes
     bias = np.zeros(0, np.int32)
+    rows = packs_of(w)
+    packs = rows.shape[1]
     if kind == "i8":
-        packs = -(-k // 4)
-        padded = np.zeros((quads * 4, packs * 4), np.int8)
-        padded[:n, :k] = w
-        rows = np.ascontiguousarray(padded).view(np.int32)
         x_zp = int(node.attrs["x_zp"])
         if graph.values[node.inputs[0]].dtype == np.int8:
             x_zp += 128
-        total = -x_zp * padded.astype(np.int64).sum(axis=1)
+        total = np.zeros(quads * 4, np.int64)
+        total[:n] = -x_zp * w.astype(np.int64).sum(axis=1)
         if len(node.inputs) > 3 and node.inputs[3]:
             total[:n] += graph.constants[node.inputs[3]]
         bias = total.astype(np.int32)
-    else:
-        packs = k
-        padded_f = np.zeros((quads * 4, packs), np.float32)
-        padded_f[:n] = w
-        rows = padded_f
     tall = 2 if sub == 1 else 1
     pieces = max(1, -(-tall * packs * 64 // TILE_BYTES))
     chunk_packs = -(-packs // pieces)

@@ -31,6 +31,17 @@ SPARSEC_INLINE vf vf_neg(vf v) { return (vf)((vi)v ^ (int32_t)0x80000000); }
 SPARSEC_INLINE vf vf_min_nan(vf a, vf b) { return vf_sel((vi)(a != a), a, vf_min(a, b)); }
 SPARSEC_INLINE vf vf_max_nan(vf a, vf b) { return vf_sel((vi)(a != a), a, vf_max(a, b)); }
 
+#ifndef vf_scale2
+/* x * 2^n for whole n in [-160, 160]: in two factors, so that results below 2^-126 and the overflow to
+ * infinity come out right. */
+SPARSEC_INLINE vf vf_scale2(vf x, vf n)
+{
+    const vi k = vi_rint(n);
+    const vi half = k >> 1;
+    return x * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
+}
+#endif
+
 /* QuantizeLinear: round(x * inv_scale) + zp, saturated to [lo, hi].  NaN gives lo. */
 SPARSEC_INLINE vi v_quantize(vf x, vf inv_scale, int32_t zp, int32_t lo, int32_t hi)
 {

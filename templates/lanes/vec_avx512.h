@@ -57,3 +57,7 @@ SPARSEC_INLINE vi_four vi_load4(const void *p) { return (vi)_mm512_broadcast_i32
 SPARSEC_INLINE vf_four vf_load4(const void *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
 #define vi_spread(v, i) ((vi)_mm512_shuffle_epi32((vi_raw)(v), (i) * 0x55))
 #define vf_spread(v, i) _mm512_shuffle_ps(v, v, (i) * 0x55)
+/* x * 2^n for whole n. */
+#define vf_scale2(x, n) _mm512_scalef_ps(x, n)
+/* table[i] for i in [0, 16). */
+#define vf_lookup16(table, i) _mm512_permutexvar_ps((vi_raw)(i), _mm512_loadu_ps(table))
