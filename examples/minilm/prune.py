@@ -276,14 +276,14 @@ class Options:
         rate: share of a row's remaining blocks that is removed at once.
     """
 
-    sparsity: float = 0.6
+    sparsity: float = 0.5
     block: int = 4
     per_channel: bool = True
-    damping: float = 0.01
+    damping: float = 0.05
     residual: bool = True
     norms: bool = True
     sentences: float = 1.0
-    rate: float = 0.1
+    rate: float = 0.25
 
 
 def prune_layer(problem: Problem, options: Options) -> QuantizedLinear:

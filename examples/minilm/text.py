@@ -25,18 +25,42 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def batches_of_equal_length(
-    tokenizer: Tokenizer, texts: Sequence[str], size: int = 64
-) -> list[Batch]:
-    """All texts in batches without any padding: (input_ids, attention_mask, token_type_ids)."""
-    by_length: dict[int, list[list[int]]] = {}
-    for encoding in tokenizer.encode_batch(list(texts)):
-        by_length.setdefault(len(encoding.ids), []).append(encoding.ids)
+def batches_of_equal_length(rows: Sequence[Sequence[int]], size: int = 64) -> list[Batch]:
+    """Token ids in batches without any padding: (input_ids, attention_mask, token_type_ids)."""
+    by_length: dict[int, list[Sequence[int]]] = {}
+    for row in rows:
+        by_length.setdefault(len(row), []).append(row)
     result = []
-    for _, rows in sorted(by_length.items()):
-        for start in range(0, len(rows), size):
-            ids = np.array(rows[start : start + size], np.int64)
+    for _, same in sorted(by_length.items()):
+        for start in range(0, len(same), size):
+            ids = np.array(same[start : start + size], np.int64)
             result.append((ids, np.ones_like(ids), np.zeros_like(ids)))
+    return result
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, with the special tokens."""
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
+def with_other_words(
+    tokenizer: Tokenizer, rows: Sequence[Sequence[int]], share: float, seed: int
+) -> list[list[int]]:
+    """Copies of token ids in which a share of the tokens, chosen at random, is any other word.
+
+    A text of a few hundred sentences has a small part of the vocabulary; this shows the rest of it.
+    """
+    rng = np.random.default_rng(seed)
+    vocabulary = tokenizer.get_vocab()
+    words = np.array(sorted(i for w, i in vocabulary.items() if w.isalpha() and w.isascii()))
+    special = {vocabulary["[CLS]"], vocabulary["[SEP]"]}
+    result = []
+    for row in rows:
+        # The vocabulary is sorted by frequency: squaring prefers the frequent words.
+        others = words[(len(words) * rng.random(len(row)) ** 2).astype(np.int64)]
+        swap = rng.random(len(row)) < share
+        pairs = zip(row, others.tolist(), swap, strict=True)
+        result.append([o if s and i not in special else i for i, o, s in pairs])
     return result
 
 
