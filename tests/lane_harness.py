@@ -66,7 +66,7 @@ class Library:
     def run(
         self, inputs: Sequence[np.ndarray], lengths: Sequence[int] | None = None
     ) -> list[np.ndarray]:
-        """Outputs for one batch, computed on one thread.  Workspace and outputs start as garbage."""
+        """Outputs for one batch, computed on one thread; all memory starts as garbage."""
         batch = inputs[0].shape[0]
         size = self.lib.sparsec_workspace_size(batch, 1)
         guard = 4096

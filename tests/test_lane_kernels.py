@@ -64,9 +64,7 @@ def int8_layers(rng: np.random.Generator, k: int, zp: int, dtype: type, length: 
     ("k", "zp", "dtype"),
     [(1, 0, np.uint8), (30, 255, np.uint8), (64, -128, np.int8), (1700, 128, np.uint8)],
 )
-def test_int8_linear_is_exact(
-    tmp_path: Path, target: str, k: int, zp: int, dtype: type
-) -> None:
+def test_int8_linear_is_exact(tmp_path: Path, target: str, k: int, zp: int, dtype: type) -> None:
     rng = np.random.default_rng(k)
     length = 19
     graph = int8_layers(rng, k, zp, dtype, length)
@@ -353,11 +351,13 @@ MATH = {
     "vf_erf": (np.vectorize(math.erf), -5.0, 5.0, 0.0, 2e-7),
     "vf_tanh": (np.tanh, -12.0, 12.0, 4e-7, 0.0),
     "vf_gelu": (
-        lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))), -9.0, 9.0, 0.0, 2e-6
+        lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+        -9.0,
+        9.0,
+        0.0,
+        2e-6,
     ),
-    "vf_phi": (
-        lambda x: 0.5 * np.vectorize(math.erf)(x / math.sqrt(2)), 0.0, 9.0, 0.0, 2e-7
-    ),
+    "vf_phi": (lambda x: 0.5 * np.vectorize(math.erf)(x / math.sqrt(2)), 0.0, 9.0, 0.0, 2e-7),
     "vf_sigmoid": (lambda x: 1 / (1 + np.exp(-x)), -80.0, 80.0, 4e-7, 0.0),
 }
 

@@ -45,7 +45,9 @@ class Emission:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    name = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in spec.name)
+    name = "".join(
+        c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in spec.name
+    )
     dims = [_DIMS.get(d, d) if isinstance(d, str) else d for d in spec.shape]
     return {
         "name": name,
@@ -61,6 +63,7 @@ def emit_buckets(
     target: Target,
     model_name: str,
     batch_size: int,
+    profile: bool = False,
 ) -> Emission:
     """Lower and render every bucket.
 
@@ -70,6 +73,7 @@ def emit_buckets(
         target: the ISA to emit for.
         model_name: for comments and ``sparsec_info``.
         batch_size: the batch size to tune for.
+        profile: count the time of every kernel call.
 
     Raises:
         UnsupportedError: listing every node that has no kernel.
@@ -81,12 +85,14 @@ def emit_buckets(
     plans: dict[bytes, LinearPlan] = {}
     inputs = [spec.name for spec in signature.inputs]
     context = {
-        "model": "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in model_name),
+        "model": "".join(
+            c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in model_name
+        ),
         "version": sparsec.__version__,
         "tensors": [_tensor(s) for s in (*signature.inputs, *signature.outputs)],
         "mask_input": inputs.index(signature.mask_input) if signature.mask_input in inputs else -1,
     }
-    buckets = tuple(emit_bucket(graph, target, pool, plans, context) for graph in graphs)
+    buckets = tuple(emit_bucket(graph, target, pool, plans, context, profile) for graph in graphs)
     return Emission(buckets, pool.data(), buckets[-1].layers if buckets else ())
 
 

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.codegen import lane_kernels
-from sparsec.compiler.codegen.lane_kernels import CTYPES, LaneKernel, Slot, environment, read_template
+from sparsec.compiler.codegen.lane_kernels import (
+    CTYPES,
+    LaneKernel,
+    Slot,
+    environment,
+    read_template,
+)
 from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
 from sparsec.compiler.lowering import lanes
 from sparsec.compiler.lowering.batch import separable
@@ -21,8 +27,8 @@ from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES
 from sparsec.compiler.targets import Target
 
-#: Rows that are computed at a time where the batch can be cut: enough to share the weights' traffic,
-#: few enough to keep activations in the last-level cache.
+#: Rows that are computed at a time where the batch can be cut: enough to share the traffic of the
+#: weights, few enough to keep activations in the last-level cache.
 CHUNK_ROWS = 1024
 
 #: Blocks of rows that a thread takes through a stage at a time.
@@ -38,7 +44,8 @@ class BucketSource:
     Attributes:
         length: tokens per sequence.
         files: C files and headers by name; each ``.c`` is a translation unit.
-        kernels: one row per call, in order: name, kernel, source, detail.
+        kernels: one row per call, in order: name, kernel, source, detail, shape, and where they
+            apply sparsity and work (see :class:`LaneKernel`).
         layers: one row per linear layer: name, op, n, k, sparsity, block4_sparsity, kernel.
         supports_lengths: padding can be skipped.
     """
@@ -86,6 +93,9 @@ class _Call:
     domain: str = ""
     source: str = ""
     function: str = ""
+    shape: str = ""
+    sparsity: float | None = None
+    work: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,8 +110,10 @@ def _identifier(text: str) -> str:
 
 
 def _c_string(text: str) -> str:
-    """A text for use inside a C string literal or comment: plain ASCII, nothing that could end it."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in " _-.,:/()[]=+") else "_" for c in text)
+    """A text for a C string literal or comment: plain ASCII, nothing that could end it."""
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in " _-.,:/()[]=+") else "_" for c in text
+    )
 
 
 class _Emitter:
@@ -111,7 +123,9 @@ class _Emitter:
         target: Target,
         pool: WeightPool,
         plans: dict[bytes, LinearPlan],
+        profile: bool,
     ) -> None:
+        self.profile = profile
         self.graph = graph
         self.target = target
         self.pool = pool
@@ -243,6 +257,9 @@ class _Emitter:
                 kernel,
                 domain=group.domain,
                 source=source,
+                shape=kernel.shape,
+                sparsity=kernel.sparsity,
+                work=kernel.work,
             )
         ]
         for name in unpacks:
@@ -272,7 +289,11 @@ class _Emitter:
                     (choice.root(n), "flat") for n in node.inputs if n and n not in graph.constants
                 ]
                 call = _Call(
-                    node.op, reads, [(o, "flat") for o in node.outputs], node=node, source=node.source
+                    node.op,
+                    reads,
+                    [(o, "flat") for o in node.outputs],
+                    node=node,
+                    source=node.source,
                 )
                 call.function = f"general_{number}_{_identifier(node.source or node.op)}"
                 number += 1
@@ -291,13 +312,17 @@ class _Emitter:
                 stages.append(_Stage(heads, "attention"))
                 last = None
             if tail:
-                if last is not None and last.kind == "rows" and last.calls[0].domain == tail[0].domain:
+                if (
+                    last is not None
+                    and last.kind == "rows"
+                    and last.calls[0].domain == tail[0].domain
+                ):
                     last.calls.extend(tail)
                 else:
                     stages.append(_Stage(tail, "rows"))
         return stages
 
-    # -- buffers ------------------------------------------------------------------------------------
+    # -- buffers
 
     def _size(self, slot: Slot) -> _Size:
         name, form = slot
@@ -368,7 +393,7 @@ class _Emitter:
             return inputs + int(place[3:])
         return inputs + outputs + int(place[4:])
 
-    # -- text -----------------------------------------------------------------------------------------
+    # -- text
 
     def _pointer(self, slot: Slot) -> str:
         name, form = slot
@@ -376,7 +401,7 @@ class _Emitter:
             return f"W({self.pool.add(self.graph.constants[name])})"
         return f"BUF(void, {self.number(slot)})"
 
-    def _lane_call(self, call: _Call) -> str:
+    def _lane_call(self, call: _Call, number: int) -> str:
         kernel = call.kernel
         assert kernel is not None
         args = kernel.args
@@ -386,10 +411,14 @@ class _Emitter:
         lines = [f"/* {_c_string(call.source)}: {call.title} */"]
         attention = kernel.heads > 0
         params = (
-            "int32_t query, int32_t head" if attention else "int64_t b0, int64_t b1, int32_t q0, int32_t q1"
+            "int32_t query, int32_t head"
+            if attention
+            else "int64_t b0, int64_t b1, int32_t q0, int32_t q1"
         )
         lines.append(f"static void {call.function}(const sparsec_rt *rt, {params}, char *scratch)")
         lines.append("{")
+        if self.profile:
+            lines.append("    const uint64_t since = profile_now();")
         lines.append("    const lane_args a = {")
         if args.inputs:
             lines.append(f"        .in = {{{', '.join(self._pointer(s) for s in args.inputs)}}},")
@@ -415,6 +444,8 @@ class _Emitter:
         else:
             lines.append("    (void)q0; (void)q1;")
             lines.append(f"    {kernel.name}(rt, {rows}, &a, b0, b1, scratch);")
+        if self.profile:
+            lines.append(f"    profile_add({number}, since);")
         return "\n".join([*lines, "}", ""])
 
     def _attention_stage(self, name: str, call: _Call) -> str:
@@ -432,15 +463,18 @@ static void {name}(const sparsec_rt *rt)
 }}
 """
 
-    def _general_call(self, name: str, call: _Call) -> str:
+    def _general_call(self, name: str, call: _Call, number: int) -> str:
         node = call.node
         assert node is not None
         outs = [self._pointer((o, "flat")) for o in node.outputs]
         ins = [self._pointer((self.choice.root(n), "flat")) for n in node.inputs if n]
+        run = f"    {call.function}({', '.join(['rt', *outs, *ins])});\n"
+        if self.profile:
+            since = "    const uint64_t since = profile_now();\n"
+            run = f"{since}{run}    profile_add({number}, since);\n"
         return (
             f"/* {_c_string(call.source)}: {node.op} */\n"
-            f"static void {name}(const sparsec_rt *rt)\n{{\n"
-            f"    {call.function}({', '.join(['rt', *outs, *ins])});\n}}\n"
+            f"static void {name}(const sparsec_rt *rt)\n{{\n{run}}}\n"
         )
 
     def render(self, context: Mapping[str, Any]) -> BucketSource:
@@ -453,24 +487,34 @@ static void {name}(const sparsec_rt *rt)
         names: list[str] = []
         rows: list[dict[str, Any]] = []
         scratch = 64
+        numbers: dict[str, int] = {}
         env = environment()
         for i, stage in enumerate(stages):
             name = f"stage_{i}"
             names.append(name)
             for call in stage.calls:
-                kernel = call.kernel.name if call.kernel else f"general_{call.node.op}"  # type: ignore[union-attr]
+                kernel = call.kernel.name if call.kernel else f"general_{call.title}"
                 rows.append(
-                    {"name": call.function, "kernel": kernel, "source": call.source, "detail": call.title}
+                    {
+                        "name": call.function,
+                        "kernel": kernel,
+                        "source": call.source,
+                        "detail": call.title,
+                        "shape": call.shape,
+                        **({} if call.sparsity is None else {"sparsity": call.sparsity}),
+                        **({"work": call.work} if call.work else {}),
+                    }
                 )
+                numbers[call.function] = len(rows) - 1
                 if call.kernel is not None:
                     kernels[call.kernel.name] = call.kernel.text
                     scratch = max(scratch, call.kernel.scratch)
-                    calls.append(self._lane_call(call))
+                    calls.append(self._lane_call(call, numbers[call.function]))
             if stage.kind == "general":
                 (call,) = stage.calls
                 assert call.node is not None
                 kernels[call.function] = general_kernel(call.node, graph, call.function)
-                calls.append(self._general_call(name, call))
+                calls.append(self._general_call(name, call, numbers[call.function]))
             elif stage.kind == "attention":
                 calls.append(self._attention_stage(name, stage.calls[0]))
             else:
@@ -524,7 +568,7 @@ static void {name}(const sparsec_rt *rt)
             **context,
             length=graph.length,
             target=self.target.name,
-            kernels=[t for t in kernels.values()],
+            kernels=list(kernels.values()),
             calls=calls,
             stages=names,
             n_inputs=len(graph.inputs),
@@ -535,6 +579,7 @@ static void {name}(const sparsec_rt *rt)
             slots=[vars(s) for s in self.slots],
             buffers=buffers,
             weights=bool(self.pool.data()),
+            profile=len(rows) if self.profile else 0,
         )
         files = {
             "bucket.c": text,
@@ -579,6 +624,7 @@ def emit_bucket(
     pool: WeightPool,
     plans: dict[bytes, LinearPlan],
     context: Mapping[str, Any],
+    profile: bool = False,
 ) -> BucketSource:
     """C files of one bucket; constants go into `pool`.
 
@@ -588,8 +634,9 @@ def emit_bucket(
         pool: where big constants are collected.
         plans: packed weights by array and input zero point, shared by the buckets.
         context: what the entry points need besides: model, version, tensors, mask_input.
+        profile: count the time of every call, for ``sparsec_profile()``.
     """
-    return _Emitter(graph, target, pool, plans).render(context)
+    return _Emitter(graph, target, pool, plans, profile).render(context)
 
 
 __all__ = ["CTYPES", "BucketSource", "emit_bucket"]

@@ -1,8 +1,8 @@
 """Lane groups -> C functions and the arguments of their calls.
 
 A function's text depends on the structure only (shapes, tiles, sparsity form, the sequence of
-elementwise operations); weights, tables and numbers arrive in ``lane_args``.  Layers that look alike
-therefore share one function, which keeps the C compiler's work small.
+elementwise operations); weights, tables and numbers arrive in ``lane_args``.  Layers that look
+alike therefore share one function, which keeps the C compiler's work small.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class LaneKernel:
         quads: groups of 4 output channels (linear kernels only).
         scratch: bytes of scratch memory for one thread.
         title: one line for comments and the manifest.
+        shape: input x output channels, or heads x channels of a head.
+        sparsity: share of all-zero packs of the weights (linear kernels only).
+        work: vector multiply-adds (VPDPBUSD or FMA of 16 lanes) that the non-zero weights need for
+            a block of 16 rows ("block"), or attention for 16 queries and one key ("key").
     """
 
     name: str
@@ -77,6 +81,9 @@ class LaneKernel:
     tiles: tuple[int, ...] = ()
     quads: int = 0
     heads: int = 0
+    shape: str = ""
+    sparsity: float | None = None
+    work: dict[str, int] = field(default_factory=dict)
 
 
 def _named(base: str, template: str, context: Mapping[str, Any], helpers: str) -> tuple[str, str]:
@@ -127,9 +134,9 @@ class _Body:
             table = graph.constants[node.inputs[0]]
             ids = graph.values[node.inputs[1]]
             index = self.args.input((self.choice.root(node.inputs[1]), "flat"))
-            expression = (
-                f"lane_index(((const {CTYPES[ids.dtype.name]} *)a->in[{index}])[flat], {table.shape[0]})"
-            )
+            ids_type = CTYPES[ids.dtype.name]
+            at = f"((const {ids_type} *)a->in[{index}])[flat]"
+            expression = f"lane_index({at}, {table.shape[0]})"
             slot = f"cv[{self.args.vector(table)}]"
             return self._row_load(name, CTYPES[table.dtype.name], slot, expression, dtype)
         assert rows is not None
@@ -144,9 +151,7 @@ class _Body:
         index = self.args.input((root, "lane"))
         return f"v{'f' if dtype == F32 else 'i'}_load((const float *)a->in[{index}] + {offset})"
 
-    def _row_load(
-        self, name: str, ctype: str, slot: str, index: str, dtype: np.dtype[Any]
-    ) -> str:
+    def _row_load(self, name: str, ctype: str, slot: str, index: str, dtype: np.dtype[Any]) -> str:
         key = f"r{len(self.fields)}"
         self.fields[key] = {
             "field": key,
@@ -261,7 +266,8 @@ def linear_kernel(body: _Body, plan: LinearPlan, target: Target) -> LaneKernel:
     panels = body.stores(prog, masked=False)
     vt = "vi" if plan.kind == "i8" else "vf"
     helpers = _function(
-        f"void @NAME@_ep(const lane_args *a, int64_t blk, int s, int64_t c, {vt} acc{_panel_params(len(panels))})",
+        "void @NAME@_ep(const lane_args *a, int64_t blk, int s, int64_t c, "
+        f"{vt} acc{_panel_params(len(panels))})",
         ["(void)a; (void)blk; (void)s; (void)c;", *prog.lines],
     )
     context["panels"] = panels
@@ -283,6 +289,9 @@ def linear_kernel(body: _Body, plan: LinearPlan, target: Target) -> LaneKernel:
         title=title,
         tiles=plan.tiles,
         quads=plan.quads,
+        shape=f"{plan.k}x{plan.n}",
+        sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
+        work={"block": plan.nonzero},
     )
 
 
@@ -297,7 +306,8 @@ def map_kernel(body: _Body) -> LaneKernel:
         pre = body.program({})
         result = pre.demand(norm.inputs[0])
         helpers += _function(
-            "vf @NAME@_pre(const lane_args *a, const @NAME@_rows *r, int64_t blk, int s, int64_t c)",
+            "vf @NAME@_pre(const lane_args *a, const @NAME@_rows *r, int64_t blk, int s, "
+            "int64_t c)",
             ["(void)a; (void)r; (void)blk; (void)s; (void)c;", *pre.lines, f"return {result};"],
         )
         context["cs_eps"] = args.scalar(float(norm.attrs["eps"]))
@@ -332,7 +342,7 @@ def map_kernel(body: _Body) -> LaneKernel:
         struct + helpers,
     )
     scratch = 4 * 16 * body.padded if norm is not None else 0
-    return LaneKernel(name, text, args, scratch, title)
+    return LaneKernel(name, text, args, scratch, title, shape=str(group.channels))
 
 
 def unpack_kernel(name: str, graph: Graph, rows: lanes.Rows) -> LaneKernel:
@@ -426,7 +436,8 @@ def attention_kernel(body: _Body, target: Target) -> LaneKernel:
     result = inside.demand(score.outputs[0])
     vt = "vi" if qk == "i8" else "vf"
     helpers = _function(
-        f"vf @NAME@_score(const lane_args *a, const int32_t *qi, int64_t seq, int64_t head, int64_t kv, {vt} acc)",
+        "vf @NAME@_score(const lane_args *a, const int32_t *qi, int64_t seq, int64_t head, "
+        f"int64_t kv, {vt} acc)",
         [
             "(void)a; (void)qi; (void)seq; (void)head; (void)kv;",
             *prefix,
@@ -472,7 +483,11 @@ def attention_kernel(body: _Body, target: Target) -> LaneKernel:
     )
     keys = (graph.length + 3) // 4 * 4
     scratch = keys * 16 * 4 + (keys // 4) * 16 * 4 + 4 * (keys + 32)
-    return LaneKernel(name, text, args, scratch, title, heads=heads)
+    work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)
+    shape = f"{heads}x{dim}"
+    return LaneKernel(
+        name, text, args, scratch, title, heads=heads, shape=shape, work={"key": work}
+    )
 
 
 __all__ = [

@@ -26,7 +26,11 @@ def _touches_batch(node: Node, graph: Graph) -> bool:
         return int(node.attrs["perm"][0]) != 0
     if node.op == "expand":
         source = graph.values[node.inputs[0]]
-        return bool(source.shape) and len(source.shape) != len(node.attrs["shape"]) and source in batched
+        return (
+            bool(source.shape)
+            and len(source.shape) != len(node.attrs["shape"])
+            and source in batched
+        )
     if node.op == "gather":
         data = graph.values[node.inputs[0]]
         ids = graph.values[node.inputs[1]]

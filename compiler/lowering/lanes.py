@@ -1,9 +1,9 @@
 """Which nodes run with rows in lanes, and how they are grouped into kernels.
 
 A *row tensor* has its rows in the leading extents: ``[B, S, ...]`` or ``[B*S, ...]`` (rows are
-tokens) or ``[B, ...]`` (rows are sequences).  :func:`choose` marks the nodes whose operands and results
-are row tensors of one kind; :func:`group` cuts them into kernels, each an anchor (a linear layer, an
-attention block, or nothing) with the elementwise work around it fused in.
+tokens) or ``[B, ...]`` (rows are sequences).  :func:`choose` marks the nodes whose operands and
+results are row tensors of one kind; :func:`group` cuts them into kernels, each an anchor (a linear
+layer, an attention block, or nothing) with the elementwise work around it fused in.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _anchor_fits(node: Node, graph: Graph, choice: Choice) -> bool:
             and min(weights.shape) > 0
         )
     if node.op == "attention":
-        q, k, v = (graph.values[n] for n in node.inputs[:3])
+        q = graph.values[node.inputs[0]]
         dim = rows.channels // int(node.attrs["heads"])
         eight_bit = q.dtype in BYTES
         prob = node.attrs["prob"]
@@ -175,9 +175,7 @@ def _anchor_fits(node: Node, graph: Graph, choice: Choice) -> bool:
             if any(d not in (1, f) for d, f in zip(shape, full, strict=True)):
                 return False
         return all(
-            program.supported(n, g)
-            for g in (node.attrs["score"], prob)
-            for n in g.nodes
+            program.supported(n, g) for g in (node.attrs["score"], prob) for n in g.nodes
         ) and all(
             array.size == 1 for g in (node.attrs["score"], prob) for array in g.constants.values()
         )
@@ -211,10 +209,13 @@ def choose(graph: Graph) -> Choice:
             if node.inputs[0] in in_lanes and a is not None and a == b:
                 choice.alias[node.output] = node.inputs[0]
                 mark(node)
-        elif OPS[node.op].elementwise and _fits(node, graph, choice):
-            if any(n in in_lanes for n in node.inputs):
-                mark(node)
-    # What only feeds lane nodes goes there too, so that it need not be packed by a kernel of its own.
+        elif (
+            OPS[node.op].elementwise
+            and _fits(node, graph, choice)
+            and any(n in in_lanes for n in node.inputs)
+        ):
+            mark(node)
+    # What only feeds lane nodes goes there too, so that no kernel of its own need pack it.
     for node in reversed(graph.nodes):
         if id(node) in choice.nodes or not OPS[node.op].elementwise:
             continue
@@ -301,7 +302,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
         return len(steps) - 1
 
     def copy_if_flat(name: str, rows: Rows) -> None:
-        """An anchor reads lanes: what comes row-major or from a table is put there by a map of its own."""
+        """An anchor reads lanes: what comes row-major or from a table gets there by a map."""
         if name not in maker or steps[maker[name]].group is None or name in gathers:
             if name in copied:
                 return
@@ -348,9 +349,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
             for name in lanes:
                 copy_if_flat(name, choice.rows[name])
             kind = "attention" if node.op == "attention" else "linear"
-            index = add(
-                Step(Group(kind, rows.domain, rows.channels, [node])), inputs, node.outputs
-            )
+            index = add(Step(Group(kind, rows.domain, rows.channels, [node])), inputs, node.outputs)
             for name in lanes:
                 if name in lane_maker:
                     before[index] |= {lane_maker[name]} | before[lane_maker[name]]
@@ -363,10 +362,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
             if n in maker and n not in gathers and steps[maker[n]].group is not None
         ]
         gathered = any(
-            n in gathers
-            or n not in maker
-            or steps[maker[n]].group is None
-            for n in lanes
+            n in gathers or n not in maker or steps[maker[n]].group is None for n in lanes
         ) or any(is_position_table(n, graph, rows) for n in node.inputs if n)
         joined = False
         if homes:
@@ -423,5 +419,3 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
 
 
 __all__ = ["Choice", "Group", "Rows", "Step", "choose", "group", "is_position_table", "rows_of"]
-
-

@@ -35,16 +35,19 @@ class LinearPlan:
         sparse: whether only non-zero packs are stored.
         n, k: output and input channels.
         packs: input packs: of 4 channels (i8) or 1 (f32).
-        chunk_packs, chunks: K is processed in `chunks` pieces of `chunk_packs` (the last may be shorter).
+        chunk_packs, chunks: K is processed in `chunks` pieces of `chunk_packs` (the last may be
+            shorter).
         quads: groups of 4 output channels.
         tiles: rows/16 of the tile variants, largest first.
         weights: int32 dwords or float32; `offsets`: uint16 byte offsets into a chunk's activations,
-            `start`: int32 stream positions of each (chunk, quad), in units of 4 entries (sparse only).
-        order: uint16 ``[chunks, 4 * quads]``: channels in the order in which quads take them; empty where
-            every quad is 4 adjacent channels.
+            `start`: int32 stream positions of each (chunk, quad), in units of 4 entries (both for
+            sparse layers only).
+        order: uint16 ``[chunks, 4 * quads]``: channels in the order in which quads take them; empty
+            where every quad is 4 adjacent channels.
         bias: int32, the layer's bias less what the input's zero point contributes (i8 only).
         sparsity, block4_sparsity: shares of zero weights and of all-zero aligned 1x4 blocks.
-        work: pack products that the kernel computes for one row of 16, padding included.
+        nonzero: packs of the matrix that hold a non-zero weight.
+        work: pack products that the kernel computes for a block of 16 rows, padding included.
     """
 
     kind: str
@@ -63,6 +66,7 @@ class LinearPlan:
     bias: Array
     sparsity: float
     block4_sparsity: float
+    nonzero: int
     work: int
 
     @property
@@ -97,7 +101,7 @@ def _tile_rows(largest: int) -> tuple[int, ...]:
 
 
 def packs_of(weights: Array) -> Array:
-    """Weights [N, K] as packs, rows padded to a multiple of 4: int32 dwords of 4 int8, or float32."""
+    """Weights [N, K] as packs (int32 dwords of 4 int8, or float32); rows padded to 4s."""
     n, k = weights.shape
     rows = -(-n // 4) * 4
     if weights.dtype == np.int8:
@@ -223,5 +227,6 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
         bias=bias,
         sparsity=float((w == 0).mean()),
         block4_sparsity=_block4_sparsity(w),
+        nonzero=int((rows != 0).sum()),
         work=work,
     )

@@ -1,8 +1,8 @@
 """Elementwise programs over lanes: IR nodes -> straight-line C on vectors.
 
 An epilogue, a map's body, or the score of an attention is a set of elementwise nodes evaluated for
-one channel and one vector of rows.  :class:`Program` walks back from the wanted values and emits each
-node once.  Constants do not appear as literals but come from the call's ``lane_args``, so that
+one channel and one vector of rows.  :class:`Program` walks back from the wanted values and emits
+each node once.  Constants do not appear as literals but come from the call's ``lane_args``, so that
 layers with the same structure share one C function.
 """
 
@@ -65,7 +65,7 @@ _BOOL: dict[str, str] = {"and": "({0} & {1})", "or": "({0} | {1})", "not": "(~{0
 
 
 def supported(node: Node, graph: Graph) -> bool:
-    """Whether a node can be part of a lane program (its operands' shapes are the caller's matter)."""
+    """Whether a node can be part of a lane program, whatever its operands' shapes."""
     if not OPS[node.op].elementwise or len(node.outputs) != 1:
         return False
     types = [graph.values[n].dtype for n in node.inputs if n]
@@ -81,7 +81,9 @@ def supported(node: Node, graph: Graph) -> bool:
         return out in (F32, I32)
     if node.op == "pow":
         power = graph.constants.get(node.inputs[1])
-        return first == F32 and power is not None and power.size == 1 and float(power.flat[0]) == 2.0
+        return (
+            first == F32 and power is not None and power.size == 1 and float(power.flat[0]) == 2.0
+        )
     if node.op in ("quantize", "dequantize"):
         scale = graph.constants.get(node.inputs[1])
         if scale is None or scale.dtype != F32:
@@ -173,7 +175,9 @@ class Program:
         if array.dtype == BOOL:
             array = -array.astype(np.int32)
         if array.size == 1 and array.dtype != F32 and abs(int(array.reshape(-1)[0])) >= 1 << 24:
-            return f"vi_set1(((const int32_t *)a->cv[{self.args.vector(array.astype(np.int32))}])[0])"
+            return (
+                f"vi_set1(((const int32_t *)a->cv[{self.args.vector(array.astype(np.int32))}])[0])"
+            )
         if array.size == 1:
             number = f"a->cs[{self.args.scalar(float(array.reshape(-1)[0]))}]"
             return f"vf_set1({number})" if array.dtype == F32 else f"vi_set1((int32_t){number})"
