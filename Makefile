@@ -32,6 +32,7 @@ help:
 	@echo "make test-slow  the slow tests: packaging, large models"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks"
+	@echo "make bench-peers  sparsec beside DeepSparse, OpenVINO, ONNX Runtime (an hour)"
 	@echo "make docs       man pages, in build/man"
 
 $(READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
@@ -72,8 +73,14 @@ bench: $(READY)
 	@for bench in $(wildcard benchmarks/bench_*.py); do \
 		echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
+# DeepSparse, OpenVINO and ONNX Runtime get environments of their own, in build/bench.
+bench-peers: $(READY)
+	$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+		$(BIN)/python -m pip install -q --no-build-isolation -e ".[bench]"
+	$(BIN)/python benchmarks/peers.py --plots $(PEERS_OPTIONS)
+
 docs: $(READY)
 	$(BIN)/python setup.py -q build_man
 	@ls build/man
 
-.PHONY: help demo test test-slow lint tree bench docs
+.PHONY: help demo test test-slow lint tree bench bench-peers docs

@@ -1,0 +1,1 @@
+"""What the benchmarks share: models, limits, workers that take turns, tables and plots."""

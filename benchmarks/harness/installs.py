@@ -1,0 +1,94 @@
+"""The Python environments of the peers: given, found, or made on first use."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An engine to compare with.
+
+    Attributes:
+        packages: what pip installs into its environment.
+        python: the version it needs, e.g. ``3.11``; empty for any.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    python: str = ""
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        # Its licence allows evaluation only: it is measured, and nothing depends on it.
+        Peer("deepsparse", ("deepsparse==1.8.0",), "3.11"),
+        Peer("openvino", ("openvino",)),
+        Peer("onnxruntime", ("onnxruntime", "onnx")),
+    )
+}
+
+
+class Unavailable(Exception):
+    """A peer cannot be installed here; the message says why."""
+
+
+def peer_python(peer: Peer, cache: Path, given: Mapping[str, str]) -> str:
+    """The interpreter that can import the peer.
+
+    Args:
+        given: interpreters by peer, which are taken as they are.
+
+    Raises:
+        Unavailable: there is none and it could not be made.
+    """
+    if peer.name in given:
+        python = given[peer.name]
+    else:
+        python = str(_venv(peer, (cache / f"venv-{peer.name}").absolute()))
+    check = _call([python, "-c", f"import {peer.name}"])
+    if check:
+        raise Unavailable(f"it does not import: {check}")
+    return python
+
+
+def _venv(peer: Peer, folder: Path) -> Path:
+    python = folder / "bin" / "python"
+    ready = folder / ".ready"
+    if ready.exists():
+        return python
+    base = sys.executable
+    if peer.python and not sys.version.startswith(peer.python + "."):
+        found = shutil.which(f"python{peer.python}")
+        if not found:
+            raise Unavailable(f"it needs Python {peer.python}, which is not here")
+        base = found
+    print(f"installing {', '.join(peer.packages)}", file=sys.stderr)
+    for command in (
+        [base, "-m", "venv", "--clear", str(folder)],
+        [str(python), "-m", "pip", "install", "-q", *peer.packages],
+    ):
+        failed = _call(command)
+        if failed:
+            raise Unavailable(failed)
+    ready.touch()
+    return python
+
+
+def _call(command: list[str]) -> str:
+    """Run a command; what went wrong, in one line, or nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        return f"cannot start Python: {error.strerror}"
+    if not done.returncode:
+        return ""
+    lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
+    return errors[0][:200]
