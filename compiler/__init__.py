@@ -34,6 +34,7 @@ def compile(
     emit_c: str | Path | None = None,
     dump_ir: str | Path | None = None,
     force: bool = False,
+    profile: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile an ONNX model into an artifact.
@@ -50,6 +51,7 @@ def compile(
         emit_c: keep the generated C in this folder, with a Makefile.
         dump_ir: write the IR after the import and after every pass to this folder.
         force: replace an artifact that is at `output`.
+        profile: compile counters in, for ``sparsec benchmark --profile``; costs a little speed.
         progress: called with one line per stage and bucket.
 
     Returns:
@@ -85,7 +87,7 @@ def compile(
     graphs = import_buckets(loaded, signature, buckets, dump_ir=dump, progress=tell)
 
     tell(f"generating C for {isa.name}")
-    emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size)
+    emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size, profile=profile)
 
     with artifact.staging(destination) as stage:
         tree = build.write_tree(stage / "c", emission, compiler, isa)

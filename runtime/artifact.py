@@ -69,12 +69,26 @@ class ToolchainInfo:
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """One kernel call of a bucket: its name in the C, the kernel, the ONNX nodes it computes."""
+    """One kernel call of a bucket.
+
+    Attributes:
+        name, kernel: its name in the C, and the kernel's.
+        source: the ONNX nodes it computes.
+        detail: one line for people.
+        shape: input x output channels, heads x channels of a head, or channels; may be empty.
+        sparsity: share of a weight matrix's 1x4 blocks (8-bit) or weights (float) that is zero.
+        work_block, work_key: multiply-adds of 16 lanes that the non-zero weights need for each block
+            of 16 rows, and attention for 16 queries and one key.
+    """
 
     name: str
     kernel: str
     source: str
     detail: str
+    shape: str
+    sparsity: float
+    work_block: int
+    work_key: int
 
 
 @dataclass(frozen=True)
@@ -369,7 +383,14 @@ def _tensor(field: _Field) -> TensorSpec:
 def _bucket(field: _Field) -> BucketInfo:
     def kernel(k: _Field) -> KernelInfo:
         return KernelInfo(
-            k["name"].text(), k["kernel"].text(), k["source"].text(), k["detail"].text()
+            name=k["name"].text(),
+            kernel=k["kernel"].text(),
+            source=k["source"].text(),
+            detail=k["detail"].text(),
+            shape=k["shape"].text(),
+            sparsity=k["sparsity"].share(),
+            work_block=k["work_block"].integer(0),
+            work_key=k["work_key"].integer(0),
         )
 
     return BucketInfo(

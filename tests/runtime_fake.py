@@ -19,6 +19,19 @@ ROOT = HERE.parent
 Manifest = dict[str, Any]
 
 
+#: The manifest's row of a bucket's only kernel.
+KERNEL_ROW = {
+    "name": "all",
+    "kernel": "fake",
+    "source": "n",
+    "detail": "",
+    "shape": "",
+    "sparsity": 0.0,
+    "work_block": 0,
+    "work_key": 0,
+}
+
+
 def compile_c(output: Path, sources: Sequence[Path], *flags: str) -> None:
     """Build a program or library with gcc, or skip the test where that is not possible."""
     if shutil.which("gcc") is None:
@@ -109,7 +122,7 @@ def make_artifact(
                 {
                     "length": length,
                     "file": f"bucket_{length}.so",
-                    "kernels": [{"name": "all", "kernel": "fake", "source": "n", "detail": ""}],
+                    "kernels": [KERNEL_ROW],
                 }
                 for length in buckets
             ],

@@ -44,8 +44,7 @@ class BucketSource:
     Attributes:
         length: tokens per sequence.
         files: C files and headers by name; each ``.c`` is a translation unit.
-        kernels: one row per call, in order: name, kernel, source, detail, shape, and where they
-            apply sparsity and work (see :class:`LaneKernel`).
+        kernels: one row per call, in order, with the fields of the runtime's ``KernelInfo``.
         layers: one row per linear layer: name, op, n, k, sparsity, block4_sparsity, kernel.
         supports_lengths: padding can be skipped.
     """
@@ -94,8 +93,9 @@ class _Call:
     source: str = ""
     function: str = ""
     shape: str = ""
-    sparsity: float | None = None
-    work: dict[str, int] = field(default_factory=dict)
+    sparsity: float = 0.0
+    work_block: int = 0
+    work_key: int = 0
 
 
 @dataclass
@@ -219,7 +219,7 @@ class _Emitter:
                 unpacks.append(name)
                 forms.add("byte" if self.graph.values[name].dtype in BYTES else "lane")
             outputs[name] = forms
-        body = lane_kernels._Body(
+        body = lane_kernels.Body(
             graph=self.graph,
             choice=self.choice,
             group=group,
@@ -259,7 +259,8 @@ class _Emitter:
                 source=source,
                 shape=kernel.shape,
                 sparsity=kernel.sparsity,
-                work=kernel.work,
+                work_block=kernel.work_block,
+                work_key=kernel.work_key,
             )
         ]
         for name in unpacks:
@@ -501,8 +502,9 @@ static void {name}(const sparsec_rt *rt)
                         "source": call.source,
                         "detail": call.title,
                         "shape": call.shape,
-                        **({} if call.sparsity is None else {"sparsity": call.sparsity}),
-                        **({"work": call.work} if call.work else {}),
+                        "sparsity": call.sparsity,
+                        "work_block": call.work_block,
+                        "work_key": call.work_key,
                     }
                 )
                 numbers[call.function] = len(rows) - 1
@@ -590,6 +592,8 @@ static void {name}(const sparsec_rt *rt)
             "vmath.h": read_template("lanes/vmath.h"),
             "lanes.h": read_template("lanes/lanes.h"),
         }
+        if self.profile:
+            files["profile.h"] = read_template("lanes/profile.h")
         return BucketSource(graph.length, files, tuple(rows), tuple(self.layers), token_lanes)
 
 

@@ -69,8 +69,8 @@ class LaneKernel:
         title: one line for comments and the manifest.
         shape: input x output channels, or heads x channels of a head.
         sparsity: share of all-zero packs of the weights (linear kernels only).
-        work: vector multiply-adds (VPDPBUSD or FMA of 16 lanes) that the non-zero weights need for
-            a block of 16 rows ("block"), or attention for 16 queries and one key ("key").
+        work_block, work_key: multiply-adds of 16 lanes (VPDPBUSD or FMA) that the non-zero weights need
+            for a block of 16 rows, and attention for 16 queries and one key.
     """
 
     name: str
@@ -82,8 +82,9 @@ class LaneKernel:
     quads: int = 0
     heads: int = 0
     shape: str = ""
-    sparsity: float | None = None
-    work: dict[str, int] = field(default_factory=dict)
+    sparsity: float = 0.0
+    work_block: int = 0
+    work_key: int = 0
 
 
 def _named(base: str, template: str, context: Mapping[str, Any], helpers: str) -> tuple[str, str]:
@@ -95,7 +96,7 @@ def _named(base: str, template: str, context: Mapping[str, Any], helpers: str) -
 
 
 @dataclass
-class _Body:
+class Body:
     """Shared by the kernels: programs over the graph with operands read from lanes."""
 
     graph: Graph
@@ -232,7 +233,7 @@ def _panel_params(count: int) -> str:
     return "".join(f", vi *p{k}" for k in range(count))
 
 
-def linear_kernel(body: _Body, plan: LinearPlan, target: Target) -> LaneKernel:
+def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     """The kernel of a linear group, one function for each tile height."""
     group, graph, args = body.group, body.graph, body.args
     anchor = group.nodes[0]
@@ -255,7 +256,7 @@ def linear_kernel(body: _Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "cv_order": args.vector(plan.order) if plan.order.size else -1,
         "cv_bias": args.vector(plan.bias) if plan.kind == "i8" else -1,
     }
-    leaf = {}
+    leaf: dict[str, str] = {}
     if plan.kind == "i8":
         scale = graph.constants[anchor.inputs[2]]
         prog = body.program(leaf)
@@ -291,11 +292,11 @@ def linear_kernel(body: _Body, plan: LinearPlan, target: Target) -> LaneKernel:
         quads=plan.quads,
         shape=f"{plan.k}x{plan.n}",
         sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
-        work={"block": plan.nonzero},
+        work_block=plan.nonzero,
     )
 
 
-def map_kernel(body: _Body) -> LaneKernel:
+def map_kernel(body: Body) -> LaneKernel:
     """The kernel of a map group."""
     group, graph, args = body.group, body.graph, body.args
     norm = group.norm
@@ -367,7 +368,7 @@ class _Piece:
     width: int
 
 
-def attention_kernel(body: _Body, target: Target) -> LaneKernel:
+def attention_kernel(body: Body, target: Target) -> LaneKernel:
     """The kernel of an attention group: one head of one block of 16 queries a call."""
     group, graph, args = body.group, body.graph, body.args
     node = group.nodes[0]
@@ -484,9 +485,8 @@ def attention_kernel(body: _Body, target: Target) -> LaneKernel:
     keys = (graph.length + 3) // 4 * 4
     scratch = keys * 16 * 4 + (keys // 4) * 16 * 4 + 4 * (keys + 32)
     work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)
-    shape = f"{heads}x{dim}"
     return LaneKernel(
-        name, text, args, scratch, title, heads=heads, shape=shape, work={"key": work}
+        name, text, args, scratch, title, heads=heads, shape=f"{heads}x{dim}", work_key=work
     )
 
 

@@ -219,11 +219,11 @@ class Program:
             return f"v_quantize({x}, {inverse}, {zp}, {info.min}, {info.max})"
         if node.op == "dequantize":
             x = self.demand(node.inputs[0])
-            scale = self.constant(graph.constants[node.inputs[1]])
+            factor = self.constant(graph.constants[node.inputs[1]])
             zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
             if zero is not None and np.any(zero):
                 x = f"({x} - {self.constant(zero.astype(np.int32))})"
-            return f"(vf_cvt({x}) * {scale})"
+            return f"(vf_cvt({x}) * {factor})"
         args = [self.demand(n) for n in node.inputs if n] if node.op != "pow" else []
         if node.op == "gelu":
             tanh = node.attrs.get("approximate", "none") == "tanh"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.cli.common import HelpFormatter, positive, progress
+from sparsec.cli.profile import Counters
 from sparsec.errors import InputError
 
 # What users of the predecessor know these as, in the printed lines.
@@ -66,6 +68,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     parser.add_argument(
         "-e", "--engine", choices=("sparsec", "onnxruntime"), default="sparsec",
         help="what runs the model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--profile", action="store_true",
+        help="also print the time of every kernel (an artifact must be compiled with --profile)",
     )  # fmt: skip
     parser.add_argument(
         "-x",
@@ -139,11 +145,15 @@ def run(args: argparse.Namespace) -> int:
     streams = 1
     if args.scenario != "sync":
         streams = args.num_streams or max(1, cores // 2)
+    if args.profile and (args.engine != "sparsec" or args.scenario != "sync"):
+        raise InputError("--profile works with --engine sparsec and --scenario sync")
     load = _sparsec if args.engine == "sparsec" else _onnxruntime
     # Streams of `async` have cores of their own; those of `elastic` submit to one shared pool.
     shared = args.scenario != "async"
     each = cores if shared else max(1, cores // streams)
-    requests, close, name = load(args, batch, length, 1 if shared else streams, each)
+    loaded = load(args, batch, length, 1 if shared else streams, each)
+    requests, close, name = loaded.requests, loaded.close, loaded.name
+    counters = loaded.counters
     try:
         result = measure(
             [requests[i % len(requests)] for i in range(streams)],
@@ -151,7 +161,10 @@ def run(args: argparse.Namespace) -> int:
             scenario=SCENARIOS[args.scenario],
             seconds=args.time,
             warmup=args.warmup_time,
+            warm=counters.reset if counters else None,
         )
+        profile = counters.table(batch) if counters else ""
+        rows = counters.to_json(batch) if counters else None
     finally:
         close()
     print(f"Original Model Path: {args.model}")
@@ -162,6 +175,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"Latency Median (ms/batch): {result.median:.4f}")
     print(f"Latency Std (ms/batch): {result.std:.4f}")
     print(f"Iterations: {len(result.latencies)}")
+    if profile:
+        print(profile)
     if args.export_path:
         report = {
             "engine": name,
@@ -175,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
             "seconds_to_run": args.time,
             "num_streams": streams,
             "benchmark_result": result.to_json(),
+            **({} if rows is None else {"profile": rows}),
         }
         try:
             Path(args.export_path).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -184,7 +200,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(
-    requests: Sequence[Request], *, batch_size: int, scenario: str, seconds: float, warmup: float
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    scenario: str,
+    seconds: float,
+    warmup: float,
+    warm: Callable[[], None] | None = None,
 ) -> Result:
     """Run each request again and again on a thread of its own, all at once.
 
@@ -194,8 +216,11 @@ def measure(
         scenario: what to call this.
         seconds: how long to measure; every stream finishes at least one request.
         warmup: how long to run before.
+        warm: called between warming up and measuring.
     """
     _run_streams(requests, warmup)
+    if warm:
+        warm()
     seconds_ran, latencies = _run_streams(requests, seconds)
     return Result(scenario, batch_size, seconds_ran, tuple(latencies))
 
@@ -281,7 +306,14 @@ def _inputs(args: argparse.Namespace, batch: int, length: int | None) -> list[An
     return inputs
 
 
-Loaded = tuple[list[Request], Callable[[], None], str]
+@dataclass(frozen=True)
+class Loaded:
+    """An engine ready to be measured: one request per engine, how to close it, its name."""
+
+    requests: list[Request]
+    close: Callable[[], None]
+    name: str
+    counters: Counters | None = None
 
 
 def _sparsec(
@@ -296,16 +328,32 @@ def _sparsec(
         options["buckets"] = _buckets(args.model, length)
         options["batch_size"] = batch
         options["progress"] = progress(args)
-    loaded = [Engine(args.model, **options) for _ in range(engines)]
+    model = args.model
+    folder = tempfile.TemporaryDirectory() if args.profile and not is_artifact(model) else None
+    if folder is not None:
+        import sparsec
+
+        options.pop("num_cores")
+        output = Path(folder.name) / "profile.sparsec"
+        model = sparsec.compile(args.model, output=output, profile=True, **options)
+        options = {"num_cores": cores}
+    loaded = [Engine(model, **options) for _ in range(engines)]
+    counters = None
+    if args.profile:
+        buckets = loaded[0].buckets
+        fits = [b for b in buckets if b >= (length or max(buckets))]
+        counters = Counters(loaded[0].artifact, min(fits or buckets))
 
     def close() -> None:
         for engine in loaded:
             engine.close()
+        if folder is not None:
+            folder.cleanup()
 
     def request(engine: Engine) -> Request:
         return lambda: engine.run(inputs)
 
-    return [request(engine) for engine in loaded], close, "sparsec"
+    return Loaded([request(engine) for engine in loaded], close, "sparsec", counters)
 
 
 def _buckets(model: str, length: int | None) -> list[int]:
@@ -345,7 +393,7 @@ def _onnxruntime(
     def request(session: Any) -> Request:
         return lambda: session.run(None, feeds)
 
-    return (
+    return Loaded(
         [request(session) for session in sessions],
         lambda: None,
         f"onnxruntime {ort.__version__}",

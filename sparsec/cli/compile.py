@@ -67,6 +67,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     parser.add_argument(
         "--dump-ir", metavar="DIR", help="write the IR there, after import and after every pass"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="compile counters in, for benchmark --profile"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing artifact")
     parser.set_defaults(run=run)
     return parser
@@ -88,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         emit_c=args.emit_c,
         dump_ir=args.dump_ir,
         force=args.force,
+        profile=args.profile,
         progress=tell,
     )
     if tell:
