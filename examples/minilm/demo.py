@@ -93,12 +93,17 @@ def dense_model(folder: Path, cores: int) -> tuple[str, Run]:
     )
 
 
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters of a text."""
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
 def show_cosines(dense: np.ndarray, sparse: np.ndarray, texts: Sequence[str]) -> None:
     """One line for each text, and the mean."""
     cosines = (dense * sparse).sum(axis=1)
     print("\nCosine between the sparse int8 and the dense fp32 embedding:\n")
     for cosine, text in zip(cosines, texts, strict=True):
-        print(f"  {cosine:.3f}  {text if len(text) <= 70 else text[:67] + '...'}")
+        print(f"  {cosine:.3f}  {shorten(text, 70)}")
     print(f"\n  {cosines.mean():.3f}  mean;  {cosines.min():.3f}  lowest")
 
 
@@ -112,9 +117,9 @@ def show_ranking(dense: tuple[np.ndarray, ...], sparse: tuple[np.ndarray, ...]) 
         for queries, documents in (dense, sparse):
             scores = documents @ queries[i]
             top = np.argsort(-scores)[:3]
-            sides.append([f"{scores[j]:.2f} {DOCUMENTS[j]}" for j in top])
+            sides.append([f"{scores[j]:.2f} {shorten(DOCUMENTS[j], 41)}" for j in top])
         for left, right in zip(*sides, strict=True):
-            print(f"    {left[:46]:<48}{right[:46]}")
+            print(f"    {left:<48}{right}")
 
 
 def show_times(tokenizer: Tokenizer, dense_name: str, dense: Run, sparse: Run, cores: int) -> None:
