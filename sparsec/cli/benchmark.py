@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsec.cli.common import HelpFormatter, positive, progress
-from sparsec.cli.profile import Counters
 from sparsec.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsec.cli.profile import Counters
 
 # What users of the predecessor know these as, in the printed lines.
 SCENARIOS = {"sync": "singlestream", "async": "multistream", "elastic": "elastic"}
@@ -340,6 +342,8 @@ def _sparsec(
     loaded = [Engine(model, **options) for _ in range(engines)]
     counters = None
     if args.profile:
+        from sparsec.cli.profile import Counters
+
         buckets = loaded[0].buckets
         fits = [b for b in buckets if b >= (length or max(buckets))]
         counters = Counters(loaded[0].artifact, min(fits or buckets))
