@@ -8,6 +8,7 @@ import select
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -91,8 +92,10 @@ class Worker:
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                pipe.close()
+            # What a dead worker did not read is still in the buffer.
+            with suppress(BrokenPipeError):
+                if pipe:
+                    pipe.close()
 
     def __enter__(self) -> Worker:
         return self

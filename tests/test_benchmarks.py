@@ -1,0 +1,186 @@
+"""The benchmarks' own arithmetic: limits, agreement, turns, tables.  Nothing is timed here."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import peers
+from benchmarks.harness import models, report
+from benchmarks.harness.comparison import Agreement, Point, Timing, compare
+from benchmarks.harness.installs import PEERS, Unavailable, peer_python
+from benchmarks.harness.limit import Peak, limit_seconds
+from benchmarks.harness.models import Recipe, Work
+from benchmarks.harness.turns import Slice, Worker, WorkerError, take_turns
+from examples.encoders import EncoderConfig
+
+PEAK = Peak(lanes=16, vnni=1e6, fma=1e6, read=1e12)
+CONFIG = EncoderConfig(layers=2, hidden=64, heads=4, intermediate=256)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "vectors", "attention"),
+    [
+        # Scores: length x 4 words x keys in vectors; mixing: 16 channels x words of keys x vectors.
+        (1, 16, 1, 2 * 4 * (16 * 4 * 1 + 16 * 4 * 1)),
+        (1, 17, 2, 2 * 4 * (17 * 4 * 2 + 16 * 5 * 2)),
+        (3, 32, 6, 3 * 2 * 4 * (32 * 4 * 2 + 16 * 8 * 2)),
+    ],
+)
+def test_limit_counts_instructions(batch: int, length: int, vectors: int, attention: int) -> None:
+    work = Work("int8", words=1000, weights=2500)
+    seconds = limit_seconds(PEAK, CONFIG, work, batch, length, cores=2)
+    assert seconds == pytest.approx((1000 * vectors + attention) / 2e6)
+
+
+def test_limit_of_floats_counts_weights() -> None:
+    seconds = limit_seconds(PEAK, CONFIG, Work("fp32", 1000, 2500), 1, 16, cores=1)
+    assert seconds == pytest.approx((2500 + 2 * 4 * 2 * 16 * 16) / 1e6)
+
+
+def test_limit_is_reading_where_that_takes_longer() -> None:
+    work = Work("int8", words=1000, weights=2500)
+    assert limit_seconds(replace(PEAK, read=1e3), CONFIG, work, 1, 16, 2) == pytest.approx(4.0)
+    assert limit_seconds(replace(PEAK, vnni=0.0), CONFIG, work, 1, 16, 2) is None
+
+
+@pytest.mark.parametrize(("form", "kind"), [("sparseml", "int8"), ("fp32", "fp32")])
+def test_models_are_made_once_and_their_work_is_counted(
+    tmp_path: Path, form: Any, kind: str
+) -> None:
+    config = replace(CONFIG, layers=1, vocab=50, max_position=32, head="token-classification")
+    recipe = Recipe(config, form, sparsity=0.75, block=4)
+    path, work = models.pruned_model(tmp_path, recipe)
+    encoder = 4 * 64 * 64 + 2 * 64 * 256
+    head = config.num_labels * 64
+    assert work.kind == kind
+    # Rounding to int8 makes a few small weights zero, hardly ever a whole word.
+    assert work.words == pytest.approx((encoder / 4 + head) / 4, rel=0.01)
+    assert work.weights == pytest.approx(encoder / 4 + head, rel=0.05)
+    before = path.stat().st_mtime_ns
+    assert models.pruned_model(tmp_path, recipe) == (path, work)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_compare() -> None:
+    reference = np.array([1.0, -3.0, 2.0])
+    assert compare(reference, reference) == (0.0, 0.0)
+    assert compare(reference + np.array([0.3, 0, 0]), reference) == pytest.approx((0.1, 0.05))
+    assert not Agreement("x", *compare(reference[:2], reference), 0.05).holds
+    assert not Agreement("x", *compare(reference * np.nan, reference), 0.05).holds
+
+
+class Fake:
+    """Answers like a worker, and notes whose turn it was."""
+
+    def __init__(self, name: str, turns: list[str], fails_at: int = -1) -> None:
+        self.name, self.turns, self.fails_at = name, turns, fails_at
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        assert do == "run"
+        if self.turns.count(self.name) == self.fails_at:
+            raise WorkerError("broken")
+        self.turns.append(self.name)
+        return {"latencies": [1.0, 2.0]}
+
+
+def test_turns_rotate_and_the_failed_drop_out() -> None:
+    turns: list[str] = []
+    workers: Any = {"a": Fake("a", turns), "b": Fake("b", turns, 1), "c": Fake("c", turns)}
+    times, failed = take_turns(workers, Slice(rounds=3))
+    assert "".join(turns) == "abc" + "ca" + "ca"
+    assert times == {"a": [1.0, 2.0] * 3, "c": [1.0, 2.0] * 3}
+    assert failed == {"b": "broken"}
+
+
+def test_worker_reports_errors_and_goes_on(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.zeros((1, 4), np.int64))
+    load = {"inputs": str(tmp_path / "x.npz"), "threads": 1}
+    with Worker(sys.executable, tmp_path / "logs" / "w.log", [0], timeout=60) as worker:
+        with pytest.raises(WorkerError, match="KeyError: 'nobody'"):
+            worker.ask("load", engine="nobody", model="m", **load)
+        with pytest.raises(WorkerError) as caught:
+            worker.ask("load", engine="sparsec", model=str(tmp_path / "no.sparsec"), **load)
+        assert "no.sparsec" in str(caught.value) and str(tmp_path) not in str(caught.value)
+        worker.process.terminate()
+        worker.process.wait()
+        with pytest.raises(WorkerError, match="ended with -15"):
+            worker.ask("run", runs=1, seconds=0, longest=1)
+
+
+def test_worker_runs_onnxruntime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    recipe = Recipe(replace(CONFIG, layers=1, vocab=50, max_position=32), "fp32")
+    path, _ = models.pruned_model(tmp_path, recipe)
+    ids = np.arange(24, dtype=np.int64).reshape(3, 8)
+    np.savez(tmp_path / "x.npz", ids, np.ones_like(ids), np.zeros_like(ids))
+    with Worker(sys.executable, tmp_path / "w.log", [0], timeout=60) as worker:
+        worker.ask(
+            "load", engine="onnxruntime", model=str(path), inputs=str(tmp_path / "x.npz"), threads=1
+        )
+        assert len(worker.ask("run", runs=3, seconds=0, longest=60)["latencies"]) == 3
+        assert len(worker.ask("run", runs=3, seconds=0, longest=0)["latencies"]) == 1
+        worker.ask("outputs", path=str(tmp_path / "y.npy"), rows=2)
+    assert np.load(tmp_path / "y.npy").shape == (2, 8, 64)
+
+
+def test_missing_peer_says_why(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="cannot start Python"):
+        peer_python(PEERS["openvino"], tmp_path, {"openvino": str(tmp_path / "python")})
+
+
+def test_tables() -> None:
+    point = Point(1, 16, 0.8, 0.5)
+    point.timings = {"sparsec": Timing(2.0, 1.9, 50, 0.1), "openvino": Timing(5.0, 4.8, 50, 0.1)}
+    point.agreement = {"openvino": Agreement("x", 0.2, 0.2, 0.05)}
+    large = replace(point, batch=64, timings={"sparsec": Timing(1000.0, 990.0, 3, 0.1)})
+    speed = report.speed_table([point, large], ["sparsec", "openvino"])
+    assert "2.00 ms | 5.00 ms! |" in speed
+    assert "64.0/s |   failed |" in speed
+    ratios = report.ratio_table([point, large], ["sparsec", "openvino"])
+    assert "2.50x |          25% |" in ratios
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.01234, "0.0123"), (9.876, "9.88"), (98.76, "98.8"), (1234.5, "1234"), (0.0, "0.0")],
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert report.number(value) == text
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    args = peers.arguments(["--shapes", "1x8,4x32", "--peer-python", "openvino=py", "--layers=1"])
+    assert args.shapes == [(1, 8), (4, 32)]
+    assert args.peer_python == [("openvino", "py")]
+    assert peers.recipe(args).config.layers == 1
+    for wrong in (["--shapes", "16"], ["--peer-python", "sparsec=py"], ["--engines", "nobody"]):
+        with pytest.raises(SystemExit):
+            peers.arguments(wrong)
+        capsys.readouterr()
+
+
+def test_requests_are_padded_to_the_smallest_bucket() -> None:
+    pytest.importorskip("tokenizers")
+    from benchmarks.buckets import requests
+
+    first, second = requests([[5, 6, 7], [8] * 15, [9] * 16], 2, [15, 35])
+    assert first[0].shape == (2, 15) and second[0].shape == (1, 35)
+    assert first[0][0, :4].tolist() == [5, 6, 7, 0]
+    assert first[1].sum(1).tolist() == [3, 15] and second[1].sum() == 16
+
+
+def test_texts_cover_all_buckets() -> None:
+    pytest.importorskip("tokenizers")
+    from benchmarks.buckets import BUCKETS, TEXTS, build_tokenizer
+
+    texts = TEXTS.read_text(encoding="utf-8").splitlines()
+    encodings = build_tokenizer(texts, 30522).encode_batch(texts)
+    lengths = np.array([len(e.ids) for e in encodings])
+    assert len(texts) >= 200 and lengths.min() == 3 and lengths.max() == 75
+    assert np.histogram(lengths, [0, *(b + 1 for b in BUCKETS)])[0].min() >= 20
