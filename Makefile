@@ -32,7 +32,7 @@ help:
 	@echo "make test-slow  the slow tests: packaging, large models"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks"
-	@echo "make bench-peers  sparsec beside DeepSparse, OpenVINO, ONNX Runtime (an hour)"
+	@echo "make bench-peers  sparsec beside DeepSparse, OpenVINO, ONNX Runtime"
 	@echo "make docs       man pages, in build/man"
 
 $(READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
@@ -74,6 +74,7 @@ bench: $(READY)
 		echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 # DeepSparse, OpenVINO and ONNX Runtime get environments of their own, in build/bench.
+# make bench-peers PEERS_OPTIONS="--preset tiny"
 bench-peers: $(READY)
 	$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
 		$(BIN)/python -m pip install -q --no-build-isolation -e ".[bench]"

@@ -1,14 +1,18 @@
 """sparsec beside DeepSparse, OpenVINO and ONNX Runtime, on the same models and the same machine.
 
-    make bench-peers                                    everything, half an hour
-    python benchmarks/peers.py --preset tiny            a minute, to see that it works
-    python benchmarks/peers.py --sparsity 0.9 --block 1 --form sparseml
+    make bench-peers                                  all, with plots: most of an hour
+    python benchmarks/peers.py                        the table only
+    python benchmarks/peers.py --preset tiny          a minute, to see that it works
+    python benchmarks/peers.py --sparsity 0.9 --block 1
+    python benchmarks/peers.py --form fp32 --block 1 --shapes 1x128
 
 Each engine runs in a process of its own with its own packages, in the form that suits it best, on
 the same inputs (no padding) and as many threads.  They are measured in turns, in short slices.
 Outputs are compared with ONNX Runtime's: ! in the table says that an engine computes something
-else.  The limit is the time that the non-zero blocks and the attention products need at the
-machine's peak, or reading the weights, whichever is longer.
+else.  OpenVINO takes bfloat16 for what is not int8 where the CPU has it; openvino-f32 does not.
+
+The limit is the time that the non-zero blocks and the attention products need at the machine's
+peak, or reading the weights, whichever is longer.  Absolute times hold for one machine only.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from benchmarks.harness.models import Recipe  # noqa: E402
 from benchmarks.harness.turns import Slice  # noqa: E402
 from examples.encoders import FORMS, PRESETS  # noqa: E402
 
+ENGINES = "sparsec,deepsparse,openvino,ort-int8,ort-fp32"
 SHAPES = "1x16,1x128,1x384,64x384"
 CURVE_LENGTHS = (16, 32, 64, 128, 256, 384, 512)
 CURVE_SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95)
@@ -70,7 +75,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sparsity", type=float, default=0.8, help="(default: %(default)s)")
     add("--block", type=int, default=4, help="input channels in a block (default: %(default)s)")
     add("--shapes", type=shapes, default=SHAPES, help="batch x length (default: %(default)s)")
-    add("--engines", default=",".join(CONTENDERS), help="(default: %(default)s)")
+    add("--engines", default=ENGINES, help=f"of {', '.join(CONTENDERS)} (default: %(default)s)")
     add("--cores", type=int, default=2, help="threads of every engine (default: %(default)s)")
     add("--rounds", type=int, default=5, help="turns of each engine (default: %(default)s)")
     add("--runs", type=int, default=10, help="runs in a turn, at least (default: %(default)s)")
@@ -183,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Median latency, or items per second of a batch; {len(bench.cpus)} threads each.",
             report.speed_table(points, names),
             report.ratio_table(points, names),
+            report.ratio_table(points, names, "fastest runs", lambda timing: timing.min_ms),
             "\n".join(
                 [
                     report.machine_text(described),
@@ -195,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Differences are relative to the reference's largest and mean absolute value. The "
             "reference is ONNX Runtime on the same file; for ORT int8 it is the float32 model.",
             report.detail_table(points),
+            *(report.speed_table(curve, names, report.pruned) for curve in curves.values()),
         ]
     )
     print(text)

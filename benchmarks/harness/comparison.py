@@ -26,7 +26,8 @@ class Contender:
     """An engine in its best form.
 
     Attributes:
-        engine: which loader of worker.py runs it.
+        engine: whose environment it needs.
+        loader: which loader of worker.py runs it.
         label: for tables and plots.
         bound: by how much its outputs may differ from the reference, in the mean, relative to the
             reference's mean size.
@@ -35,6 +36,7 @@ class Contender:
 
     name: str
     engine: str
+    loader: str
     label: str
     bound: float
     against: str
@@ -45,11 +47,14 @@ SAME_FILE = "ONNX Runtime on the same file"
 CONTENDERS = {
     c.name: c
     for c in (
-        Contender("sparsec", "sparsec", "sparsec", 0.01, SAME_FILE),
-        Contender("deepsparse", "deepsparse", "DeepSparse", 0.05, SAME_FILE),
-        Contender("openvino", "openvino", "OpenVINO", 0.05, SAME_FILE),
-        Contender("ort-int8", "onnxruntime", "ORT int8", 0.2, "ORT fp32, unquantized"),
-        Contender("ort-fp32", "onnxruntime", "ORT fp32", 0.05, SAME_FILE),
+        Contender("sparsec", "sparsec", "sparsec", "sparsec", 0.01, SAME_FILE),
+        Contender("deepsparse", "deepsparse", "deepsparse", "DeepSparse", 0.05, SAME_FILE),
+        Contender("openvino", "openvino", "openvino", "OpenVINO", 0.05, SAME_FILE),
+        Contender("openvino-f32", "openvino", "openvino-f32", "OpenVINO f32", 0.05, SAME_FILE),
+        Contender(
+            "ort-int8", "onnxruntime", "onnxruntime", "ORT int8", 0.2, "ORT fp32, unquantized"
+        ),
+        Contender("ort-fp32", "onnxruntime", "onnxruntime", "ORT fp32", 0.05, SAME_FILE),
     )
 }
 
@@ -132,7 +137,7 @@ class Comparison:
     def model_of(self, name: str, recipe: Recipe, artifact: Path) -> tuple[Path, Path]:
         """The file that a contender runs, and the file that its reference runs."""
         pruned, _ = models.pruned_model(self.cache, recipe)
-        if name == "openvino" and recipe.form != "fp32":
+        if CONTENDERS[name].engine == "openvino" and recipe.form != "fp32":
             pruned, _ = models.pruned_model(self.cache, recipe.with_(form="qdq"))
         if name == "ort-fp32":
             dense = models.dense_model(self.cache, recipe)
@@ -186,15 +191,15 @@ class Comparison:
         return Worker(self.pythons[engine], self.cache / "logs" / f"{log}.log", self.cpus)
 
     def _load(self, worker: Worker, name: str, model: Path, inputs: Path) -> float:
-        engine = CONTENDERS[name].engine
+        contender = CONTENDERS[name]
         answer = worker.ask(
             "load",
-            engine=engine,
+            engine=contender.loader,
             model=str(model),
             inputs=str(inputs),
             threads=len(self.cpus),
         )
-        self.versions[engine] = answer["version"]
+        self.versions[contender.engine] = answer["version"]
         seconds: float = answer["load_seconds"]
         return seconds
 

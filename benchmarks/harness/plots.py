@@ -12,6 +12,7 @@ STYLES = {
     "sparsec": {"color": "#0b5fa5", "marker": "o", "linewidth": 2.6},
     "deepsparse": {"color": "#d1495b", "marker": "s"},
     "openvino": {"color": "#7b5ea7", "marker": "^"},
+    "openvino-f32": {"color": "#b59ad6", "marker": "<"},
     "ort-int8": {"color": "#66a182", "marker": "D"},
     "ort-fp32": {"color": "#8d8d8d", "marker": "v"},
 }

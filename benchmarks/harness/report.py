@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.comparison import CONTENDERS, Point
+from benchmarks.harness.comparison import CONTENDERS, Point, Timing
+
+# Results measured beside as much load a core, by others, are marked.
+BUSY = 0.25
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -44,11 +47,23 @@ def amount(milliseconds: float | None, batch: int) -> str:
     return f"{number(1e3 * batch / milliseconds)}/s"
 
 
-def speed_table(points: Sequence[Point], names: Sequence[str]) -> str:
+def shape(point: Point) -> str:
+    """Batch and length, for the first column."""
+    return f"{point.batch} x {point.length}"
+
+
+def pruned(point: Point) -> str:
+    """The same with the sparsity."""
+    return f"{shape(point)}, {point.sparsity:.0%} pruned"
+
+
+def speed_table(
+    points: Sequence[Point], names: Sequence[str], label: Callable[[Point], str] = shape
+) -> str:
     """What each engine needs, beside the limit; ! where outputs do not agree."""
     rows = []
     for point in points:
-        row = [f"{point.batch} x {point.length}", amount(point.limit_ms, point.batch)]
+        row = [label(point), amount(point.limit_ms, point.batch)]
         for name in names:
             timing, agreement = point.timings.get(name), point.agreement.get(name)
             mark = "!" if agreement and not agreement.holds else ""
@@ -58,20 +73,29 @@ def speed_table(points: Sequence[Point], names: Sequence[str]) -> str:
     return table(["batch x length", "limit", *labels], rows)
 
 
-def ratio_table(points: Sequence[Point], names: Sequence[str]) -> str:
-    """How many times faster sparsec is than each, and its share of the limit."""
+def ratio_table(
+    points: Sequence[Point],
+    names: Sequence[str],
+    title: str = "sparsec against",
+    of: Callable[[Timing], float] = lambda timing: timing.median_ms,
+) -> str:
+    """How many times faster sparsec is than each, and its share of the limit.
+
+    Args:
+        of: what is compared; the median, unless another is given.
+    """
     peers = [name for name in names if name != "sparsec"]
     rows = []
     for point in points:
         ours = point.timings.get("sparsec")
         if ours is None:
             continue
-        share = f"{point.limit_ms / ours.median_ms:.0%}" if point.limit_ms else "-"
+        share = f"{point.limit_ms / of(ours):.0%}" if point.limit_ms else "-"
         theirs = [point.timings.get(name) for name in peers]
-        ratios = [f"{t.median_ms / ours.median_ms:.2f}x" if t else "-" for t in theirs]
-        rows.append([f"{point.batch} x {point.length}", *ratios, share])
+        ratios = [f"{of(t) / of(ours):.2f}x" if t else "-" for t in theirs]
+        rows.append([shape(point), *ratios, share])
     labels = [CONTENDERS[name].label for name in peers]
-    return table(["sparsec against", *labels, "of the limit"], rows)
+    return table([title, *labels, "of the limit"], rows)
 
 
 def detail_table(points: Sequence[Point]) -> str:
@@ -86,7 +110,7 @@ def detail_table(points: Sequence[Point]) -> str:
                 cells = [f"{agreement.max:.3%}", f"{agreement.mean:.3%}", verdict]
             rows.append(
                 [
-                    f"{point.batch} x {point.length}, {CONTENDERS[name].label}",
+                    f"{shape(point)}, {CONTENDERS[name].label}",
                     f"{number(timing.median_ms)} ms",
                     f"{number(timing.min_ms)} ms",
                     str(timing.runs),
@@ -101,13 +125,15 @@ def detail_table(points: Sequence[Point]) -> str:
 def machine_text(machine: Mapping[str, Any]) -> str:
     """The machine in a few lines."""
     load = " ".join(f"{value:.2f}" for value in machine["load_average"])
+    busy = machine["load_average"][0] > BUSY * machine["cores"]
+    warning = ": the machine was BUSY, do not trust the medians" if busy else ""
     return "\n".join(
         [
             f"- {machine['cpu'] or machine['arch']}, {machine['cores']} cores, "
             f"{machine['threads']} threads, best target {machine['targets'][0]}",
             f"- {machine['distribution'] or machine['system']}, {machine['compiler']}, "
             f"Python {machine['python']}, commit {machine['commit'] or 'unknown'}",
-            f"- load average before the start {load}",
+            f"- load average before the start {load}{warning}",
         ]
     )
 
@@ -116,8 +142,9 @@ def failures(points: Sequence[Point], skipped: Mapping[str, str]) -> list[str]:
     """One line for each engine that is missing from the tables, or from a row."""
     lines = [f"- {name} is skipped: {why}" for name, why in skipped.items()]
     for point in points:
-        where = f"{point.batch} x {point.length}"
-        lines += [f"- {name} failed at {where}: {why}" for name, why in point.failed.items()]
+        lines += [
+            f"- {name} failed at {pruned(point)}: {why}" for name, why in point.failed.items()
+        ]
     return lines
 
 
