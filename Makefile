@@ -70,8 +70,8 @@ tree:
 		if [ -e $$part/__init__.py ]; then ln -s $(CURDIR)/$$part build/tree/sparsec/$$part; fi; done
 
 bench: $(READY)
-	@for bench in $(wildcard benchmarks/bench_*.py); do \
-		echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/bert_base.py
 
 # DeepSparse, OpenVINO and ONNX Runtime get environments of their own, in build/bench.
 # make bench-peers PEERS_OPTIONS="--preset tiny"

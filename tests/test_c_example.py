@@ -1,4 +1,4 @@
-"""examples/c/main.c: a C program runs an artifact without Python and prints what Engine computes."""
+"""examples/c/main.c: a C program runs an artifact without Python, and prints what it computes."""
 
 from __future__ import annotations
 

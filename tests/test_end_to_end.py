@@ -302,8 +302,8 @@ def check_masks_with_holes(
 
 
 def check_skipped_padding(model: Model, engine: sparsec.Engine, bound: Bound) -> None:
-    """Without padding, real tokens come out the same and the others are 0.  (A mask without any real
-    token counts as one without padding.)"""
+    """Without padding, real tokens come out the same and the others are 0.  (A mask without any
+    real token counts as one without padding.)"""
     comparison = Comparison()
     for where, inputs in batches(model, LENGTHS):
         real = inputs[1] == 1
