@@ -167,6 +167,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench(args, pythons)
     names = bench.comparison.names
 
+    single = dataclasses.replace(bench.recipe.config, layers=1)
+    turn, bench.comparison.turn = bench.comparison.turn, Slice(rounds=1, runs=1, seconds=0)
+    lengths = sorted({length for _, length in args.shapes})
+    checks = bench.run(bench.recipe.with_(config=single), [(1, n) for n in lengths])
+    bench.comparison.turn = turn
     points = bench.run(bench.recipe, args.shapes)
     peak = bench.peak
     curves: dict[str, list[Point]] = {}
@@ -177,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             bench.run(bench.recipe.with_(sparsity=s), [(1, CURVE_LENGTH)])[0]
             for s in CURVE_SPARSITIES
         ]
-    every = points + [point for curve in curves.values() for point in curve]
+    every = checks + points + [point for curve in curves.values() for point in curve]
 
     versions = ", ".join(f"{name} {v}" for name, v in sorted(bench.comparison.versions.items()))
     rate = f"VNNI {peak.vnni / 1e9:.2f} G/s and FMA {peak.fma / 1e9:.2f} G/s a core"
@@ -201,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Differences are relative to the reference's largest and mean absolute value. The "
             "reference is ONNX Runtime on the same file; for ORT int8 it is the float32 model.",
             report.detail_table(points),
+            "One layer, where a rounding that falls the other way cannot grow (not a timing):",
+            report.detail_table(checks),
             *(report.speed_table(curve, names, report.pruned) for curve in curves.values()),
         ]
     )
@@ -215,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": len(bench.cpus),
         "slice": bench.comparison.turn,
         "peak": peak,
+        "single_layer": checks,
         "points": points,
         "curves": curves,
     }

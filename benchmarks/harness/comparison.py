@@ -17,6 +17,11 @@ from benchmarks.harness.models import Recipe
 from benchmarks.harness.turns import Slice, Worker, WorkerError, take_turns
 from examples.encoders import random_batch
 
+# In a deep quantized model one rounding that falls the other way grows to percents of the output:
+# ONNX Runtime with and without its optimizations differs as much from itself.  There the bounds
+# catch only gross errors.  sparsec is held to this one on a single layer, where nothing can grow.
+TIGHT = 0.01
+
 # The first sequences of a batch, whose outputs are compared: sequences do not see each other.
 CHECKED_ROWS = 4
 
@@ -47,7 +52,7 @@ SAME_FILE = "ONNX Runtime on the same file"
 CONTENDERS = {
     c.name: c
     for c in (
-        Contender("sparsec", "sparsec", "sparsec", "sparsec", 0.01, SAME_FILE),
+        Contender("sparsec", "sparsec", "sparsec", "sparsec", 0.05, SAME_FILE),
         Contender("deepsparse", "deepsparse", "deepsparse", "DeepSparse", 0.05, SAME_FILE),
         Contender("openvino", "openvino", "openvino", "OpenVINO", 0.05, SAME_FILE),
         Contender("openvino-f32", "openvino", "openvino-f32", "OpenVINO f32", 0.05, SAME_FILE),
@@ -86,7 +91,12 @@ class Agreement:
 
 @dataclass
 class Point:
-    """What was measured at one shape of one model."""
+    """What was measured at one shape of one model.
+
+    Attributes:
+        spread: how far ONNX Runtime without optimizations is from itself with them, on the pruned
+            model: (max, mean), as in Agreement.
+    """
 
     batch: int
     length: int
@@ -95,6 +105,7 @@ class Point:
     timings: dict[str, Timing] = field(default_factory=dict)
     agreement: dict[str, Agreement] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    spread: tuple[float, float] | None = None
 
 
 def compare(result: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
@@ -184,7 +195,8 @@ class Comparison:
                 )
                 workers[name].ask("outputs", path=str(box / f"{name}.npy"), rows=CHECKED_ROWS)
             stack.close()  # the references want the memory
-            self._check(point, {name: files[name][1] for name in times}, box)
+            references = {name: files[name][1] for name in times}
+            self._check(point, references, recipe.config.layers, box)
         return point
 
     def _worker(self, engine: str, log: str) -> Worker:
@@ -203,28 +215,35 @@ class Comparison:
         seconds: float = answer["load_seconds"]
         return seconds
 
-    def _check(self, point: Point, references: Mapping[str, Path], box: Path) -> None:
+    def _check(self, point: Point, references: Mapping[str, Path], layers: int, box: Path) -> None:
         """Compare what each contender computed with ONNX Runtime's result for its reference."""
         if "onnxruntime" not in self.pythons:
             return
         for number, model in enumerate(sorted(set(references.values()))):
-            path = box / f"reference-{number}.npy"
-            with self._worker("onnxruntime", f"reference-{model.stem}") as worker:
-                worker.ask(
-                    "load",
-                    engine="onnxruntime",
-                    model=str(model),
-                    inputs=str(box / "rows.npz"),
-                    threads=len(self.cpus),
-                )
-                worker.ask("outputs", path=str(path), rows=CHECKED_ROWS)
-            expected = np.load(path)
+            expected = self._reference("onnxruntime", model, box / f"reference-{number}.npy")
+            if model == references.get("sparsec"):
+                plain = self._reference("onnxruntime-plain", model, box / f"plain-{number}.npy")
+                most, mean = compare(plain, expected)
+                point.spread = round(most, 6), round(mean, 6)
             for name in (name for name, file in references.items() if file == model):
                 most, mean = compare(np.load(box / f"{name}.npy"), expected)
                 contender = CONTENDERS[name]
+                bound = TIGHT if name == "sparsec" and layers == 1 else contender.bound
                 point.agreement[name] = Agreement(
-                    contender.against, round(most, 6), round(mean, 6), contender.bound
+                    contender.against, round(most, 6), round(mean, 6), bound
                 )
+
+    def _reference(self, loader: str, model: Path, path: Path) -> Any:
+        with self._worker("onnxruntime", f"reference-{model.stem}") as worker:
+            worker.ask(
+                "load",
+                engine=loader,
+                model=str(model),
+                inputs=str(path.with_name("rows.npz")),
+                threads=len(self.cpus),
+            )
+            worker.ask("outputs", path=str(path), rows=CHECKED_ROWS)
+        return np.load(path)
 
 
 def _save(path: Path, inputs: Sequence[Any]) -> None:

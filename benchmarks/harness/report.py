@@ -117,6 +117,10 @@ def detail_table(points: Sequence[Point]) -> str:
                     *cells,
                 ]
             )
+        if point.spread:
+            most, mean = point.spread
+            cells = ["-", "-", "-", f"{most:.3%}", f"{mean:.3%}", "its own spread"]
+            rows.append([f"{shape(point)}, ORT not optimized", *cells])
     return table(
         ["", "median", "fastest", "runs", "max difference", "mean difference", "outputs"], rows
     )

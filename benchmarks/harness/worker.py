@@ -90,13 +90,17 @@ def load_openvino(
     return ov.__version__.split("-")[0], run
 
 
-def load_onnxruntime(model: str, inputs: list[np.ndarray], threads: int) -> tuple[str, Run]:
-    """All graph optimizations, one operator at a time on all threads."""
+def load_onnxruntime(
+    model: str, inputs: list[np.ndarray], threads: int, optimize: bool = True
+) -> tuple[str, Run]:
+    """All graph optimizations or none, one operator at a time on all threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {port.name: x for port, x in zip(session.get_inputs(), inputs, strict=True)}
     return onnxruntime.__version__, lambda: list(session.run(None, feed))
@@ -108,6 +112,7 @@ LOADERS: dict[str, Callable[[str, list[np.ndarray], int], tuple[str, Run]]] = {
     "openvino": load_openvino,
     "openvino-f32": partial(load_openvino, float32=True),
     "onnxruntime": load_onnxruntime,
+    "onnxruntime-plain": partial(load_onnxruntime, optimize=False),
 }
 
 
