@@ -38,14 +38,39 @@ LENGTHS = (16, 128, 384)
 CORES = 2
 
 COMPILE = """
-import json, resource, sys, time
+import json, os, pathlib, resource, sys, threading, time
 import sparsec
+
+PAGE = os.sysconf("SC_PAGESIZE")
+peak, done = 0, threading.Event()
+
+def resident(pid):
+    # of a process and its descendants; those that end meanwhile count as nothing
+    folder = pathlib.Path("/proc") / str(pid)
+    try:
+        size = int((folder / "statm").read_text().split()[1]) * PAGE
+        children = " ".join(f.read_text() for f in folder.glob("task/*/children")).split()
+    except OSError:
+        return 0
+    return size + sum(map(resident, children))
+
+def watch():
+    global peak
+    while not done.wait(0.02):
+        peak = max(peak, resident(os.getpid()))
+
 model, output, buckets = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+watcher = threading.Thread(target=watch)
+watcher.start()
 start = time.perf_counter()
-sparsec.compile(model, buckets=buckets, output=output, force=True)
-own, children = (resource.getrusage(who).ru_maxrss * 1024
-                 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-print(json.dumps({"seconds": time.perf_counter() - start, "own": own, "compiler": children}))
+try:
+    sparsec.compile(model, buckets=buckets, output=output, force=True)
+    seconds = time.perf_counter() - start
+finally:
+    done.set()
+    watcher.join()
+own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"seconds": seconds, "own": own, "together": max(peak, own)}))
 """
 
 RESIDENT = """
@@ -108,7 +133,8 @@ class Compilation:
 
     Attributes:
         seconds: wall time, model loading included.
-        own, compiler: peak resident bytes of sparsec's process, and of the largest C compiler.
+        own: peak resident bytes of sparsec's process.
+        together: the same with the C compilers that it runs, sampled.
         disk: bytes of the artifact's files by name.
         memory: of an Engine that loaded it and ran every bucket once: what it added.
     """
@@ -116,7 +142,7 @@ class Compilation:
     buckets: Sequence[int]
     seconds: float
     own: int
-    compiler: int
+    together: int
     disk: dict[str, int]
     memory: dict[str, int]
 
@@ -197,7 +223,7 @@ def cost_table(compilations: dict[str, Compilation]) -> str:
         ["compile", *(f"{c.seconds:.1f} s" for c in made)],
         ["compile, for each bucket", *(f"{c.seconds / len(c.buckets):.1f} s" for c in made)],
         ["peak memory of sparsec", *(mib(c.own) for c in made)],
-        ["peak memory of one C compiler", *(mib(c.compiler) for c in made)],
+        ["the same with its C compilers", *(mib(c.together) for c in made)],
         ["artifact on disk", *(mib(sum(c.disk.values())) for c in made)],
         [
             "of which weights",

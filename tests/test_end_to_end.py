@@ -43,19 +43,28 @@ class Bound:
 #: everything after it sees that step; so a few batches are off by steps, and the others agree like
 #: floats do: it is `typical` that a defect cannot pass.
 #:
-#: Measured over all of CASES, all lengths and the batch sizes 1, 2, 3, 17 (largest of all cases):
+#: Measured over CASES, 1 to 32 tokens and batch sizes 1, 2, 3, 17 (the largest of all cases):
 #:
 #:     form      target        high     mean     typical
-#:     fp32      avx512_vnni   1.6e-6   8.7e-7   5.4e-7
-#:     fp32      avx2          TODO
+#:     fp32      avx512_vnni   1.3e-6   8.7e-7   6.3e-7
+#:     fp32      avx2          1.7e-6   1.2e-6   7.7e-7
+#:     fp32      generic       2.6e-6   1.5e-6   4.7e-7
+#:     sparseml  avx512_vnni   2.8e-2   2.7e-3   2.3e-7
+#:     sparseml  avx2          2.8e-2   3.5e-3   2.5e-7
+#:     sparseml  generic       2.3e-2   2.7e-3   2.3e-7
+#:     qdq       avx512_vnni   1.7e-2   9.6e-4   4.2e-7
+#:     qdq       avx2          2.2e-2   9.6e-4   4.2e-7
+#:     qdq       generic       1.7e-2   8.0e-4   4.4e-7
+#:
+#: fp32 is worst where few small outputs are left of long sums: in the classification heads.
 #:
 #: The reference is ONNX Runtime with its optimizations off, which computes what the file says.
 #: With all of them on it is as close in most forms, but Gemm between quantizers becomes a QGemm
 #: whose bias is rounded to int32: *every* batch is then 2e-2 away from what it computes without.
 BOUNDS = {
-    "fp32": Bound(high=4e-6, mean=2e-6, typical=1e-6),
-    "sparseml": Bound(high=5e-2, mean=8e-3, typical=1e-6),
-    "qdq": Bound(high=5e-2, mean=8e-3, typical=1e-6),
+    "fp32": Bound(high=5e-6, mean=3e-6, typical=1.5e-6),
+    "sparseml": Bound(high=5e-2, mean=7e-3, typical=1e-6),
+    "qdq": Bound(high=5e-2, mean=5e-3, typical=1e-6),
 }
 
 
