@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from runtime_fake import KERNEL_ROW
 
 TABLE = np.arange(256, dtype=np.float32) * 0.5 - 7
 
@@ -78,7 +79,12 @@ class Emission:
 
 def emission(lengths: tuple[int, ...] = (4, 16), weights: bool = True) -> Emission:
     """What code generation would give for the model above."""
-    kernel = {"name": "lookup", "kernel": "gather", "source": "Gather_0", "detail": ""}
+    kernel = {
+        **KERNEL_ROW,
+        "name": "lookup",
+        "kernel": "gather",
+        "source": "Gather_0",
+    }
     buckets = tuple(
         Bucket(
             length,

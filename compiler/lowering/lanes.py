@@ -136,6 +136,8 @@ def is_table_gather(node: Node, graph: Graph, choice: Choice) -> bool:
 
 
 def _anchor_fits(node: Node, graph: Graph, choice: Choice) -> bool:
+    if node.op not in ("linear", "qlinear", "attention", "layernorm"):
+        return False
     rows = choice.rows.get(node.output)
     if rows is None:
         return False

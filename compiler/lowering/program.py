@@ -201,9 +201,6 @@ class Program:
         self._names[name] = bound = self._bind(dtype, expression)
         return bound
 
-    def _per_channel(self, array: np.ndarray, transform: Callable[[Any], Any]) -> str:
-        return self.constant(np.asarray(transform(array), dtype=np.float32))
-
     def _node(self, node: Node) -> str:
         graph = self.graph
         dtype = graph.values[node.inputs[0]].dtype
@@ -213,10 +210,11 @@ class Program:
             zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
             out = graph.values[node.output].dtype
             info = np.iinfo(out)
-            inverse = self._per_channel(scale, lambda s: np.float32(1.0) / s)
+            step = self.constant(scale)
+            inverse = self.constant(np.asarray(np.float32(1.0) / scale, dtype=np.float32))
             number = 0.0 if zero is None else float(zero.reshape(-1)[0])
             zp = f"(int32_t)a->cs[{self.args.scalar(number)}]"
-            return f"v_quantize({x}, {inverse}, {zp}, {info.min}, {info.max})"
+            return f"v_quantize({x}, {step}, {inverse}, {zp}, {info.min}, {info.max})"
         if node.op == "dequantize":
             x = self.demand(node.inputs[0])
             factor = self.constant(graph.constants[node.inputs[1]])

@@ -42,11 +42,22 @@ SPARSEC_INLINE vf vf_scale2(vf x, vf n)
 }
 #endif
 
-/* QuantizeLinear: round(x * inv_scale) + zp, saturated to [lo, hi].  NaN gives lo. */
-SPARSEC_INLINE vi v_quantize(vf x, vf inv_scale, int32_t zp, int32_t lo, int32_t hi)
+/* QuantizeLinear: round(x / scale) + zp, saturated to [lo, hi].  NaN gives lo.
+ *
+ * Quantized networks make values that lie exactly between two steps, so the quotient must be the true
+ * one: one Newton step with FMA turns x * (1 / scale) into it (Markstein, "Computation of elementary
+ * functions on the IBM RISC System/6000", 1990), at a fifth of what a division costs. */
+SPARSEC_INLINE vi v_quantize(vf x, vf scale, vf inv_scale, int32_t zp, int32_t lo, int32_t hi)
 {
-    const vf q = vf_min(vf_max(x * inv_scale, vf_set1((float)(lo - zp))), vf_set1((float)(hi - zp)));
-    return vi_rint(q) + zp;
+    const vf least = vf_set1((float)(lo - zp)), most = vf_set1((float)(hi - zp));
+#ifdef vf_divides
+    const vf q = x / scale;
+    (void)inv_scale;
+#else
+    const vf guess = vf_min(vf_max(x * inv_scale, least - 1.0f), most + 1.0f);
+    const vf q = vf_fma(vf_fnma(guess, scale, x), inv_scale, guess);
+#endif
+    return vi_rint(vf_min(vf_max(q, least), most)) + zp;
 }
 
 /* The same 4 channels of each lane as one panel dword: each value's low byte. */

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 #define VL 4
+#define vf_divides /* there is no fused multiply-add to correct a quotient with */
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
 
