@@ -77,8 +77,8 @@ class KernelInfo:
         detail: one line for people.
         shape: input x output channels, heads x channels of a head, or channels; may be empty.
         sparsity: share of a weight matrix's 1x4 blocks (8-bit) or weights (float) that is zero.
-        work_block, work_key: multiply-adds of 16 lanes that the non-zero weights need for each block
-            of 16 rows, and attention for 16 queries and one key.
+        work_block, work_key: multiply-adds of 16 lanes that the non-zero weights need for each
+            block of 16 rows, and attention for 16 queries and one key.
     """
 
     name: str

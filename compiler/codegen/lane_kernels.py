@@ -69,8 +69,8 @@ class LaneKernel:
         title: one line for comments and the manifest.
         shape: input x output channels, or heads x channels of a head.
         sparsity: share of all-zero packs of the weights (linear kernels only).
-        work_block, work_key: multiply-adds of 16 lanes (VPDPBUSD or FMA) that the non-zero weights need
-            for a block of 16 rows, and attention for 16 queries and one key.
+        work_block, work_key: multiply-adds of 16 lanes (VPDPBUSD or FMA) that the non-zero weights
+            need for a block of 16 rows, and attention for 16 queries and one key.
     """
 
     name: str

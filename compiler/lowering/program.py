@@ -136,6 +136,14 @@ class Args:
         return len(self.scalars) - 1
 
 
+def _is_power_of_two(array: np.ndarray | None) -> bool:
+    """Whether a constant is one power of two, far from the ends of the range."""
+    if array is None or array.size != 1:
+        return False
+    fraction, exponent = np.frexp(float(array.reshape(-1)[0]))
+    return bool(fraction == 0.5 and abs(exponent) < 100)
+
+
 def pad4(array: np.ndarray) -> np.ndarray:
     """A channel vector, lengthened with zeros to a multiple of 4."""
     return np.concatenate([array, np.zeros(-len(array) % 4, array.dtype)])
@@ -222,6 +230,14 @@ class Program:
             if zero is not None and np.any(zero):
                 x = f"({x} - {self.constant(zero.astype(np.int32))})"
             return f"(vf_cvt({x}) * {factor})"
+        if (
+            node.op == "div"
+            and dtype == F32
+            and _is_power_of_two(graph.constants.get(node.inputs[1]))
+        ):
+            # The same number to the last bit, without a division.
+            inverse = np.float32(1.0) / graph.constants[node.inputs[1]]
+            return f"({self.demand(node.inputs[0])} * {self.constant(inverse)})"
         args = [self.demand(n) for n in node.inputs if n] if node.op != "pow" else []
         if node.op == "gelu":
             tanh = node.attrs.get("approximate", "none") == "tanh"

@@ -15,6 +15,12 @@ typedef struct {
     float cs[64];
 } lane_args;
 
+/* A copy on the stack that no store of the kernel can alias, so that the compiler may keep what it
+ * reads from it in registers. */
+#define LANE_ARGS(name, from)             \
+    const lane_args name##_copy = *(from); \
+    const lane_args *const name = &name##_copy
+
 /* A row of a row-major tensor for each lane: gathered element by element. */
 #define LANE_ROWS(T, LOAD)                                                                        \
     SPARSEC_INLINE vf vf_gather_##T(const T *const *rows, int64_t c)                              \

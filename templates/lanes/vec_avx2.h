@@ -5,6 +5,9 @@ typedef __m256 vf;
 typedef __m256i vi_raw;
 typedef int32_t vi __attribute__((vector_size(32)));
 
+/* Values that must be ready here: keeps the compiler from undoing an interleaving of chains. */
+#define V_KEEP4(a, b, c, d) __asm__ volatile("" : "+x"(a), "+x"(b), "+x"(c), "+x"(d))
+
 SPARSEC_INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
 SPARSEC_INLINE vi vi_set1(int32_t x) { return (vi)_mm256_set1_epi32(x); }
 SPARSEC_INLINE vf vf_load(const void *p) { return _mm256_loadu_ps(p); }

@@ -6,6 +6,8 @@
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
 
+#define V_KEEP4(a, b, c, d) ((void)0)
+
 SPARSEC_INLINE vf vf_set1(float x) { return (vf){x, x, x, x}; }
 SPARSEC_INLINE vi vi_set1(int32_t x) { return (vi){x, x, x, x}; }
 SPARSEC_INLINE vf vf_load(const void *p) { vf v; memcpy(&v, p, sizeof v); return v; }
