@@ -20,7 +20,7 @@ from sparsec.compiler import toolchain
 from sparsec.compiler.codegen.bucket import VECTOR_HEADERS
 from sparsec.compiler.codegen.lane_kernels import read_template
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, interpret
-from sparsec.compiler.lowering import lanes
+from sparsec.compiler.lowering import byte_scores, lanes
 from sparsec.compiler.lowering.linear import plan_linear
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params
 
@@ -230,6 +230,33 @@ def test_quantize_divides(tmp_path: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_requantized_layers_are_exact(tmp_path: Path, target: str) -> None:
+    """Layers between bytes: what a panel saturates, rounds and shifts is what the references do."""
+    length, k, n = 3, 64, 64
+    rng = np.random.default_rng(11)
+    e = Editor(name="panels", length=length)
+    x = e.input("x", np.uint8, (BATCH, length, k))
+    identity = e.constant(np.eye(n, dtype=np.int8))
+    for zp, step in ((0, 0.5), (128, 0.37), (255, 0.013), (-128, 0.25), (-3, 0.002), (127, 3.0)):
+        dtype = np.int8 if zp < 0 or zp == 127 else np.uint8
+        w = np.where(rng.random((n, k)) < 0.3, rng.integers(-128, 128, (n, k)), 0).astype(np.int8)
+        scale = rng.uniform(0.001, 0.01, n).astype(np.float32)
+        y = e.emit("qlinear", [x, e.constant(w), e.constant(scale)], x_zp=100)
+        bounds = [e.constant(np.float32(step)), e.constant(np.array(zp, dtype))]
+        direct = e.emit("quantize", [y, *bounds])
+        shifted = e.emit("add", [y, e.constant(rng.standard_normal(n).astype(np.float32))])
+        for q in (direct, e.emit("quantize", [shifted, *bounds])):
+            # Read through a layer that multiplies by one, so that it has to be a panel.
+            e.outputs.append(e.emit("qlinear", [q, identity, e.constant(np.float32(1))], x_zp=0))
+    graph = e.finish()
+    library = compile_graph(tmp_path, graph, target)
+    for _ in range(20):
+        values = rng.integers(0, 256, (2, length, k)).astype(np.uint8)
+        for want, have in zip(interpret(graph, [values]), library.run([values]), strict=True):
+            np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_layernorm(tmp_path: Path, target: str) -> None:
     for channels in (1, 2, 7, 64):
         e = Editor(name="norm", length=3)
@@ -261,8 +288,12 @@ def attention_graph(
     types: tuple[type, type, type, type],
     zps: tuple[int, int, int, int],
     extra_shape: tuple[int | BatchDim, ...],
+    score_zero: np.ndarray | None = None,
 ) -> Graph:
-    """Attention whose operands come straight from the inputs."""
+    """Attention whose operands come straight from the inputs.
+
+    With `score_zero`, a zero point, scores are quantized in steps of 1.5 and back.
+    """
     channels = heads * dim
     e = Editor(name="attention", length=length)
     names = [e.input(n, t, (BATCH, length, channels)) for n, t in zip("qkv", types, strict=False)]
@@ -271,6 +302,10 @@ def attention_graph(
     score = Editor(name="score")
     s = score.input("s", np.float32, full)
     m = score.input("m", np.float32, extra_shape)
+    if score_zero is not None:
+        parameters = [score.constant(np.float32(1.5)), score.constant(score_zero)]
+        s = score.emit("quantize", [s, *parameters])
+        s = score.emit("dequantize", [s, *parameters])
     s = score.emit("mul", [s, score.constant(np.float32(0.25))])
     score.outputs.append(score.emit("add", [s, m]))
     prob = Editor(name="prob")
@@ -288,7 +323,7 @@ def attention_graph(
             k_zp=zps[1],
             v_zp=zps[2],
             p_zp=zps[3],
-            qk_scale=0.002,
+            qk_scale=0.00217,
             pv_scale=0.01,
             score=score.finish(),
             prob=prob.finish(),
@@ -341,18 +376,76 @@ def test_attention(
         inputs.append(np.where(rng.random(shape) < 0.3, -1e9, 0).astype(np.float32))
         (want,) = interpret(graph, inputs)
         (have,) = library.run(inputs)
-        # One step of P in a few places: p * 255 is rounded, and exp differs in its last bits.
-        scale = np.abs(want).max()
-        assert np.abs(have - want).max() <= 0.02 * scale
-        assert np.abs(have - want).mean() <= 1e-4 * scale
+        assert_attention(have, want)
+
+
+def assert_attention(have: np.ndarray, want: np.ndarray) -> None:
+    """Equal but for one step of P here and there: p is rounded, exp differs in its last bits."""
+    scale = np.abs(want).max()
+    assert np.abs(have - want).max() <= 0.02 * scale
+    assert np.abs(have - want).mean() <= 1e-4 * scale
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_rows_beyond_the_lengths_are_not_computed(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("heads", "dim", "types", "zps", "zero"),
+    [
+        (3, 32, (U, U, U, U), (113, 128, 128, 0), np.uint8(120)),
+        (2, 64, (U, U, U, U), (255, 0, 17, 0), np.uint8(0)),
+        (1, 80, (S, S, S, S), (-7, 5, 0, -128), np.int8(-3)),
+        (2, 8, (U, S, S, U), (0, -128, 127, 0), np.int8(127)),
+        (3, 100, (S, U, U, U), (-128, 128, 3, 0), np.uint8(255)),
+    ],
+)
+def test_attention_with_byte_scores(
+    tmp_path: Path,
+    target: str,
+    heads: int,
+    dim: int,
+    types: tuple[type, type, type, type],
+    zps: tuple[int, int, int, int],
+    zero: np.ndarray,
+) -> None:
+    length = 21
+    graph = attention_graph(length, heads, dim, types, zps, FULL, np.asarray(zero))
+    library = compile_graph(tmp_path, graph, target)
+    assert byte_scores.find(graph.nodes[0], graph) is not None
+    rng = np.random.default_rng(dim)
+    masks = {
+        "none": np.zeros(length),
+        "tail": np.where(np.arange(length) < 10, 0, -1e4),
+        "scattered": np.where(rng.random(length) < 0.4, 0, np.finfo(np.float32).min),
+        "one": np.where(np.arange(length) == 20, 0, -np.inf),
+        "all dropped": np.full(length, np.finfo(np.float32).min),
+        "bias": rng.standard_normal(length),
+        "bias and dropped": np.where(rng.random(length) < 0.4, -1.5, -1e9),
+    }
+    for name, mask in masks.items():
+        inputs: list[np.ndarray] = []
+        for t in types[:3]:
+            info = np.iinfo(t)
+            inputs.append(rng.integers(info.min, info.max + 1, (3, length, heads * dim)).astype(t))
+        inputs[0][1] = inputs[0][1, 0, 0]  # a sequence of equal scores
+        inputs.append(np.resize(mask, (3, 1, 1, length)).astype(np.float32))
+        inputs[3][2] = 0
+        (want,) = interpret(graph, inputs)
+        (have,) = library.run(inputs)
+        for i in range(3):
+            assert np.isfinite(have[i]).all(), name
+            assert_attention(have[i], want[i])
+
+
+@pytest.mark.parametrize("zero", [None, np.uint8(120)], ids=["any scores", "byte scores"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_beyond_the_lengths_are_not_computed(
+    tmp_path: Path, target: str, zero: np.ndarray | None
+) -> None:
     """Outputs of real rows equal those of a batch without padding; the others are zero."""
     length, channels = 21, 8
     types = (U, U, U, U)
-    graph = attention_graph(length, 2, 4, types, (100, 128, 128, 0), (BATCH, 1, 1, length))
+    score_zero = None if zero is None else np.asarray(zero)
+    zps = (100, 128, 128, 0)
+    graph = attention_graph(length, 2, 4, types, zps, (BATCH, 1, 1, length), score_zero)
     library = compile_graph(tmp_path, graph, target)
     rng = np.random.default_rng(0)
     lengths = [21, 0, 1, 16, 5, 20, 3]

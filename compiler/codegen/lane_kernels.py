@@ -8,7 +8,7 @@ alike therefore share one function, which keeps the C compiler's work small.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -17,11 +17,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from sparsec.compiler.ir import Graph, Node
-from sparsec.compiler.lowering import lanes, program
+from sparsec.compiler.ir import Dim, Graph, Node
+from sparsec.compiler.lowering import byte_scores, lanes, program
 from sparsec.compiler.lowering.lanes import Choice, Group
 from sparsec.compiler.lowering.linear import LinearPlan
-from sparsec.compiler.lowering.program import BYTES, F32, S8, U8, Args, Program
+from sparsec.compiler.lowering.program import BYTES, F32, S8, U8, Accumulator, Args, Program
+from sparsec.compiler.lowering.requantize import accumulator_bounds
 from sparsec.compiler.targets import Target
 
 CTYPES = {
@@ -95,6 +96,15 @@ def _named(base: str, template: str, context: Mapping[str, Any], helpers: str) -
     return name, body.replace("@NAME@", name)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """An output in panels: its slot, the function that packs 4 channels, and what else it takes."""
+
+    slot: int
+    pack: str
+    zero: str
+
+
 @dataclass
 class Body:
     """Shared by the kernels: programs over the graph with operands read from lanes."""
@@ -107,6 +117,8 @@ class Body:
     lane_made: set[str]
     args: Args = field(default_factory=Args)
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Statements that fetch what the program will read and write, for kernels that have the time.
+    lines_ahead: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.producers = {out: n for n in self.group.nodes for out in n.outputs}
@@ -150,6 +162,7 @@ class Body:
             ctype, letter = ("uint8_t", "u8") if dtype == U8 else ("int8_t", "s8")
             return f"vi_load_{letter}((const {ctype} *)a->in[{index}] + {offset})"
         index = self.args.input((root, "lane"))
+        self.lines_ahead.add(f"__builtin_prefetch((const float *)a->in[{index}] + {offset});")
         return f"v{'f' if dtype == F32 else 'i'}_load((const float *)a->in[{index}] + {offset})"
 
     def _row_load(self, name: str, ctype: str, slot: str, index: str, dtype: np.dtype[Any]) -> str:
@@ -164,7 +177,12 @@ class Body:
         column = "c" if self.group.channels % 4 == 0 else f"(c < {self.group.channels} ? c : 0)"
         return f"v{'f' if dtype == F32 else 'i'}_gather_{ctype}(r->{key}, {column})"
 
-    def program(self, leaf: Mapping[str, str]) -> Program:
+    def program(
+        self,
+        leaf: Mapping[str, str],
+        accumulators: Mapping[str, Accumulator] | None = None,
+        inexact: Collection[str] = (),
+    ) -> Program:
         """A program whose leaves are `leaf` and the operands made elsewhere."""
 
         def find(name: str) -> str | None:
@@ -176,53 +194,68 @@ class Body:
             root = self.choice.root(alias)
             if root in producers:
                 producers[alias] = producers[root]
-        return _AliasProgram(self.graph, self.args, find, producers, self.choice)
+        return _AliasProgram(
+            self.graph, self.args, find, producers, accumulators, inexact, choice=self.choice
+        )
 
-    def stores(self, prog: Program, masked: bool) -> list[int]:
-        """Append stores of this group's outputs; returns the out-slots written as panels.
+    def stores(self, prog: Program, masked: bool) -> list[Panel]:
+        """Append stores of this group's outputs; returns those that are written as panels.
 
         A panel's value is handed to the caller through ``*p<k>``, which packs 4 channels.
         """
-        panels: list[int] = []
-        for name in sorted(self.outputs):
-            for form in sorted(self.outputs[name]):
+        panels: list[Panel] = []
+        forms = [(name, form) for name in self.outputs for form in self.outputs[name]]
+        # Panels last: a value that nothing else asked for needs no saturation of its own.
+        for name, form in sorted(forms, key=lambda pair: (pair[1].startswith("panel"), pair)):
+            dtype = self.graph.values[name].dtype
+            slot = self.args.output((name, form))
+            at = f"a->out[{slot}] + (blk * {self.padded} + c) * 16 + s * VL"
+            steps = prog.steps(name) if form != "lane" else None
+            wants = _wanted(form, dtype)
+            if steps is not None:
+                value, zp = steps
+                zp += 128 * ((dtype == S8) - (wants == "s8"))
+                zero = f"(int32_t)a->cs[{self.args.scalar(zp)}]"
+            else:
                 value = prog.demand(name)
-                dtype = self.graph.values[name].dtype
-                slot = self.args.output((name, form))
-                if form.startswith("panel"):
-                    prog.lines.append(f"*p{len(panels)} = {_signed_as(value, dtype, form)};")
-                    panels.append(slot)
-                    continue
-                width = "char" if form.startswith("byte") else "float"
-                at = f"({width} *)a->out[{slot}] + (blk * {self.padded} + c) * 16 + s * VL"
-                if form.startswith("byte"):
-                    value = _signed_as(value, dtype, form)
-                    call = "vi_store_8_lanes" if masked else "vi_store_8"
-                elif masked:
-                    call, value = "vi_store_lanes", f"(vi){value}"
-                else:
-                    call = "vf_store" if dtype == F32 else "vi_store"
-                prog.lines.append(f"{call}({at}, {value}{', lo, hi' if masked else ''});")
+                if wants != ("s8" if dtype == S8 else "u8") and form != "lane":
+                    value = f"({value} ^ 128)"  # the other signedness is 128 away
+            if form.startswith("panel"):
+                pack = ("vi_pack4", "") if steps is None else (f"vi_pack4_{wants}", f", {zero}")
+                prog.lines.append(f"*p{len(panels)} = {value};")
+                panels.append(Panel(slot, *pack))
+            elif form.startswith("byte"):
+                if steps is not None:
+                    value = f"vi_saturate_{wants}({value}, {zero})"
+                call = "vi_store_8_lanes" if masked else "vi_store_8"
+                prog.lines.append(f"{call}((char *){at}, {value}{', lo, hi' if masked else ''});")
+            elif masked:
+                prog.lines.append(f"vi_store_lanes((float *){at}, (vi){value}, lo, hi);")
+            else:
+                call = "vf_store" if dtype == F32 else "vi_store"
+                prog.lines.append(f"{call}((float *){at}, {value});")
+                self.lines_ahead.add(f"__builtin_prefetch((float *){at}, 1);")
         return panels
 
 
 class _AliasProgram(Program):
     """A program that sees through reshapes which keep the rows."""
 
-    def __init__(self, *args: Any) -> None:
-        *rest, self._choice = args
-        super().__init__(*rest)
+    def __init__(self, *args: Any, choice: Choice) -> None:
+        self._choice = choice
+        super().__init__(*args)
+
+    def resolve(self, name: str) -> str:
+        return self._choice.root(name)
 
     def demand(self, name: str) -> str:
-        return super().demand(self._choice.root(name))
+        return super().demand(self.resolve(name))
 
 
-def _signed_as(value: str, dtype: np.dtype[Any], form: str) -> str:
-    """A byte in the signedness of the form: the other one is 128 away."""
-    wants = form.rsplit("_", 1)[-1]
-    if (wants == "u8" and dtype == S8) or (wants == "s8" and dtype == U8):
-        return f"({value} ^ 128)"
-    return value
+def _wanted(form: str, dtype: np.dtype[Any]) -> str:
+    """Signedness of the bytes of a form: its own, or else the value's."""
+    last = form.rsplit("_", 1)[-1]
+    return last if last in ("u8", "s8") else "s8" if dtype == S8 else "u8"
 
 
 def _function(head: str, lines: Sequence[str]) -> str:
@@ -259,7 +292,8 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     leaf: dict[str, str] = {}
     if plan.kind == "i8":
         scale = graph.constants[anchor.inputs[2]]
-        prog = body.program(leaf)
+        bounds = accumulator_bounds(graph.constants[anchor.inputs[1]], plan.bias[: plan.n])
+        prog = body.program(leaf, {anchor.output: Accumulator("acc", scale, *bounds)})
         leaf[anchor.output] = f"(vf_cvt(acc) * {prog.constant(scale)})"
     else:
         leaf[anchor.output] = "acc"
@@ -271,7 +305,13 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         f"{vt} acc{_panel_params(len(panels))})",
         ["(void)a; (void)blk; (void)s; (void)c;", *prog.lines],
     )
-    context["panels"] = panels
+    ahead = sorted(body.lines_ahead)
+    if ahead:
+        helpers += _function(
+            "void @NAME@_ahead(const lane_args *a, int64_t blk, int64_t c)",
+            ["const int s = 0;", *ahead],
+        )
+    context |= {"panels": panels, "ahead": bool(ahead)}
     title = plan.title
     base = f"linear_{plan.kind}_{'sparse' if plan.sparse else 'dense'}_{plan.n}x{plan.k}"
     body_text = helpers
@@ -319,7 +359,7 @@ def map_kernel(body: Body) -> LaneKernel:
             beta = post.constant(graph.constants[norm.inputs[2]])
             expression = f"vf_fma(y, {gamma}, {beta})"
         leaf = {norm.output: expression, root: "x"}
-        post = body.program(leaf)
+        post = body.program(leaf, inexact=(norm.output,))
     else:
         context["cs_eps"] = -1
         post = body.program({})
@@ -368,6 +408,16 @@ class _Piece:
     width: int
 
 
+def _index(shape: Sequence[Dim], names: Sequence[str]) -> str:
+    """C expression of an element's place; extents of 1 broadcast."""
+    index = "0"
+    for extent, which in zip(shape, names, strict=True):
+        full = which if extent != 1 else "0"
+        size = extent if isinstance(extent, int) else 1
+        index = f"({index} * {size} + {full})" if index != "0" else full
+    return index
+
+
 def attention_kernel(body: Body, target: Target) -> LaneKernel:
     """The kernel of an attention group: one head of one block of 16 queries a call."""
     group, graph, args = body.group, body.graph, body.args
@@ -407,6 +457,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     first = {score.inputs[0]: scale if qk == "i8" else "acc"}
     loads: dict[str, str] = {}
     prefix: list[str] = []
+    masks: list[dict[str, Any]] = []
     for i, (inner, outer) in enumerate(zip(score.inputs[1:], node.inputs[3:], strict=True)):
         extra = graph.values[outer]
         ctype = CTYPES[extra.dtype.name]
@@ -415,12 +466,10 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         else:
             pointer = f"a->in[{args.input((body.choice.root(outer), 'flat'))}]"
         shape = (1,) * (4 - len(extra.shape)) + extra.shape
-        names = ("seq", "head", "qi[i]", "kv")
-        index = "0"
-        for extent, which in zip(shape, names, strict=True):
-            full = which if extent != 1 else "0"
-            size = extent if isinstance(extent, int) else 1
-            index = f"({index} * {size} + {full})" if index != "0" else full
+        index = _index(shape, ("seq", "head", "qi[i]", "kv"))
+        # For those that do not depend on the query: where its keys begin, and whether it has any.
+        row = _index(shape, ("seq", "head", "0", "0"))
+        masks.append({"slot": pointer.removeprefix("a->"), "index": row, "keys": shape[3] != 1})
         prefix.append(f"const {ctype} *const e{i} = (const {ctype} *){pointer};")
         is_float = extra.dtype == F32
         convert = "" if is_float else "-(int32_t)"
@@ -455,9 +504,12 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         ["(void)a;", *after.lines, f"return {result};"],
     )
     leaf = {node.output: "acc"}
+    sums: dict[str, Accumulator] = {}
     if pv == "i8":
         leaf[node.output] = f"(vf_cvt(acc) * vf_set1(a->cs[{args.scalar(attrs['pv_scale'])}]))"
-    prog = body.program(leaf)
+        most = np.int64(graph.length) * 255 * 255
+        sums[node.output] = Accumulator("acc", np.float32(attrs["pv_scale"]), -most, most)
+    prog = body.program(leaf, sums)
     panels = body.stores(prog, masked=True)
     vt = "vi" if pv == "i8" else "vf"
     helpers += _function(
@@ -476,14 +528,29 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     if panels and dim % 4:
         raise ValueError(f"{node.source}: heads of {dim} channels cannot be packed")
     title = f"attention, {heads} heads of {dim}, scores {qk}, output {pv}"
-    name, text = _named(
-        f"attention_{qk}_{pv}_{heads}x{dim}",
-        "lanes/attention.c.j2",
-        {**context, "pieces": pieces, "panels": panels, "comment": title},
-        helpers,
-    )
+    context |= {"pieces": pieces, "panels": panels, "comment": title}
+    base = f"attention_{qk}_{pv}_{heads}x{dim}"
+    found = byte_scores.find(node, graph) if pv == "i8" else None
+    if found is None:
+        name, text = _named(base, "lanes/attention.c.j2", context, helpers)
+    else:
+        any_text = helpers + environment().get_template("lanes/attention.c.j2").render(
+            name="@NAME@", **context
+        )
+        context |= {
+            "mask": None if found.mask is None else masks[found.mask],
+            "pair": 2 if target.lanes == 16 else 1,
+            "v_zp": bool(v_zp),
+            "cs_step": args.scalar(found.factor),
+            "cs_score_zp": args.scalar(found.zp),
+            "cs_drop": args.scalar(found.drop),
+            "cs_prob_inv": args.scalar(1.0 / found.prob_scale),
+            "cv_decay": args.vector(byte_scores.decay_table(found.decay, target.lanes)),
+        }
+        any_text = any_text.replace("@NAME@", "@NAME@_any")
+        name, text = _named(f"{base}_bytes", "lanes/attention_bytes.c.j2", context, any_text)
     keys = (graph.length + 3) // 4 * 4
-    scratch = keys * 16 * 4 + (keys // 4) * 16 * 4 + 4 * (keys + 32)
+    scratch = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
     work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)
     return LaneKernel(
         name, text, args, scratch, title, heads=heads, shape=f"{heads}x{dim}", work_key=work

@@ -8,13 +8,14 @@ layers with the same structure share one C function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering.requantize import exact_factor
 from sparsec.compiler.ops import OPS
 
 F32 = np.dtype(np.float32)
@@ -61,6 +62,8 @@ _INT: dict[str, str] = {
     "greater": "(vi)({0} > {1})",
     "greater_equal": "(vi)({0} >= {1})",
 }
+#: Ops whose results are rounded otherwise than in other implementations.
+_INEXACT = ("exp", "erf", "tanh", "sigmoid", "gelu", "sqrt", "reciprocal")
 _BOOL: dict[str, str] = {"and": "({0} & {1})", "or": "({0} | {1})", "not": "(~{0})"}
 
 
@@ -144,6 +147,43 @@ def _is_power_of_two(array: np.ndarray | None) -> bool:
     return bool(fraction == 0.5 and abs(exponent) < 100)
 
 
+@dataclass(frozen=True, eq=False)
+class Accumulator:
+    """An integer sum that leads to a float value: ``value = real(acc)``, a multiplication.
+
+    Attributes:
+        expression: C expression of the int32 vector.
+        scale: float32, ``[]`` or ``[N]``.
+        low, high: int64 bounds of the sum, ``[]`` or ``[N]``.
+    """
+
+    expression: str
+    scale: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def factor(self, step: np.ndarray, zp: int, dtype: np.dtype[Any]) -> np.ndarray | None:
+        """What to multiply the sum with so that it rounds to value / step; None if nothing does."""
+        if step.size != 1:
+            return None
+        scale = np.atleast_1d(self.scale).astype(np.float32)
+        info = np.iinfo(dtype)
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        if scale.size == 1:
+            low, high = low.min(), high.max()
+        found = exact_factor(
+            lambda acc: acc * scale,
+            scale.astype(np.float64),
+            float(step.reshape(-1)[0]),
+            zp,
+            int(info.min),
+            int(info.max),
+            np.broadcast_to(low, scale.shape),
+            np.broadcast_to(high, scale.shape),
+        )
+        return None if found is None else found.reshape(np.shape(self.scale))
+
+
 def pad4(array: np.ndarray) -> np.ndarray:
     """A channel vector, lengthened with zeros to a multiple of 4."""
     return np.concatenate([array, np.zeros(-len(array) % 4, array.dtype)])
@@ -157,6 +197,8 @@ class Program:
         args: filled with the constants that the lines use.
         leaf: gives the C expression of a value that comes from outside, or None to compute it.
         producers: ``graph.producers()``, when the caller has it.
+        accumulators: values that are an integer sum times a scale.
+        inexact: leaves that are not exact to the last bit.
     """
 
     def __init__(
@@ -165,13 +207,18 @@ class Program:
         args: Args,
         leaf: Callable[[str], str | None],
         producers: dict[str, Node] | None = None,
+        accumulators: Mapping[str, Accumulator] | None = None,
+        inexact: Collection[str] = (),
     ) -> None:
         self.graph = graph
         self.args = args
         self.leaf = leaf
         self.producers = producers if producers is not None else graph.producers()
+        self.accumulators = accumulators or {}
+        self.inexact = inexact
         self.lines: list[str] = []
         self._names: dict[str, str] = {}
+        self._steps: dict[str, tuple[str, int]] = {}
 
     def _bind(self, dtype: np.dtype[Any], expression: str) -> str:
         name = f"v{len(self.lines)}"
@@ -208,6 +255,58 @@ class Program:
                 expression = self._node(self.producers[name])
         self._names[name] = bound = self._bind(dtype, expression)
         return bound
+
+    def resolve(self, name: str) -> str:
+        """The value that a name stands for."""
+        return name
+
+    def steps(self, name: str) -> tuple[str, int] | None:
+        """A quantized value on its way into a panel: C name of the number of steps, and zero point.
+
+        The number is not saturated yet; None where the value is wanted for other things as well, or
+        is not the result of `quantize`.
+        """
+        name = self.resolve(name)
+        if name in self._steps:
+            return self._steps[name]
+        node = self.producers.get(name)
+        if node is None or node.op != "quantize" or name in self._names or self.leaf(name):
+            return None
+        self._steps[name] = found = self._count_steps(node)
+        return found
+
+    def _count_steps(self, node: Node) -> tuple[str, int]:
+        graph = self.graph
+        scale = graph.constants[node.inputs[1]]
+        zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+        zp = 0 if zero is None else int(zero.reshape(-1)[0])
+        dtype = graph.values[node.output].dtype
+        source = self.resolve(node.inputs[0])
+        accumulator = self.accumulators.get(source)
+        if accumulator is not None:
+            factor = accumulator.factor(scale, zp, dtype)
+            if factor is not None:
+                sum_ = accumulator.expression
+                return self._bind(I32, f"vi_rint(vf_cvt({sum_}) * {self.constant(factor)})"), zp
+        x = self.demand(source)
+        inverse = self.constant(np.asarray(np.float32(1.0) / scale, dtype=np.float32))
+        # Above this everything saturates; below, the conversion to integers sees to it.
+        limit = self.constant(np.asarray(scale * np.float32(np.iinfo(dtype).max - zp + 2)))
+        if self._is_inexact(source):
+            return self._bind(I32, f"v_steps_near({x}, {inverse}, {limit})"), zp
+        return self._bind(I32, f"v_steps({x}, {self.constant(scale)}, {inverse}, {limit})"), zp
+
+    def _is_inexact(self, name: str) -> bool:
+        """Whether a value comes from a function that other implementations round otherwise."""
+        name = self.resolve(name)
+        if name in self.inexact:
+            return True
+        node = self.producers.get(name)
+        if node is None or self.leaf(name) or node.op in ("quantize", "cast"):
+            return False
+        if node.op in _INEXACT:
+            return True
+        return any(self._is_inexact(n) for n in node.inputs if n not in self.graph.constants)
 
     def _node(self, node: Node) -> str:
         graph = self.graph

@@ -60,12 +60,35 @@ SPARSEC_INLINE vi v_quantize(vf x, vf scale, vf inv_scale, int32_t zp, int32_t l
     return vi_rint(vf_min(vf_max(q, least), most)) + zp;
 }
 
+/* The whole number nearest x / scale, for vi_pack4_u8 and vi_pack4_s8 to saturate: what is above
+ * `limit` / scale is cut to it, what is far below and NaN become INT32_MIN. */
+SPARSEC_INLINE vi v_steps(vf x, vf scale, vf inv_scale, vf limit)
+{
+    x = vf_min(limit, x);
+#ifdef vf_divides
+    (void)inv_scale;
+    return vi_rint(x / scale);
+#else
+    const vf guess = x * inv_scale;
+    return vi_rint(vf_fma(vf_fnma(guess, scale, x), inv_scale, guess));
+#endif
+}
+/* The same for x that is not exact itself, so that the last bit of the quotient means nothing. */
+SPARSEC_INLINE vi v_steps_near(vf x, vf inv_scale, vf limit) { return vi_rint(vf_min(limit, x) * inv_scale); }
+
+/* number + zp, saturated to 8 bits. */
+SPARSEC_INLINE vi vi_saturate(vi v, int32_t zp, int32_t lo, int32_t hi)
+{
+    return vi_min(vi_max(v, vi_set1(lo - zp)), vi_set1(hi - zp)) + zp;
+}
+SPARSEC_INLINE vi vi_saturate_u8(vi v, int32_t zp) { return vi_saturate(v, zp, 0, 255); }
+SPARSEC_INLINE vi vi_saturate_s8(vi v, int32_t zp) { return vi_saturate(v, zp, -128, 127); }
+
 /* The same 4 channels of each lane as one panel dword: each value's low byte. */
 SPARSEC_INLINE vi vi_pack4(vi a, vi b, vi c, vi d)
 {
     return (a & 255) | ((b & 255) << 8) | ((c & 255) << 16) | (vi)(d << 24);
 }
-
 
 /* acc + x * w: the float counterpart of vi_dot4. */
 SPARSEC_INLINE vf vf_fma_acc(vf acc, vf x, vf w) { return vf_fma(x, w, acc); }

@@ -56,3 +56,32 @@ SPARSEC_INLINE vi_four vi_load4(const void *p) { return (vi)_mm256_broadcastsi12
 SPARSEC_INLINE vf_four vf_load4(const void *p) { return _mm256_broadcast_ps(p); }
 #define vi_spread(v, i) ((vi)_mm256_shuffle_epi32((vi_raw)(v), (i) * 0x55))
 #define vf_spread(v, i) _mm256_shuffle_ps(v, v, (i) * 0x55)
+/* Four vectors of numbers as one panel dword in each lane: number + zp, saturated to 8 bits. */
+SPARSEC_INLINE vi_raw vi_join(vi a, vi b, int32_t zp)
+{
+    return _mm256_adds_epi16(_mm256_packs_epi32((vi_raw)a, (vi_raw)b), _mm256_set1_epi16((int16_t)zp));
+}
+SPARSEC_INLINE vi vi_quads(vi_raw v) /* 4x4 bytes of each half, transposed */
+{
+    return (vi)_mm256_shuffle_epi8(
+        v, _mm256_broadcastsi128_si256(_mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400)));
+}
+SPARSEC_INLINE vi vi_pack4_u8(vi a, vi b, vi c, vi d, int32_t zp)
+{
+    return vi_quads(_mm256_packus_epi16(vi_join(a, b, zp), vi_join(c, d, zp)));
+}
+SPARSEC_INLINE vi vi_pack4_s8(vi a, vi b, vi c, vi d, int32_t zp)
+{
+    return vi_quads(_mm256_packs_epi16(vi_join(a, b, zp), vi_join(c, d, zp)));
+}
+/* Bytes of each lane: the greater, and a difference. */
+SPARSEC_INLINE vi vi_max_u8(vi a, vi b) { return (vi)_mm256_max_epu8((vi_raw)a, (vi_raw)b); }
+SPARSEC_INLINE vi vi_sub_u8(vi a, vi b) { return (vi)_mm256_sub_epi8((vi_raw)a, (vi_raw)b); }
+/* e^(-x d) for the low byte d of each lane: tables of e^(-32 x i), e^(-4 x i) and e^(-x (i % 4)), i in
+ * [0, 8). */
+SPARSEC_INLINE vf vf_lookup8(const float *table, vi i) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (vi_raw)i); }
+SPARSEC_INLINE vf vf_decay(const float *table, vi d)
+{
+    return vf_lookup8(table, (vi)_mm256_srli_epi32((vi_raw)d, 5))
+        * (vf_lookup8(table + 8, (vi)_mm256_srli_epi32((vi_raw)d, 2)) * vf_lookup8(table + 16, d));
+}

@@ -62,5 +62,30 @@ SPARSEC_INLINE vf_four vf_load4(const void *p) { return _mm512_broadcast_f32x4(_
 #define vf_spread(v, i) _mm512_shuffle_ps(v, v, (i) * 0x55)
 /* x * 2^n for whole n. */
 #define vf_scale2(x, n) _mm512_scalef_ps(x, n)
-/* table[i] for i in [0, 16). */
+/* table[i % 16]. */
 #define vf_lookup16(table, i) _mm512_permutexvar_ps((vi_raw)(i), _mm512_loadu_ps(table))
+/* Four vectors of numbers as one panel dword in each lane: number + zp, saturated to 8 bits. */
+SPARSEC_INLINE vi_raw vi_join(vi a, vi b, int32_t zp)
+{
+    return _mm512_adds_epi16(_mm512_packs_epi32((vi_raw)a, (vi_raw)b), _mm512_set1_epi16((int16_t)zp));
+}
+SPARSEC_INLINE vi vi_quads(vi_raw v) /* 4x4 bytes of each quarter, transposed */
+{
+    return (vi)_mm512_shuffle_epi8(v, _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+}
+SPARSEC_INLINE vi vi_pack4_u8(vi a, vi b, vi c, vi d, int32_t zp)
+{
+    return vi_quads(_mm512_packus_epi16(vi_join(a, b, zp), vi_join(c, d, zp)));
+}
+SPARSEC_INLINE vi vi_pack4_s8(vi a, vi b, vi c, vi d, int32_t zp)
+{
+    return vi_quads(_mm512_packs_epi16(vi_join(a, b, zp), vi_join(c, d, zp)));
+}
+/* Bytes of each lane: the greater, and a difference. */
+SPARSEC_INLINE vi vi_max_u8(vi a, vi b) { return (vi)_mm512_max_epu8((vi_raw)a, (vi_raw)b); }
+SPARSEC_INLINE vi vi_sub_u8(vi a, vi b) { return (vi)_mm512_sub_epi8((vi_raw)a, (vi_raw)b); }
+/* e^(-x d) for the low byte d of each lane: tables of e^(-16 x i) and of e^(-x i), i in [0, 16). */
+SPARSEC_INLINE vf vf_decay(const float *table, vi d)
+{
+    return vf_lookup16(table, (vi)_mm512_srli_epi32((vi_raw)d, 4)) * vf_lookup16(table + 16, d);
+}

@@ -81,3 +81,28 @@ SPARSEC_INLINE vi_four vi_load4(const void *p) { return p; }
 SPARSEC_INLINE vf_four vf_load4(const void *p) { return p; }
 #define vi_spread(v, i) vi_set1((v)[i])
 #define vf_spread(v, i) vf_set1((v)[i])
+/* Four vectors of numbers as one panel dword in each lane: number + zp, saturated to 8 bits. */
+SPARSEC_INLINE vi vi_join(vi v, int32_t zp, int32_t lo, int32_t hi)
+{
+    return (vi_max(vi_set1(lo - zp), vi_min(vi_set1(hi - zp), v)) + zp) & 255;
+}
+SPARSEC_INLINE vi vi_join4(vi a, vi b, vi c, vi d, int32_t zp, int32_t lo, int32_t hi)
+{
+    return vi_join(a, zp, lo, hi) | vi_join(b, zp, lo, hi) << 8 | vi_join(c, zp, lo, hi) << 16
+        | vi_join(d, zp, lo, hi) << 24;
+}
+SPARSEC_INLINE vi vi_pack4_u8(vi a, vi b, vi c, vi d, int32_t zp) { return vi_join4(a, b, c, d, zp, 0, 255); }
+SPARSEC_INLINE vi vi_pack4_s8(vi a, vi b, vi c, vi d, int32_t zp) { return vi_join4(a, b, c, d, zp, -128, 127); }
+/* Bytes of each lane: the greater, and a difference. */
+typedef uint8_t vb __attribute__((vector_size(16)));
+SPARSEC_INLINE vi vi_max_u8(vi a, vi b)
+{
+    const vb x = (vb)a, y = (vb)b, m = (vb)(x > y);
+    return (vi)((x & m) | (y & ~m));
+}
+SPARSEC_INLINE vi vi_sub_u8(vi a, vi b) { return (vi)((vb)a - (vb)b); }
+/* e^(-x d) for the low byte d of each lane: the table holds all 256. */
+SPARSEC_INLINE vf vf_decay(const float *table, vi d)
+{
+    return (vf){table[d[0] & 255], table[d[1] & 255], table[d[2] & 255], table[d[3] & 255]};
+}

@@ -58,43 +58,37 @@ SPARSEC_INLINE vf vf_tanh(vf x)
 SPARSEC_INLINE vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(vf_neg(x))); }
 
 #ifdef vf_lookup16
-/* Phi(a) - 1/2, Phi the normal distribution function, for a >= 0: quartics on 16 intervals of 11/32, each
- * in the distance from its interval's centre; absolute error below 2e-7. */
+/* Phi(a) - 1/2, Phi the normal distribution function, for a >= 0: quartics around 16 multiples of 11/31,
+ * the last of them constant, so that GELU comes out as exactly 0 below -5.15; absolute error below 2e-7. */
 static const float phi_table[5][16] = {
-        {0x1.177a8a0000000p-4f, 0x1.93563c0000000p-3f, 0x1.3840660000000p-2f, 0x1.8ac9f40000000p-2f,
-     0x1.c197300000000p-2f, 0x1.e1f56e0000000p-2f, 0x1.f2f71e0000000p-2f, 0x1.fae9f40000000p-2f,
-     0x1.fe37f60000000p-2f, 0x1.ff70d60000000p-2f, 0x1.ffd7c40000000p-2f, 0x1.fff5e40000000p-2f,
-     0x1.fffdba0000000p-2f, 0x1.ffff8c0000000p-2f, 0x1.ffffec0000000p-2f, 0x1.fffffc0000000p-2f},
-        {0x1.9286500000000p-2f, 0x1.65aa1c0000000p-2f, 0x1.1a62a60000000p-2f, 0x1.8c34ac0000000p-3f,
-     0x1.edf2900000000p-4f, 0x1.1195880000000p-4f, 0x1.0d48820000000p-5f, 0x1.d703ac0000000p-7f,
-     0x1.6e04ba0000000p-8f, 0x1.f971b60000000p-10f, 0x1.3615ec0000000p-11f, 0x1.520d980000000p-13f,
-     0x1.4773fe0000000p-15f, 0x1.19d19e0000000p-17f, 0x1.aefee20000000p-20f, 0x1.24d0840000000p-22f},
-        {-0x1.14bb620000000p-5f, -0x1.70d6260000000p-4f, -0x1.e557ec0000000p-4f, -0x1.dcadf20000000p-4f,
-     -0x1.7e08c80000000p-4f, -0x1.029f380000000p-4f, -0x1.2cd7b00000000p-5f, -0x1.2f976a0000000p-6f,
-     -0x1.0b610c0000000p-7f, -0x1.9caf540000000p-9f, -0x1.17d7e80000000p-10f, -0x1.4e29660000000p-12f,
-     -0x1.5fdc9a0000000p-14f, -0x1.4716e40000000p-16f, -0x1.0cae360000000p-18f,
-     -0x1.86535e0000000p-21f},
-        {-0x1.0307b60000000p-4f, -0x1.5ccd280000000p-5f, -0x1.8c3c640000000p-7f, 0x1.d1d7360000000p-7f,
-     0x1.c73bd20000000p-6f, 0x1.d3a3ac0000000p-6f, 0x1.6605a00000000p-6f, 0x1.bc56760000000p-7f,
-     0x1.ce98ca0000000p-8f, 0x1.9b36900000000p-9f, 0x1.3b62c40000000p-10f, 0x1.a439900000000p-12f,
-     0x1.e89c0e0000000p-14f, 0x1.f16c320000000p-16f, 0x1.bc79c20000000p-18f, 0x1.5d43b60000000p-20f},
-        {0x1.10046e0000000p-7f, 0x1.4de8d60000000p-6f, 0x1.6bec780000000p-6f, 0x1.ec215e0000000p-7f,
-     0x1.37ac6e0000000p-8f, -0x1.8417a20000000p-9f, -0x1.8ca4300000000p-8f, -0x1.6ff1140000000p-8f,
-     -0x1.edd8e00000000p-9f, -0x1.08b40c0000000p-9f, -0x1.d779580000000p-11f, -0x1.63eab00000000p-12f,
-     -0x1.ccf5460000000p-14f, -0x1.020a2e0000000p-15f, -0x1.f625280000000p-18f,
-     -0x1.aa43380000000p-20f},
+    {0x1.ce53fap-29f, 0x1.1bf1ccp-3f, 0x1.0b5024p-2f, 0x1.6d01e4p-2f, 0x1.b03b90p-2f, 0x1.d91272p-2f,
+     0x1.eef9a6p-2f, 0x1.f9588cp-2f, 0x1.fdae4ap-2f, 0x1.ff47ccp-2f, 0x1.ffcd32p-2f, 0x1.fff390p-2f,
+     0x1.fffd4cp-2f, 0x1.ffff7ap-2f, 0x1.ffffeap-2f, 0x1.000000p-1f},
+    {0x1.988414p-2f, 0x1.7f96d6p-2f, 0x1.3d9302p-2f, 0x1.cfa19ep-3f, 0x1.2a6474p-3f, 0x1.52a5f0p-4f,
+     0x1.52dce0p-5f, 0x1.2af55ap-6f, 0x1.d116eep-8f, 0x1.3ef61ep-9f, 0x1.81b82ep-11f, 0x1.9b3f38p-13f,
+     0x1.82919cp-15f, 0x1.405c34p-17f, 0x1.d42010p-20f, 0x0.0p+0f},
+    {0x1.67919cp-15f, -0x1.10386cp-4f, -0x1.c2be64p-4f, -0x1.ed893ap-4f, -0x1.a78518p-4f, -0x1.2c6980p-4f,
+     -0x1.68ba18p-5f, -0x1.734bbap-6f, -0x1.4a149ep-7f, -0x1.fd5b2cp-9f, -0x1.5638aep-10f, -0x1.91635cp-12f,
+     -0x1.9ba4c6p-14f, -0x1.719e10p-16f, -0x1.22df74p-18f, 0x0.0p+0f},
+    {-0x1.131f4ep-4f, -0x1.bcca54p-5f, -0x1.a3f4f2p-6f, 0x1.3d2e24p-8f, 0x1.8fb974p-6f, 0x1.e23b08p-6f,
+     0x1.8e38fep-6f, 0x1.01fa1ep-6f, 0x1.130fe6p-7f, 0x1.eddacep-9f, 0x1.7a1b10p-10f, 0x1.f1c318p-12f,
+     0x1.1b3530p-13f, 0x1.17a038p-15f, 0x1.e07514p-18f, 0x0.0p+0f},
+    {0x1.1f7ba4p-8f, 0x1.02d824p-6f, 0x1.74abb4p-6f, 0x1.31d570p-6f, 0x1.16b524p-7f, -0x1.b88226p-11f,
+     -0x1.6ce8b8p-8f, -0x1.869934p-8f, -0x1.1635fcp-8f, -0x1.32b312p-9f, -0x1.13ad40p-10f, -0x1.9e4f66p-12f,
+     -0x1.07fe56p-13f, -0x1.1fd732p-15f, -0x1.0e2714p-17f, 0x0.0p+0f},
 };
 SPARSEC_INLINE vf vf_phi(vf a)
 {
-    const vi far = (vi)(a >= 5.5f); /* exactly 1/2, so that GELU comes out as exactly 0 there */
     a = vf_min(a, vf_set1(5.499f));
-    const vi i = vi_trunc(a * vf_set1(0x1.745d18p+1f));
-    const vf d = vf_fnma(vf_cvt(i) + 0.5f, vf_set1(0x1.6p-2f), a);
+    const vf shift = vf_set1(0x1.8p+23f); /* adding it rounds, and leaves the number in the low bits */
+    const vf t = vf_fma(a, vf_set1(0x1.68ba30p+1f), shift);
+    const vf d = vf_fnma(t - shift, vf_set1(0x1.6b5ad6p-2f), a);
+    const vi i = (vi)t;
     vf p = vf_lookup16(phi_table[4], i);
     p = vf_fma(p, d, vf_lookup16(phi_table[3], i));
     p = vf_fma(p, d, vf_lookup16(phi_table[2], i));
     p = vf_fma(p, d, vf_lookup16(phi_table[1], i));
-    return vf_sel(far, vf_set1(0.5f), vf_fma(p, d, vf_lookup16(phi_table[0], i)));
+    return vf_fma(p, d, vf_lookup16(phi_table[0], i));
 }
 #else
 SPARSEC_INLINE vf vf_phi(vf a) { return 0.5f * vf_erf(a * vf_set1(0x1.6a09e6p-1f)); }

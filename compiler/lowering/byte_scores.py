@@ -1,0 +1,172 @@
+"""Attention whose scores are 8-bit in front of the softmax, as quantized exports have it.
+
+    acc -> y = real(acc) -> u = quantize(y) -> x = table[u], evenly spaced -> x + mask -> softmax
+        -> p = quantize(softmax)
+
+Then e^(x - max x) depends on the difference of two bytes only (``attention_bytes.c.j2``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering.program import BYTES, F32, S8
+from sparsec.compiler.lowering.requantize import exact_factor
+from sparsec.compiler.ops import OPS
+
+Array = np.ndarray[Any, Any]
+
+#: e to this power is 0 in float32.
+VANISHES = -110.0
+
+
+@dataclass(frozen=True)
+class ByteScores:
+    """What the kernel needs to know.
+
+    Attributes:
+        factor: takes the sum of products to the number of steps of a score.
+        zp: added to it, before it saturates to [0, 255].
+        decay: logarithm that a step down from the highest score takes off.
+        mask: position among the node's extras of what is added to the scores, or None.
+        drop: a mask value from here down leaves a probability of 0.
+        prob_scale: step of the probabilities.
+    """
+
+    factor: float
+    zp: int
+    decay: float
+    mask: int | None
+    drop: float
+    prob_scale: float
+
+
+def find(node: Node, graph: Graph) -> ByteScores | None:
+    """The form of an `attention` node's scores, or None where they are not of this kind."""
+    score: Graph = node.attrs["score"]
+    prob: Graph = node.attrs["prob"]
+    if graph.values[node.inputs[0]].dtype not in BYTES:
+        return None
+    prob_scale = _probabilities(prob)
+    made = score.producers()
+    mask, top = _mask(node, graph, score, made)
+    chain = _chain(score, made, top)
+    if prob_scale is None or chain is None:
+        return None
+    before, quantize, after = chain
+    dtype = score.values[quantize.output].dtype
+    levels = np.arange(256).astype(np.uint8)
+    table = _run(after, quantize.output, levels.view(dtype), score)[np.argsort(levels.view(dtype))]
+    step = float(table[-1] - table[0]) / 255
+    even = float(table[0]) + step * np.arange(256)
+    if step <= 0 or np.abs(table - even).max() > 1e-6 * np.abs(table).max():
+        return None
+    channels = graph.values[node.inputs[0]].shape[-1]
+    assert isinstance(channels, int)
+    dim = channels // int(node.attrs["heads"])
+    most = np.array([dim * 255 * 255])
+    qk_scale = np.float32(node.attrs["qk_scale"])
+
+    def real(acc: Array) -> Array:
+        return _run(before, score.inputs[0], acc * qk_scale, score)
+
+    large = np.float32(1 << 20)
+    slope = np.array([float(real(np.atleast_1d(large))[0]) / float(large)])
+    info = np.iinfo(dtype)
+    zp = int(score.constants[quantize.inputs[2]].reshape(-1)[0])
+    scale = float(score.constants[quantize.inputs[1]].reshape(-1)[0])
+    factor = exact_factor(real, slope, scale, zp, int(info.min), int(info.max), -most, most)
+    if factor is None:
+        return None
+    return ByteScores(
+        factor=float(factor[0]),
+        zp=zp + (128 if dtype == S8 else 0),
+        decay=step,
+        mask=mask,
+        drop=VANISHES - 255 * step,
+        prob_scale=prob_scale,
+    )
+
+
+def _probabilities(prob: Graph) -> float | None:
+    """The scale, if probabilities are quantized and nothing else, 0 being the lowest byte."""
+    if len(prob.nodes) != 1 or prob.nodes[0].op != "quantize":
+        return None
+    node = prob.nodes[0]
+    scale, zero = (prob.constants.get(n) for n in node.inputs[1:3])
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        return None
+    if zero.dtype not in BYTES or int(zero.reshape(-1)[0]) != np.iinfo(zero.dtype).min:
+        return None
+    return float(scale.reshape(-1)[0])
+
+
+def _mask(node: Node, graph: Graph, score: Graph, made: dict[str, Node]) -> tuple[int | None, str]:
+    """Which extra is added last to the scores, and what it is added to."""
+    top = score.outputs[0]
+    last = made.get(top)
+    if last is None or last.op != "add":
+        return None, top
+    for name, other in (last.inputs, last.inputs[::-1]):
+        if name not in score.inputs[1:]:
+            continue
+        position = score.inputs.index(name) - 1
+        value = graph.values[node.inputs[3 + position]]
+        if value.dtype == F32 and (len(value.shape) < 2 or value.shape[-2] == 1):
+            return position, other
+    return None, top
+
+
+def _chain(
+    score: Graph, made: dict[str, Node], top: str
+) -> tuple[list[Node], Node, list[Node]] | None:
+    """Scalings, a quantization, and what follows it, from the scores up to `top`."""
+    nodes: list[Node] = []
+    while top != score.inputs[0]:
+        node = made.get(top)
+        if node is None:
+            return None
+        rest = [score.constants.get(n) for n in node.inputs[1:]]
+        if any(array is None or array.size != 1 for array in rest):
+            return None
+        nodes.insert(0, node)
+        top = node.inputs[0]
+    at = [i for i, n in enumerate(nodes) if n.op == "quantize"]
+    if len(at) != 1 or len(nodes[at[0]].inputs) < 3:
+        return None
+    before, quantize, after = nodes[: at[0]], nodes[at[0]], nodes[at[0] + 1 :]
+    if any(n.op not in ("mul", "div") for n in before):
+        return None
+    if (
+        not after
+        or after[0].op != "dequantize"
+        or any(n.op not in ("mul", "div") for n in after[1:])
+    ):
+        return None
+    return (before, quantize, after) if score.values[quantize.output].dtype in BYTES else None
+
+
+def _run(nodes: list[Node], source: str, array: Array, graph: Graph) -> Array:
+    """What a chain of nodes with constant operands makes of an array."""
+    for node in nodes:
+        assert node.inputs[0] == source
+        rest = [graph.constants[n].reshape(()) for n in node.inputs[1:]]
+        array = OPS[node.op].reference({**node.attrs, "_batch": 1}, array, *rest)[0]
+        source = node.output
+    return array
+
+
+def decay_table(decay: float, lanes: int) -> Array:
+    """Float32 factors of e^(-decay * d), d a byte, as ``vf_decay`` of a target takes them."""
+    parts = {16: (16, 1), 8: (32, 4, 1), 4: (1,)}[lanes]
+    tables = []
+    for part in parts:
+        index = np.arange(256 if lanes == 4 else lanes)
+        if lanes == 8 and part == 1:
+            index %= 4
+        tables.append(np.exp(-decay * part * index))
+    return np.concatenate(tables).astype(np.float32)
