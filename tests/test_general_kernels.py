@@ -24,14 +24,26 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from sparsec.compiler import targets, toolchain
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, bind_shape, interpret
 from sparsec.compiler.lowering import general
 from sparsec.compiler.lowering.general import render
+from sparsec.runtime import cpu
 
-CFLAGS = {
-    "sanitized": ["-O1", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"],
-    "native": ["-O3", "-march=native", "-ffp-contract=off", "-Wno-aggressive-loop-optimizations"],
-}
+
+def compiler_flags(kind: str) -> list[str]:
+    """The compiler of this machine, and how the kernels are built: for speed, or to trap on UB."""
+    cc = toolchain.find()
+    if kind == "sanitized":
+        if isinstance(cc, toolchain.Zig):
+            pytest.skip("zig cc does not let undefined behaviour trap")
+        trap = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+        return [*cc.command, *cc.base_flags(), "-O1", *trap]
+    own = ["-Wno-aggressive-loop-optimizations"] if isinstance(cc, toolchain.Gcc) else []
+    exported = [f for f in cc.flags(targets.choose("auto", cpu.detect())) if "visibility" not in f]
+    return [*cc.command, *exported, *own]
+
+
 BATCHED = settings(
     max_examples=2,
     deadline=None,
@@ -163,8 +175,12 @@ def _child(library: Path, cases: Sequence[Case], pipe: Any) -> None:
     pipe.send((-1, None))
 
 
-def run(cases: Sequence[Case], folder: Path, flags: Sequence[str]) -> None:
-    """Compile the kernels of all cases into one library and check every one."""
+def run(cases: Sequence[Case], folder: Path, command: Sequence[str]) -> None:
+    """Compile the kernels of all cases into one library and check every one.
+
+    Args:
+        command: the C compiler and its flags.
+    """
     code = PRELUDE
     for k, case in enumerate(cases):
         code += case.kernel(f"kernel{k}") + case.caller(k)
@@ -172,9 +188,9 @@ def run(cases: Sequence[Case], folder: Path, flags: Sequence[str]) -> None:
     source.write_text(code)
     library.unlink(missing_ok=True)
     include = str(resources.files("sparsec.templates") / "sparsec.h").removesuffix("/sparsec.h")
-    options = ["-Wall", "-Werror", "-fPIC", "-shared", "-DOP_PARALLEL_STEPS=2", *flags]
+    options = ["-std=gnu11", "-Wall", "-Werror", "-fPIC", "-shared", "-DOP_PARALLEL_STEPS=2"]
     done = subprocess.run(
-        ["gcc", "-std=gnu11", *options, "-I", include, "-o", library, source, "-lm"],
+        [*command, *options, "-I", include, "-o", library, source, "-lm"],
         capture_output=True,
         text=True,
         check=False,
@@ -209,11 +225,11 @@ def _always_parallel() -> Any:
     patch.undo()
 
 
-@pytest.fixture(params=sorted(CFLAGS), scope="module")
+@pytest.fixture(params=["native", "sanitized"], scope="module")
 def build(request: Any, tmp_path_factory: Any) -> Callable[[Sequence[Case]], None]:
     """A function that compiles and checks cases with one set of flags."""
     folder = tmp_path_factory.mktemp(request.param)
-    return lambda cases: run(cases, folder, CFLAGS[request.param])
+    return lambda cases: run(cases, folder, compiler_flags(request.param))
 
 
 # ---- drawing tensors ----

@@ -97,10 +97,10 @@ static inline uint8_t op_mod_u8(uint8_t a, uint8_t b) { return op_fmod_u8(a, b);
 /* ---- floats: a NaN operand makes min and max NaN; sign(NaN) is NaN ---- */
 
 #define OP_FLOAT(S, T, F)                                                                           \
-    static inline T op_min_##S(T a, T b) { return (a < b) | (a != a) ? a : b; }                     \
-    static inline T op_max_##S(T a, T b) { return (a > b) | (a != a) ? a : b; }                     \
+    static inline T op_min_##S(T a, T b) { return ((a < b) | (a != a)) ? a : b; }                     \
+    static inline T op_max_##S(T a, T b) { return ((a > b) | (a != a)) ? a : b; }                     \
     static inline T op_sign_##S(T a) { return a > 0 ? (T)1 : a < 0 ? (T)-1 : a; }                   \
-    static inline T op_relu_##S(T a) { return (a > 0) | (a != a) ? a : (T)0; }                      \
+    static inline T op_relu_##S(T a) { return ((a > 0) | (a != a)) ? a : (T)0; }                      \
     static inline T op_fmod_##S(T a, T b) { return fmod##F(a, b); }                                 \
     static inline T op_mod_##S(T a, T b)                                                            \
     {                                                                                               \
@@ -110,11 +110,11 @@ static inline uint8_t op_mod_u8(uint8_t a, uint8_t b) { return op_fmod_u8(a, b);
     /* Out of range and NaN become the least integer, which is what x86 hardware answers. */        \
     static inline int32_t op_i32_of_##S(T a)                                                        \
     {                                                                                               \
-        return (int32_t)((a >= (T)-0x1p31) & (a < (T)0x1p31) ? a : (T)-0x1p31);    \
+        return (int32_t)(((a >= (T)-0x1p31) & (a < (T)0x1p31)) ? a : (T)-0x1p31);    \
     }                                                                                               \
     static inline int64_t op_i64_of_##S(T a)                                                        \
     {                                                                                               \
-        return (int64_t)((a >= (T)-0x1p63) & (a < (T)0x1p63) ? a : (T)-0x1p63);                     \
+        return (int64_t)(((a >= (T)-0x1p63) & (a < (T)0x1p63)) ? a : (T)-0x1p63);                     \
     }
 OP_FLOAT(f64, double, )
 
