@@ -117,7 +117,8 @@ class Body:
     lane_made: set[str]
     args: Args = field(default_factory=Args)
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: Statements that fetch what the program will read and write, for kernels that have the time.
+    #: Statements that fetch what the program will read and write into the second-level cache (the
+    #: first is full of activations), for kernels that have the time.
     lines_ahead: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -162,7 +163,7 @@ class Body:
             ctype, letter = ("uint8_t", "u8") if dtype == U8 else ("int8_t", "s8")
             return f"vi_load_{letter}((const {ctype} *)a->in[{index}] + {offset})"
         index = self.args.input((root, "lane"))
-        self.lines_ahead.add(f"__builtin_prefetch((const float *)a->in[{index}] + {offset});")
+        self.lines_ahead.add(f"__builtin_prefetch((const float *)a->in[{index}] + {offset}, 0, 2);")
         return f"v{'f' if dtype == F32 else 'i'}_load((const float *)a->in[{index}] + {offset})"
 
     def _row_load(self, name: str, ctype: str, slot: str, index: str, dtype: np.dtype[Any]) -> str:
@@ -234,7 +235,7 @@ class Body:
             else:
                 call = "vf_store" if dtype == F32 else "vi_store"
                 prog.lines.append(f"{call}((float *){at}, {value});")
-                self.lines_ahead.add(f"__builtin_prefetch((float *){at}, 1);")
+                self.lines_ahead.add(f"__builtin_prefetch((float *){at}, 0, 2);")
         return panels
 
 
