@@ -78,10 +78,8 @@ def test_int8_linear_is_exact(tmp_path: Path, target: str, k: int, zp: int, dtyp
             np.testing.assert_array_equal(have, want)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("k", [1, 30, 700])
-def test_float_linear(tmp_path: Path, target: str, k: int) -> None:
-    rng = np.random.default_rng(k)
+def float_layers(rng: np.random.Generator, k: int) -> Graph:
+    """One float input into a layer for every pattern."""
     e = Editor(name="layers", length=7)
     x = e.input("x", np.float32, (BATCH, 7, k))
     for i, pattern in enumerate(PATTERNS.values()):
@@ -89,7 +87,14 @@ def test_float_linear(tmp_path: Path, target: str, k: int) -> None:
         w = np.where(pattern(rng, n, k), rng.standard_normal((n, k)), 0).astype(np.float32)
         y = e.emit("linear", [x, e.constant(w)])
         e.outputs.append(e.emit("add", [y, e.constant(rng.standard_normal(n).astype(np.float32))]))
-    graph = e.finish()
+    return e.finish()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("k", [1, 30, 700])
+def test_float_linear(tmp_path: Path, target: str, k: int) -> None:
+    rng = np.random.default_rng(k)
+    graph = float_layers(rng, k)
     library = compile_graph(tmp_path, graph, target)
     for batch in (1, 3):
         a = rng.standard_normal((batch, 7, k)).astype(np.float32)
@@ -106,6 +111,11 @@ def test_plans_cover_both_forms_and_chunks() -> None:
     assert plans["empty"].sparse and plans["empty"].work == 0
     small = int8_layers(np.random.default_rng(1), 64, 0, np.uint8, 4)
     assert plan_linear(small.nodes[2], small, _target("generic")).chunks == 1
+    floats = float_layers(np.random.default_rng(1), 700)
+    runs = [plan_linear(n, floats, _target("generic")) for n in floats.nodes if n.op == "linear"]
+    by_pattern = dict(zip(PATTERNS, runs, strict=True))
+    assert by_pattern["blocks"].run == 4 and by_pattern["single"].run == 1
+    assert by_pattern["blocks"].chunks > 1
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -115,26 +125,41 @@ def test_plans_cover_both_forms_and_chunks() -> None:
     density=st.floats(0.0, 1.0),
     lane_count=st.sampled_from([4, 8, 16]),
     panels=st.booleans(),
+    kind=st.sampled_from(["i8", "f32"]),
+    block=st.sampled_from([1, 4]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_packed_stream_holds_every_weight_once(
-    n: int, k: int, density: float, lane_count: int, panels: bool, seed: int
+    n: int,
+    k: int,
+    density: float,
+    lane_count: int,
+    panels: bool,
+    kind: str,
+    block: int,
+    seed: int,
 ) -> None:
     """Unpacking what the kernel reads gives the weights back."""
     rng = np.random.default_rng(seed)
     w = rng.integers(-128, 128, (n, k)).astype(np.int8)
-    w[rng.random((n, k)) >= density] = 0
+    blocks = np.repeat(rng.random((n, -(-k // block))) < density, block, axis=1)
+    w[~blocks[:, :k]] = 0
     e = Editor(name="one", length=4)
-    x = e.input("x", np.uint8, (BATCH, 4, k))
-    e.outputs.append(e.emit("qlinear", [x, e.constant(w), e.constant(np.float32(1))], x_zp=3))
+    if kind == "i8":
+        x = e.input("x", np.uint8, (BATCH, 4, k))
+        e.outputs.append(e.emit("qlinear", [x, e.constant(w), e.constant(np.float32(1))], x_zp=3))
+    else:
+        x = e.input("x", np.float32, (BATCH, 4, k))
+        e.outputs.append(e.emit("linear", [x, e.constant(w.astype(np.float32))]))
     graph = e.finish()
     names = {4: "generic", 8: "avx2", 16: "avx512_vnni"}
     from sparsec.compiler.targets import TARGETS as ALL
 
     target = next(t for t in ALL if t.name == names[lane_count])
     plan = plan_linear(graph.nodes[0], graph, target, panels)
-    rows = np.zeros((plan.quads * 4, plan.packs), np.int32)
+    rows = np.zeros((plan.quads * 4, plan.packs), plan.weights.dtype)
     if plan.sparse:
+        stream = plan.weights.reshape(-1, plan.run, 4)
         index = 0
         for chunk in range(plan.chunks):
             for quad in range(plan.quads):
@@ -143,10 +168,13 @@ def test_packed_stream_holds_every_weight_once(
                         pack = chunk * plan.chunk_packs + int(plan.offsets[j, r]) // 64
                         place = quad * 4 + r
                         row = plan.order[chunk, place] if plan.order.size else place
-                        rows[row, pack] += plan.weights[j, r]
+                        rows[row, pack : pack + plan.run] += stream[j, :, r]
                 index += 1
     else:
         rows = plan.weights.transpose(0, 2, 1).reshape(plan.quads * 4, plan.packs)
+    if kind == "f32":
+        np.testing.assert_array_equal(rows[:n, :k], w)
+        return
     got = np.ascontiguousarray(rows).view(np.int8)[:n, :k]
     np.testing.assert_array_equal(got, w)
     want = -3 * w.astype(np.int64).sum(axis=1)

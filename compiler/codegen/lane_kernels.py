@@ -35,6 +35,10 @@ CTYPES = {
     "bool": "uint8_t",
 }
 
+#: How far ahead of its use a sparse weight stream is fetched: the time that memory takes to answer,
+#: at the few bytes a cycle that the loop reads.
+PREFETCH_BYTES = 2048
+
 #: A buffer: a value in one of its forms.  Forms: "flat" (row-major), "lane" (4-byte lanes), "byte"
 #: and "byte_s8" (byte lanes, as is or made signed), "panel_u8", "panel_s8" (made unsigned, signed).
 Slot = tuple[str, str]
@@ -284,6 +288,8 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "chunk_packs": plan.chunk_packs,
         "last_packs": plan.packs - (plan.chunks - 1) * plan.chunk_packs,
         "quads": plan.quads,
+        "run": plan.run,
+        "ahead": PREFETCH_BYTES,
         "cv_weights": args.vector(plan.weights),
         "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
         "cv_start": args.vector(plan.start) if plan.sparse else -1,

@@ -25,6 +25,9 @@ SLAB_QUADS = 16
 #: load per product instead of one per 4).
 SPARSE_COST = 1.2
 
+#: Zeros that runs may add to the products of a sparse layer: a run saves about this share.
+RUN_PADDING = 1.05
+
 
 @dataclass(frozen=True, eq=False)
 class LinearPlan:
@@ -40,7 +43,7 @@ class LinearPlan:
         quads: groups of 4 output channels.
         tiles: rows/16 of the tile variants, largest first.
         weights: int32 dwords or float32; `offsets`: uint16 byte offsets into a chunk's activations,
-            `start`: int32 stream positions of each (chunk, quad), in units of 4 entries (both for
+            `start`: int32 stream positions of each (chunk, quad), in units of 4 offsets (both for
             sparse layers only).
         order: uint16 ``[chunks, 4 * quads]``: channels in the order in which quads take them; empty
             where every quad is 4 adjacent channels.
@@ -48,6 +51,8 @@ class LinearPlan:
         sparsity, block4_sparsity: shares of zero weights and of all-zero aligned 1x4 blocks.
         nonzero: packs of the matrix that hold a non-zero weight.
         work: pack products that the kernel computes for a block of 16 rows, padding included.
+        run: consecutive packs that share one offset in the sparse stream: 4 where float weights
+            were pruned in blocks, else 1.
     """
 
     kind: str
@@ -68,6 +73,7 @@ class LinearPlan:
     block4_sparsity: float
     nonzero: int
     work: int
+    run: int
 
     @property
     def block_bytes(self) -> int:
@@ -90,6 +96,14 @@ def _block4_sparsity(w: Array) -> float:
     padded = np.zeros((n, -(-k // 4) * 4), bool)
     padded[:, :k] = w != 0
     return float(1.0 - padded.reshape(n, -1, 4).any(axis=2).mean())
+
+
+def _run_length(rows: Array) -> int:
+    """4 where keeping whole aligned blocks of 4 packs adds little to the non-zero ones, else 1."""
+    if rows.shape[1] % 4:
+        return 1
+    kept = 4 * (rows.reshape(len(rows), -1, 4) != 0).any(axis=2).sum()
+    return 4 if kept <= RUN_PADDING * (rows != 0).sum() else 1
 
 
 def _tile_rows(largest: int) -> tuple[int, ...]:
@@ -131,38 +145,41 @@ def balanced_order(counts: Array) -> Array:
 
 
 def _sparse_stream(
-    rows: Array, chunk_packs: int, keep_last: bool
+    rows: Array, chunk_packs: int, keep_last: bool, run: int = 1
 ) -> tuple[Array, Array, Array, Array]:
-    """Non-zero packs of each (chunk, quad), interleaved by row: weights, offsets, start, order.
+    """Non-zero runs of each (chunk, quad), interleaved by row: weights, offsets, start, order.
 
-    With `keep_last`, the last chunk keeps 4 adjacent channels to a quad, as panels need.
+    A run is `run` consecutive packs, of which any may be non-zero.  With `keep_last`, the last
+    chunk keeps 4 adjacent channels to a quad, as panels need.
     """
-    n4, packs = rows.shape
+    n4 = len(rows)
     quads = n4 // 4
+    runs = rows.reshape(n4, -1, run)
+    chunk_runs = chunk_packs // run
     weights: list[Array] = []
     offsets: list[Array] = []
     orders: list[Array] = []
     start = [0]
-    for first in range(0, packs, chunk_packs):
-        piece = rows[:, first : first + chunk_packs]
-        counts = (piece != 0).sum(axis=1)
-        keep = keep_last and first + chunk_packs >= packs
+    for first in range(0, runs.shape[1], chunk_runs):
+        piece = runs[:, first : first + chunk_runs]
+        counts = (piece != 0).any(axis=2).sum(axis=1)
+        keep = keep_last and first + chunk_runs >= runs.shape[1]
         order = np.arange(n4) if keep else balanced_order(counts)
         orders.append(order)
         piece, counts = piece[order], counts[order]
-        place_of = np.argsort(piece == 0, axis=1, kind="stable")
+        place_of = np.argsort((piece == 0).all(axis=2), axis=1, kind="stable")
         longest = int(counts.max()) if counts.size else 0
         index = place_of[:, :longest]
         place = np.arange(longest)
-        # Rows with fewer packs repeat one of their own with weight 0.
+        # Rows with fewer runs repeat one of their own with weight 0.
         last = np.maximum(counts - 1, 0)[:, None]
         index = np.where(place < counts[:, None], index, np.take_along_axis(place_of, last, axis=1))
-        value = np.take_along_axis(piece, index, axis=1)
+        value = np.take_along_axis(piece, index[:, :, None], axis=1)
         value[place >= counts[:, None]] = 0
         for q in range(quads):
             n = int(counts[4 * q : 4 * q + 4].max())
-            weights.append(value[4 * q : 4 * q + 4, :n].T)
-            offsets.append(index[4 * q : 4 * q + 4, :n].T * 64)
+            weights.append(value[4 * q : 4 * q + 4, :n].transpose(1, 2, 0).reshape(n * run, 4))
+            offsets.append(index[4 * q : 4 * q + 4, :n].T * (64 * run))
             start.append(start[-1] + n)
     return (
         np.ascontiguousarray(np.concatenate(weights)),
@@ -199,9 +216,10 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
         bias = total.astype(np.int32)
     tall = 2 if sub == 1 else 1
     pieces = max(1, -(-tall * packs * 64 // TILE_BYTES))
-    chunk_packs = -(-packs // pieces)
-    weights, offsets, start, order = _sparse_stream(rows, chunk_packs, panels)
-    work = int(start[-1]) * 4
+    run = _run_length(rows) if kind == "f32" else 1
+    chunk_packs = -(-packs // (pieces * run)) * run
+    weights, offsets, start, order = _sparse_stream(rows, chunk_packs, panels, run)
+    work = int(start[-1]) * 4 * run
     sparse = work * SPARSE_COST < quads * 4 * packs
     if not sparse:
         # Dense: each activation load serves 4 output channels, so the tile may come from L2.
@@ -229,4 +247,5 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
         block4_sparsity=_block4_sparsity(w),
         nonzero=int((rows != 0).sum()),
         work=work,
+        run=run if sparse else 1,
     )

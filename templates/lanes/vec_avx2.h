@@ -54,6 +54,10 @@ typedef vi vi_four;
 typedef vf vf_four;
 SPARSEC_INLINE vi_four vi_load4(const void *p) { return (vi)_mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 SPARSEC_INLINE vf_four vf_load4(const void *p) { return _mm256_broadcast_ps(p); }
+/* 16 floats, and 4 of them as above. */
+typedef const float *vf_sixteen;
+SPARSEC_INLINE vf_sixteen vf_load16(const void *p) { return p; }
+#define vf_four_of(v, i) vf_load4((v) + 4 * (i))
 #define vi_spread(v, i) ((vi)_mm256_shuffle_epi32((vi_raw)(v), (i) * 0x55))
 #define vf_spread(v, i) _mm256_shuffle_ps(v, v, (i) * 0x55)
 /* Four vectors of numbers as one panel dword in each lane: number + zp, saturated to 8 bits. */

@@ -58,6 +58,10 @@ typedef vi vi_four;
 typedef vf vf_four;
 SPARSEC_INLINE vi_four vi_load4(const void *p) { return (vi)_mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
 SPARSEC_INLINE vf_four vf_load4(const void *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+/* 16 floats, and 4 of them as above. */
+typedef vf vf_sixteen;
+SPARSEC_INLINE vf_sixteen vf_load16(const void *p) { return vf_load(p); }
+#define vf_four_of(v, i) _mm512_shuffle_f32x4(v, v, (i) * 0x55)
 #define vi_spread(v, i) ((vi)_mm512_shuffle_epi32((vi_raw)(v), (i) * 0x55))
 #define vf_spread(v, i) _mm512_shuffle_ps(v, v, (i) * 0x55)
 /* x * 2^n for whole n. */

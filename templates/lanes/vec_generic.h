@@ -79,6 +79,10 @@ typedef const int32_t *vi_four;
 typedef const float *vf_four;
 SPARSEC_INLINE vi_four vi_load4(const void *p) { return p; }
 SPARSEC_INLINE vf_four vf_load4(const void *p) { return p; }
+/* 16 floats, and 4 of them as above. */
+typedef const float *vf_sixteen;
+SPARSEC_INLINE vf_sixteen vf_load16(const void *p) { return p; }
+#define vf_four_of(v, i) vf_load4((v) + 4 * (i))
 #define vi_spread(v, i) vi_set1((v)[i])
 #define vf_spread(v, i) vf_set1((v)[i])
 /* Four vectors of numbers as one panel dword in each lane: number + zp, saturated to 8 bits. */
