@@ -44,6 +44,11 @@ class Target:
     tuning: tuple[str, ...] = ()
     summary: str = ""
 
+    @property
+    def adds_pairs(self) -> bool:
+        """Whether its byte products are fastest by VPMADDUBSW, which adds pairs in 16 bits."""
+        return "avx2" in self.features and not any(f.endswith("vnni") for f in self.features)
+
     def runs_on(self, arch: str, features: Collection[str]) -> bool:
         """Whether a machine of this architecture and with these CPU features can run its code."""
         return self.arch in ("", arch) and not self.missing(features)

@@ -277,10 +277,11 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     anchor = group.nodes[0]
     x = body.choice.root(anchor.inputs[0])
     args.input((x, "panel_u8" if plan.kind == "i8" else "lane"))
+    dot = "vi_dot4_pairs" if plan.pairs else "vi_dot4" if plan.kind == "i8" else "vf_fma_acc"
     context: dict[str, Any] = {
         "kind": plan.kind,
         "sparse": plan.sparse,
-        "dot": "vi_dot4" if plan.kind == "i8" else "vf_fma_acc",
+        "dot": dot,
         "sub": 16 // target.lanes,
         "stride": plan.block_bytes,
         "packs": plan.packs,

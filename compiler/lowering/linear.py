@@ -51,6 +51,8 @@ class LinearPlan:
         sparsity, block4_sparsity: shares of zero weights and of all-zero aligned 1x4 blocks.
         nonzero: packs of the matrix that hold a non-zero weight.
         work: pack products that the kernel computes for a block of 16 rows, padding included.
+        pairs: no sum of two adjacent products of an unsigned byte and a weight leaves 16 bits, so
+            that a kernel may add products in pairs of 16 bits (i8 only).
         run: consecutive packs that share one offset in the sparse stream: 4 where float weights
             were pruned in blocks, else 1.
     """
@@ -73,6 +75,7 @@ class LinearPlan:
     block4_sparsity: float
     nonzero: int
     work: int
+    pairs: bool
     run: int
 
     @property
@@ -127,6 +130,25 @@ def packs_of(weights: Array) -> Array:
     return single
 
 
+def exceeds_pairs(rows: Array) -> Array:
+    """Packs [N, packs] of 4 int8 whose pairs of products with unsigned bytes may not fit 16 bits."""
+    pairs = np.ascontiguousarray(rows).view(np.int8).reshape(*rows.shape, 2, 2).astype(np.int16)
+    above = np.maximum(pairs, 0).sum(axis=3) * 255 > 32767
+    below = np.minimum(pairs, 0).sum(axis=3) * 255 < -32768
+    return np.asarray((above | below).any(axis=2))
+
+
+def split_pairs(rows: Array) -> Array:
+    """Packs as sums of two: [N, packs] -> [N, 2 * packs], each followed by what it lacks.
+
+    Packs that :func:`exceeds_pairs` are halved, so that none does; others are followed by zero.
+    """
+    whole = np.ascontiguousarray(rows).view(np.int8)
+    half = np.where(np.repeat(exceeds_pairs(rows), 4, axis=1), whole >> 1, whole).astype(np.int8)
+    rest = (whole - half).astype(np.int8)
+    return np.stack([half.view(np.int32), rest.view(np.int32)], axis=2).reshape(len(rows), -1)
+
+
 def balanced_order(counts: Array) -> Array:
     """Channels in an order that puts like counts side by side within each slab.
 
@@ -145,17 +167,18 @@ def balanced_order(counts: Array) -> Array:
 
 
 def _sparse_stream(
-    rows: Array, chunk_packs: int, keep_last: bool, run: int = 1
+    rows: Array, chunk_packs: int, keep_last: bool, run: int = 1, parts: int = 1
 ) -> tuple[Array, Array, Array, Array]:
     """Non-zero runs of each (chunk, quad), interleaved by row: weights, offsets, start, order.
 
-    A run is `run` consecutive packs, of which any may be non-zero.  With `keep_last`, the last
-    chunk keeps 4 adjacent channels to a quad, as panels need.
+    A run is `run` consecutive packs, of which any may be non-zero.  With `parts`, that many entries
+    of `rows` in a row are of one pack.  With `keep_last`, the last chunk keeps 4 adjacent channels
+    to a quad, as panels need.
     """
     n4 = len(rows)
     quads = n4 // 4
     runs = rows.reshape(n4, -1, run)
-    chunk_runs = chunk_packs // run
+    chunk_runs = chunk_packs // run * parts
     weights: list[Array] = []
     offsets: list[Array] = []
     orders: list[Array] = []
@@ -179,7 +202,7 @@ def _sparse_stream(
         for q in range(quads):
             n = int(counts[4 * q : 4 * q + 4].max())
             weights.append(value[4 * q : 4 * q + 4, :n].transpose(1, 2, 0).reshape(n * run, 4))
-            offsets.append(index[4 * q : 4 * q + 4, :n].T * (64 * run))
+            offsets.append(index[4 * q : 4 * q + 4, :n].T // parts * (64 * run))
             start.append(start[-1] + n)
     return (
         np.ascontiguousarray(np.concatenate(weights)),
@@ -218,7 +241,12 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
     pieces = max(1, -(-tall * packs * 64 // TILE_BYTES))
     run = _run_length(rows) if kind == "f32" else 1
     chunk_packs = -(-packs // (pieces * run)) * run
-    weights, offsets, start, order = _sparse_stream(rows, chunk_packs, panels, run)
+    pairs = kind == "i8" and target.adds_pairs
+    if pairs:
+        stream = _sparse_stream(split_pairs(rows), chunk_packs, panels, parts=2)
+    else:
+        stream = _sparse_stream(rows, chunk_packs, panels, run)
+    weights, offsets, start, order = stream
     work = int(start[-1]) * 4 * run
     sparse = work * SPARSE_COST < quads * 4 * packs
     if not sparse:
@@ -227,6 +255,7 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
         chunk_packs = packs
         weights = np.ascontiguousarray(rows.reshape(quads, 4, packs).transpose(0, 2, 1))
         work = quads * 4 * packs
+        pairs = pairs and not exceeds_pairs(rows).any()
     sorted_rows = sparse and bool((order != np.arange(quads * 4)).any())
     return LinearPlan(
         kind=kind,
@@ -247,5 +276,6 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
         block4_sparsity=_block4_sparsity(w),
         nonzero=int((rows != 0).sum()),
         work=work,
+        pairs=pairs,
         run=run if sparse else 1,
     )

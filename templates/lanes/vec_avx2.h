@@ -45,6 +45,12 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
     return acc + (vi)_mm256_madd_epi16(even, w_even) + (vi)_mm256_madd_epi16(odd, w_odd);
 #endif
 }
+/* The same for weights of which no two adjacent products add up to more than 16 bits. */
+SPARSEC_INLINE vi vi_dot4_pairs(vi acc, vi x, vi w)
+{
+    const vi_raw pairs = _mm256_maddubs_epi16((vi_raw)x, (vi_raw)w);
+    return acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
 /* 8 bytes, widened. */
 SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
 SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)); }
