@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsec.compiler import toolchain
+from sparsec.compiler import targets, toolchain
 from sparsec.compiler.codegen.bucket import VECTOR_HEADERS
 from sparsec.compiler.codegen.lane_kernels import read_template
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, interpret
 from sparsec.compiler.lowering import byte_scores, lanes
-from sparsec.compiler.lowering.linear import plan_linear
+from sparsec.compiler.lowering.linear import exceeds_pairs, packs_of, plan_linear, split_pairs
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params
 
 TARGETS = target_params()
@@ -123,7 +123,7 @@ def test_plans_cover_both_forms_and_chunks() -> None:
     n=st.integers(1, 40),
     k=st.integers(1, 600),
     density=st.floats(0.0, 1.0),
-    lane_count=st.sampled_from([4, 8, 16]),
+    target=st.sampled_from(["generic", "avx2", "avx_vnni", "avx512_vnni"]),
     panels=st.booleans(),
     kind=st.sampled_from(["i8", "f32"]),
     block=st.sampled_from([1, 4]),
@@ -133,7 +133,7 @@ def test_packed_stream_holds_every_weight_once(
     n: int,
     k: int,
     density: float,
-    lane_count: int,
+    target: str,
     panels: bool,
     kind: str,
     block: int,
@@ -152,14 +152,12 @@ def test_packed_stream_holds_every_weight_once(
         x = e.input("x", np.float32, (BATCH, 4, k))
         e.outputs.append(e.emit("linear", [x, e.constant(w.astype(np.float32))]))
     graph = e.finish()
-    names = {4: "generic", 8: "avx2", 16: "avx512_vnni"}
-    from sparsec.compiler.targets import TARGETS as ALL
-
-    target = next(t for t in ALL if t.name == names[lane_count])
-    plan = plan_linear(graph.nodes[0], graph, target, panels)
-    rows = np.zeros((plan.quads * 4, plan.packs), plan.weights.dtype)
+    plan = plan_linear(graph.nodes[0], graph, targets.get(target), panels)
+    # Entries of 4 int8 or of one float; those of one place add up.
+    width, item = (4, np.int8) if kind == "i8" else (1, np.float32)
+    rows = np.zeros((plan.quads * 4, plan.packs, width), np.float32)
     if plan.sparse:
-        stream = plan.weights.reshape(-1, plan.run, 4)
+        stream = plan.weights.view(item).reshape(-1, plan.run, 4, width)
         index = 0
         for chunk in range(plan.chunks):
             for quad in range(plan.quads):
@@ -171,14 +169,30 @@ def test_packed_stream_holds_every_weight_once(
                         rows[row, pack : pack + plan.run] += stream[j, :, r]
                 index += 1
     else:
-        rows = plan.weights.transpose(0, 2, 1).reshape(plan.quads * 4, plan.packs)
-    if kind == "f32":
-        np.testing.assert_array_equal(rows[:n, :k], w)
-        return
-    got = np.ascontiguousarray(rows).view(np.int8)[:n, :k]
-    np.testing.assert_array_equal(got, w)
-    want = -3 * w.astype(np.int64).sum(axis=1)
-    np.testing.assert_array_equal(plan.bias[:n], want)
+        dense = np.ascontiguousarray(plan.weights.transpose(0, 2, 1))
+        rows = dense.reshape(plan.quads * 4, plan.packs, 1).view(item)
+    np.testing.assert_array_equal(rows.reshape(plan.quads * 4, -1)[:n, :k], w)
+    if kind == "i8":
+        want = -3 * w.astype(np.int64).sum(axis=1)
+        np.testing.assert_array_equal(plan.bias[:n], want)
+    if plan.pairs:
+        assert not exceeds_pairs(plan.weights.reshape(1, -1)).any()
+    elif kind == "i8" and target == "avx2":
+        assert not plan.sparse and exceeds_pairs(packs_of(w)).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-128, 127), min_size=4, max_size=40).filter(lambda w: len(w) % 4 == 0))
+def test_pairs_never_saturate(weights: list[int]) -> None:
+    """Halved packs add up to the whole, and no pair of products leaves 16 bits."""
+    w = np.array([weights], np.int8)
+    split = split_pairs(w.view(np.int32))
+    parts = split.view(np.int8).reshape(-1, 2, 4).astype(np.int64)
+    np.testing.assert_array_equal(parts.sum(axis=1).reshape(1, -1), w)
+    for bytes_of in (np.maximum, np.minimum):
+        extreme = 255 * bytes_of(parts, 0).reshape(-1, 2).sum(axis=1)
+        assert ((extreme >= -(2**15)) & (extreme < 2**15)).all()
+    assert not exceeds_pairs(split).any()
 
 
 def elementwise_graph(channels: int, length: int) -> Graph:

@@ -290,7 +290,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "last_packs": plan.packs - (plan.chunks - 1) * plan.chunk_packs,
         "quads": plan.quads,
         "run": plan.run,
-        "ahead": PREFETCH_BYTES,
+        "prefetch": PREFETCH_BYTES,
         "cv_weights": args.vector(plan.weights),
         "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
         "cv_start": args.vector(plan.start) if plan.sparse else -1,

@@ -95,3 +95,11 @@ SPARSEC_INLINE vf vf_decay(const float *table, vi d)
     return vf_lookup8(table, (vi)_mm256_srli_epi32((vi_raw)d, 5))
         * (vf_lookup8(table + 8, (vi)_mm256_srli_epi32((vi_raw)d, 2)) * vf_lookup8(table + 16, d));
 }
+/* table[i modulo 16]. */
+SPARSEC_INLINE vf vf_lookup16(const float *table, vi i)
+{
+    const vf low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (vi_raw)i);
+    const vf high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (vi_raw)i);
+    return _mm256_blendv_ps(low, high, (vf)(i << 28));
+}
+#define vf_lookup16 vf_lookup16 /* vmath.h asks */
