@@ -131,7 +131,7 @@ def packs_of(weights: Array) -> Array:
 
 
 def exceeds_pairs(rows: Array) -> Array:
-    """Packs [N, packs] of 4 int8: whether products with unsigned bytes, in pairs, may leave 16 bits."""
+    """Whether products of packs [N, packs] with unsigned bytes, in pairs, may leave 16 bits."""
     pairs = np.ascontiguousarray(rows).view(np.int8).reshape(*rows.shape, 2, 2).astype(np.int16)
     above = np.maximum(pairs, 0).sum(axis=3) * 255 > 32767
     below = np.minimum(pairs, 0).sum(axis=3) * 255 < -32768
