@@ -74,6 +74,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--form", choices=FORMS, default="sparseml", help="(default: %(default)s)")
     add("--sparsity", type=float, default=0.8, help="(default: %(default)s)")
     add("--block", type=int, default=4, help="input channels in a block (default: %(default)s)")
+    add("--spread", type=float, default=0.0, help="of that over the channels (default: even)")
     add("--shapes", type=shapes, default=SHAPES, help="batch x length (default: %(default)s)")
     add("--engines", default=ENGINES, help=f"of {', '.join(CONTENDERS)} (default: %(default)s)")
     add("--cores", type=int, default=2, help="threads of every engine (default: %(default)s)")
@@ -102,7 +103,7 @@ def recipe(args: argparse.Namespace) -> Recipe:
     names = {f.name for f in dataclasses.fields(preset)}
     changes = {key: value for key, value in vars(args).items() if key in names}
     config = dataclasses.replace(preset, head="token-classification", **changes)
-    return Recipe(config, args.form, args.sparsity, args.block)
+    return Recipe(config, args.form, args.sparsity, args.block, spread=args.spread)
 
 
 def environments(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:

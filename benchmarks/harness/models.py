@@ -34,6 +34,7 @@ class Recipe:
     Attributes:
         form: how the pruned model is written down for sparsec and DeepSparse.
         sparsity, block: what share of the blocks of `block` input channels is zero.
+        spread: how unevenly they are spread over the channels.
     """
 
     config: EncoderConfig
@@ -41,19 +42,23 @@ class Recipe:
     sparsity: float = 0.8
     block: int = 4
     seed: int = 0
+    spread: float = 0.0
 
     @property
     def name(self) -> str:
         """Short and unique enough for a file name."""
         c = self.config
         size = f"l{c.layers}-h{c.hidden}-i{c.intermediate}-a{c.heads}-v{c.vocab}"
-        return f"{size}-s{round(100 * self.sparsity)}b{self.block}-{self.form}"
+        spread = f"u{round(100 * self.spread)}" if self.spread else ""
+        return f"{size}-s{round(100 * self.sparsity)}b{self.block}{spread}-{self.form}"
 
     @property
     def title(self) -> str:
         """The same for people."""
         c = self.config
         pruned = f"{self.sparsity:.0%} of {self.block}-blocks pruned" if self.sparsity else "dense"
+        if self.sparsity and self.spread:
+            pruned += f", channels spread by {self.spread:g}"
         size = f"{c.layers} layers, {c.hidden} wide, {c.intermediate} inner, {c.heads} heads"
         return f"encoder with {size}; {pruned}; {self.form} form"
 
@@ -95,7 +100,9 @@ def pruned_model(cache: Path, recipe: Recipe) -> tuple[Path, Work]:
 
 def _write(path: Path, recipe: Recipe) -> Work:
     config = recipe.config
-    weights = random_weights(config, recipe.seed, recipe.sparsity, recipe.block)
+    weights = random_weights(
+        config, recipe.seed, recipe.sparsity, recipe.block, recipe.spread
+    )
     matrices = [weights[f"{name}.weight"] for name in config.linears()]
     if recipe.form == "fp32":
         write(path, config, weights, "fp32")

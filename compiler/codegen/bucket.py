@@ -150,7 +150,8 @@ class _Emitter:
             if step.group is not None:
                 self.lane_made |= {o for n in step.group.nodes for o in n.outputs}
         for node in graph.nodes:
-            if node.op == "gather" and id(node) in choice.nodes and id(node) not in flat_steps:
+            looked_up = id(node) not in flat_steps and node.output not in self.lane_made
+            if node.op == "gather" and id(node) in choice.nodes and looked_up:
                 self.gathers[node.output] = node
         self.copied = {n for s in self.steps if s.group is not None for n in s.group.copies}
         self.needed: dict[str, set[str]] = {}

@@ -382,6 +382,9 @@ def map_kernel(body: Body) -> LaneKernel:
     struct += "".join(f"    const {g['ctype']} *{g['field']}[VL];\n" for g in gathers)
     struct += "" if gathers else "    char none;\n"
     struct += "} @NAME@_rows;\n"
+    order = group.order
+    ordered = bool(panels) and order is not None and bool((np.diff(order) != 1).any())
+    context["cv_order"] = args.vector(order.astype(np.uint16)) if ordered else -1
     ops = ", ".join(n.op for n in group.nodes) or "copy"
     title = f"{group.channels} channels: {ops}"
     name, text = _named(

@@ -135,6 +135,35 @@ def is_table_gather(node: Node, graph: Graph, choice: Choice) -> bool:
     )
 
 
+def channel_order(node: Node, graph: Graph) -> np.ndarray | None:
+    """The order in which a ``gather`` puts all channels of a byte tensor, if it does that."""
+    if node.op != "gather":
+        return None
+    value = graph.values[node.inputs[0]]
+    order = graph.constants.get(node.inputs[1])
+    last = len(value.shape) - 1
+    if order is None or value.dtype not in BYTES or int(node.attrs.get("axis", 0)) != last:
+        return None
+    channels = value.shape[last]
+    if order.shape != (channels,) or channels % 4 or not 0 < channels <= 1 << 16:
+        return None
+    return order if np.array_equal(np.sort(order), np.arange(channels)) else None
+
+
+def _reorders(node: Node, graph: Graph, choice: Choice, users: list[Node]) -> bool:
+    """Whether a gather of channels is done by whoever packs the bytes for the layers that read it."""
+    before, after = (choice.rows.get(n) for n in (node.inputs[0], node.output))
+    order = channel_order(node, graph)
+    return (
+        order is not None
+        and before is not None
+        and before == after
+        and before.channels == len(order)
+        and node.output not in graph.outputs
+        and all(u.op == "qlinear" and _anchor_fits(u, graph, choice) for u in users)
+    )
+
+
 def _anchor_fits(node: Node, graph: Graph, choice: Choice) -> bool:
     if node.op not in ("linear", "qlinear", "attention", "layernorm"):
         return False
@@ -206,6 +235,10 @@ def choose(graph: Graph) -> Choice:
     for node in graph.nodes:
         if _anchor_fits(node, graph, choice) or is_table_gather(node, graph, choice):
             mark(node)
+        elif node.inputs[:1] and node.inputs[0] in in_lanes and _reorders(
+            node, graph, choice, consumers[node.output]
+        ):
+            mark(node)
         elif node.op == "reshape":
             a, b = choice.rows.get(node.inputs[0]), choice.rows.get(node.output)
             if node.inputs[0] in in_lanes and a is not None and a == b:
@@ -235,12 +268,10 @@ def choose(graph: Graph) -> Choice:
 
 def _lane_operands(node: Node) -> tuple[str, ...]:
     """Inputs that a lane node reads as rows in lanes."""
-    if node.op in ("linear", "qlinear", "layernorm", "quantize", "dequantize"):
+    if node.op in ("linear", "qlinear", "layernorm", "quantize", "dequantize", "gather"):
         return node.inputs[:1]
     if node.op == "attention":
         return node.inputs[:3]
-    if node.op == "gather":
-        return ()
     return node.inputs
 
 
@@ -253,6 +284,7 @@ class Group:
         nodes: in order; the anchor of a linear or attention group comes first.
         norm: the LayerNorm of a map group, or None.
         copies: values that a map only moves into lanes, because an anchor reads them there.
+        order: channels in the order in which panels take them; None where no node says.
     """
 
     kind: str
@@ -261,6 +293,7 @@ class Group:
     nodes: list[Node] = field(default_factory=list)
     norm: Node | None = None
     copies: list[str] = field(default_factory=list)
+    order: np.ndarray | None = None
 
     @property
     def anchor(self) -> Node | None:
@@ -313,6 +346,13 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
             # Readers of the lanes depend on the copy; row-major readers on the original.
             lane_maker[name] = index
 
+    # What layers and attention read as panels, unless a gather gave it another order.
+    in_order = {
+        choice.root(name)
+        for node in graph.nodes
+        if id(node) in choice.nodes and node.op in ("qlinear", "attention")
+        for name in _lane_operands(node)
+    }
     gathers: dict[str, Node] = {}
     copied: dict[str, int] = {}
     lane_maker: dict[str, int] = {}
@@ -366,6 +406,9 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
         gathered = any(
             n in gathers or n not in maker or steps[maker[n]].group is None for n in lanes
         ) or any(is_position_table(n, graph, rows) for n in node.inputs if n)
+        order = channel_order(node, graph)
+        if order is None and choice.root(node.output) in in_order:
+            order = np.arange(rows.channels)
         joined = False
         if homes:
             index = max(homes)
@@ -380,8 +423,11 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                 and index not in needs
                 and not (home.kind != "map" and (gathered or reads_norm))
                 and not (reads_norm and home.norm is not None)
+                and not (home.kind != "map" and node.op == "gather")
+                and (order is None or home.order is None or np.array_equal(order, home.order))
             )
             if joined:
+                home.order = order if home.order is None else home.order
                 home.nodes.append(node)
                 if reads_norm:
                     home.norm = node
@@ -389,7 +435,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                 for out in node.outputs:
                     maker[out] = index
         if not joined:
-            new = Group("map", rows.domain, rows.channels, [node])
+            new = Group("map", rows.domain, rows.channels, [node], order=order)
             if node.op == "layernorm":
                 new.norm = node
             add(Step(new), inputs, node.outputs)

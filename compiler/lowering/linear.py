@@ -18,6 +18,9 @@ Array = np.ndarray[Any, Any]
 #: Activations of a tile should stay in the first-level cache beside the weight stream.
 TILE_BYTES = 24 * 1024
 
+#: Blocks of 16 rows in the tile of a sparse kernel with the widest vectors.
+TALL = 2
+
 #: Quads (4 output channels) that are sorted together, and that one thread takes as a whole.
 SLAB_QUADS = 16
 
@@ -166,6 +169,58 @@ def balanced_order(counts: Array) -> Array:
     return np.concatenate(slabs) if slabs else np.zeros(0, np.int64)
 
 
+def _chunk_packs(packs: int, tall: int) -> int:
+    """Packs of a chunk, so that its activations for `tall` blocks of rows stay in the cache."""
+    return -(-packs // max(1, -(-tall * packs * 64 // TILE_BYTES)))
+
+
+def _chunk_orders(counts: Array, keep_last: bool) -> Array:
+    """The order in which quads take the channels in each chunk: [chunks, channels].
+
+    Args:
+        counts: [chunks, 4 * quads] non-zero packs of each channel.
+        keep_last: the last chunk keeps 4 adjacent channels to a quad, as panels need.
+    """
+    orders = [balanced_order(c) for c in counts]
+    if keep_last:
+        orders[-1] = np.arange(counts.shape[1])
+    return np.array(orders)
+
+
+def _pack_counts(rows: Array, chunk_packs: int) -> Array:
+    """Non-zero packs of each row of `rows` [4 * quads, packs] in each chunk: [chunks, 4 * quads]."""
+    starts = np.arange(0, rows.shape[1], chunk_packs)
+    return np.asarray(np.add.reduceat(rows != 0, starts, axis=1, dtype=np.int64).T)
+
+
+def quad_lengths(weights: Array) -> Array:
+    """Packs that each output channel has where quads are 4 adjacent channels (the last chunk).
+
+    Args:
+        weights: int8 [N, K].
+
+    Returns:
+        [N], for the kernel of the widest vectors.
+    """
+    rows = packs_of(weights)
+    return _pack_counts(rows, _chunk_packs(rows.shape[1], TALL))[-1, : len(weights)]
+
+
+def estimated_work(weights: Array, panels: bool) -> float:
+    """What a layer of int8 `weights` [N, K] costs: products for 16 rows, in dense ones.
+
+    Counts what the kernel of the widest vectors would do, padding included.
+
+    Args:
+        panels: as for :func:`plan_linear`.
+    """
+    rows = packs_of(weights)
+    counts = _pack_counts(rows, _chunk_packs(rows.shape[1], TALL))
+    sorted_counts = np.take_along_axis(counts, _chunk_orders(counts, panels), axis=1)
+    work = 4 * int(sorted_counts.reshape(len(counts), -1, 4).max(axis=2).sum())
+    return min(work * SPARSE_COST, float(rows.size))
+
+
 def _sparse_stream(
     rows: Array, chunk_packs: int, keep_last: bool, run: int = 1, parts: int = 1
 ) -> tuple[Array, Array, Array, Array]:
@@ -181,16 +236,14 @@ def _sparse_stream(
     chunk_runs = chunk_packs // run * parts
     weights: list[Array] = []
     offsets: list[Array] = []
-    orders: list[Array] = []
     start = [0]
-    for first in range(0, runs.shape[1], chunk_runs):
-        piece = runs[:, first : first + chunk_runs]
-        counts = (piece != 0).any(axis=2).sum(axis=1)
-        keep = keep_last and first + chunk_runs >= runs.shape[1]
-        order = np.arange(n4) if keep else balanced_order(counts)
-        orders.append(order)
-        piece, counts = piece[order], counts[order]
-        place_of = np.argsort((piece == 0).all(axis=2), axis=1, kind="stable")
+    used = (runs != 0).any(axis=2)
+    all_counts = _pack_counts(used, chunk_runs)
+    orders = _chunk_orders(all_counts, keep_last)
+    firsts = range(0, runs.shape[1], chunk_runs)
+    for first, counts, order in zip(firsts, all_counts, orders, strict=True):
+        piece, counts = runs[order, first : first + chunk_runs], counts[order]
+        place_of = np.argsort(~used[order, first : first + chunk_runs], axis=1, kind="stable")
         longest = int(counts.max()) if counts.size else 0
         index = place_of[:, :longest]
         place = np.arange(longest)
@@ -208,7 +261,7 @@ def _sparse_stream(
         np.ascontiguousarray(np.concatenate(weights)),
         np.concatenate(offsets).astype(np.uint16),
         np.array(start, np.int32),
-        np.array(orders),
+        orders,
     )
 
 
@@ -237,10 +290,9 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
         if len(node.inputs) > 3 and node.inputs[3]:
             total[:n] += graph.constants[node.inputs[3]]
         bias = total.astype(np.int32)
-    tall = 2 if sub == 1 else 1
-    pieces = max(1, -(-tall * packs * 64 // TILE_BYTES))
+    tall = TALL if sub == 1 else 1
     run = _run_length(rows) if kind == "f32" else 1
-    chunk_packs = -(-packs // (pieces * run)) * run
+    chunk_packs = -(-_chunk_packs(packs, tall) // run) * run
     pairs = kind == "i8" and target.adds_pairs
     if pairs:
         stream = _sparse_stream(split_pairs(rows), chunk_packs, panels, parts=2)

@@ -337,6 +337,9 @@ class Program:
             # The same number to the last bit, without a division.
             inverse = np.float32(1.0) / graph.constants[node.inputs[1]]
             return f"({self.demand(node.inputs[0])} * {self.constant(inverse)})"
+        if node.op == "gather":
+            # Of channels: the kernel visits them in that order.
+            return self.demand(node.inputs[0])
         args = [self.demand(n) for n in node.inputs if n] if node.op != "pow" else []
         if node.op == "gelu":
             tanh = node.attrs.get("approximate", "none") == "tanh"

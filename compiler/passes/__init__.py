@@ -14,6 +14,7 @@ from sparsec.compiler.passes.fold_constants import fold_constants
 from sparsec.compiler.passes.fuse_attention import fuse_attention
 from sparsec.compiler.passes.fuse_gelu import fuse_gelu
 from sparsec.compiler.passes.fuse_layernorm import fuse_layernorm
+from sparsec.compiler.passes.permute_channels import permute_channels
 from sparsec.compiler.passes.remove_identities import remove_identities
 from sparsec.compiler.passes.sink_layout import sink_layout
 
@@ -33,6 +34,8 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("sink_attention_layout", sink_layout),
     ("remove_leftovers", remove_identities),
     ("merge_leftovers", eliminate_common),
+    # The last: what it aims at is what the kernels do with the weights.
+    ("permute_channels", permute_channels),
 )
 
 

@@ -153,16 +153,18 @@ def write_random(
     seed: int = 0,
     sparsity: float = 0.0,
     block: int = 4,
+    spread: float = 0.0,
     **quantization: Any,
 ) -> Model:
     """Write a model with random weights, calibrated on random tokens.
 
     Args:
         sparsity, block: what share of the encoder's blocks of weights is zero.
+        spread: how unevenly they are spread over the channels (see `random_weights`).
         quantization: further arguments of `quantize_model` (per_channel, attention, ...).
     """
     export = export or Export()
-    weights = random_weights(config, seed, sparsity, block)
+    weights = random_weights(config, seed, sparsity, block, spread)
     quantized = None
     if form != "fp32":
         length = min(32, config.max_position)

@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--form", choices=FORMS, default="sparseml")
     add("--sparsity", type=float, default=0.0, help="share of the encoder's blocks that is zero")
     add("--block", type=int, default=4, help="input channels in a block")
+    add("--spread", type=float, default=0.0, help="unevenness of the channels when pruning")
     add("--seed", type=int, default=0)
     add("--opset", type=int, default=14)
     add("--fused", action="store_true", help="LayerNormalization and Gelu as single nodes")
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed,
         sparsity=args.sparsity,
         block=args.block,
+        spread=args.spread,
         **quantization,
     )
     onnx.checker.check_model(str(args.output), full_check=False)

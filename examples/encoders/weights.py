@@ -24,13 +24,16 @@ def expand_blocks(blocks: np.ndarray, block: int, width: int) -> np.ndarray:
     return np.repeat(blocks, block, axis=1)[:, :width]
 
 
-def prune(weight: np.ndarray, sparsity: float, block: int = 4) -> np.ndarray:
+def prune(
+    weight: np.ndarray, sparsity: float, block: int = 4, importance: np.ndarray | None = None
+) -> np.ndarray:
     """A copy of `weight` [N, K] whose smallest blocks are zero.
 
     A block is `block` consecutive input channels of one output: weight[n, j*block:(j+1)*block].
-    Exactly ``round(sparsity * blocks)`` of them are zeroed.
+    Exactly ``round(sparsity * blocks)`` of them are zeroed.  With `importance` [N, K] it is the
+    size of ``weight * importance`` that counts.
     """
-    norms = block_norms(weight, block)
+    norms = block_norms(weight if importance is None else weight * importance, block)
     drop = round(sparsity * norms.size)
     keep = np.ones(norms.size, bool)
     if drop:
@@ -44,13 +47,20 @@ def measured_sparsity(weight: np.ndarray, block: int = 1) -> float:
 
 
 def random_weights(
-    config: EncoderConfig, seed: int = 0, sparsity: float = 0.0, block: int = 4
+    config: EncoderConfig,
+    seed: int = 0,
+    sparsity: float = 0.0,
+    block: int = 4,
+    spread: float = 0.0,
 ) -> Weights:
     """Float32 parameters under their Hugging Face BERT names, the encoder's linear layers pruned.
 
-    Weights have unit gain, before and after pruning, so activations stay O(1) at any depth.
+    Weights have unit gain, before and after pruning, so activations stay O(1) at any depth.  With
+    `spread`, every input and output channel has an importance exp(spread * normal), by which
+    pruning weighs its weights: some keep many weights and some few, as in trained models.
     """
     rng = np.random.default_rng(seed)
+    channels = np.random.default_rng((seed, 1))
     pruned = {f"{name}.weight" for name in config.encoder_linears()}
     weights: Weights = {}
     for name, shape in config.parameter_shapes().items():
@@ -61,7 +71,11 @@ def random_weights(
             values *= 0.1
         elif not name.startswith("embeddings."):
             if name in pruned and sparsity:
-                values = prune(values, sparsity, block)
+                importance = None
+                if spread:
+                    drawn = [channels.standard_normal(extent, np.float32) for extent in shape]
+                    importance = np.exp(spread * (drawn[0][:, None] + drawn[1]))
+                values = prune(values, sparsity, block, importance)
                 values /= max(float(np.sqrt(np.square(values).mean())), 1e-6)
             values /= np.sqrt(np.float32(shape[1]))
         weights[name] = values.astype(np.float32)

@@ -1,0 +1,329 @@
+"""Reorder channels so that the sparse kernels have less to do.
+
+    x ── quantize ── qlinear(W)            x ── quantize ── gather(p) ── qlinear(W[:, p])
+    a ── qlinear(U) ── quantize ── qlinear(W)
+    ->
+    a ── qlinear(U[p]) ── quantize ── qlinear(W[:, p])
+
+A kernel's unit of work is a pack: 4 consecutive input channels of one output, skipped when all four
+weights are zero; and it takes output channels in fours, each as long as the longest of the four.
+Which channels stand side by side is ours to choose (``grouping`` does) wherever nobody else sees
+the order:
+
+* between two layers with elementwise work in between (the inner width of a feed-forward block);
+* within each head, between V and the projection that reads attention's result, and in Q and K,
+  where scores sum over the channels;
+* in front of a layer that reads a quantized LayerNorm: its kernel writes bytes in fours, and which
+  four costs nothing.  This is written as a gather, so the float values keep their order.
+
+Sums of integers do not depend on their order, so results stay the same to the last bit.  Orders
+are kept only where the kernels' work falls by ``WORTH`` or more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.ir import Editor, Graph, Node
+from sparsec.compiler.lowering.linear import estimated_work, packs_of, quad_lengths
+from sparsec.compiler.ops import OPS
+from sparsec.compiler.ops.contraction import BYTES
+from sparsec.compiler.passes.grouping import group_in_fours
+
+Array = np.ndarray[Any, Any]
+
+#: Share of the work of the layers concerned that a new order must save.
+WORTH = 0.03
+
+#: Matrices this close to having only full packs hold blocks already: nothing is looked for.
+FULL = 0.95
+
+#: Orders by what they were computed from: buckets of a model have the same weights.
+_known: dict[bytes, Array] = {}
+_KNOWN_LIMIT = 4096
+
+
+def permute_channels(graph: Graph) -> Graph:
+    """Choose an order for every set of channels that is free to have one."""
+    return _Permuting(graph).run()
+
+
+@dataclass(eq=False)
+class _Site:
+    """Channels that can be reordered together.
+
+    Attributes:
+        values: tensors whose last axis is these channels.
+        makers: `linear` and `qlinear` nodes whose outputs they are.
+        readers: `qlinear` nodes whose inputs they are.
+        width: channels stay within segments of this many (a head, or all).
+        gathered: the value that is to be gathered, where there are no makers.
+    """
+
+    values: set[str] = field(default_factory=set)
+    makers: list[Node] = field(default_factory=list)
+    readers: list[Node] = field(default_factory=list)
+    width: int = 0
+    gathered: str = ""
+
+
+class _Permuting:
+    """Finds sites, chooses orders one site after the other, rewrites constants."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.producers = graph.producers()
+        self.consumers = graph.consumers()
+        self.place = {id(node): i for i, node in enumerate(graph.nodes)}
+        self.weights = {
+            id(n): graph.constants[n.inputs[1]]
+            for n in graph.nodes
+            if n.op in ("linear", "qlinear") and n.inputs[1] in graph.constants
+        }
+
+    def run(self) -> Graph:
+        chosen: list[tuple[_Site, Array]] = []
+        for site in self.sites():
+            order = self.choose(site)
+            if order is not None:
+                chosen.append((site, order))
+                self.apply(site, order)
+        return self.rewritten(chosen) if chosen else self.graph
+
+    # -- where channels are free
+
+    def sites(self) -> list[_Site]:
+        """All sites; one whose makers read another site comes after that one."""
+        free: list[_Site] = []
+        gathers: list[_Site] = []
+        seen: set[str] = set()
+        for node in self.graph.nodes:
+            if node.op == "qlinear":
+                starts: tuple[str, ...] = node.inputs[:1]
+            elif node.op == "attention":
+                starts = node.inputs[:3]
+            else:
+                continue
+            for name in starts:
+                if name in seen:
+                    continue
+                site = self.tied(name)
+                seen |= site.values if site else {name}
+                if site is not None:
+                    free.append(site)
+                elif node.op == "qlinear":
+                    gathers += self.behind_norm(name)
+        free.sort(key=lambda site: min(self.place[id(n)] for n in site.makers))
+        return gathers + free
+
+    def channels(self, name: str) -> int:
+        """Extent of a value's last axis; 0 if it has none."""
+        shape = self.graph.values[name].shape
+        return shape[-1] if shape and isinstance(shape[-1], int) else 0
+
+    def tied(self, start: str) -> _Site | None:
+        """The site of all values whose channels must be in one order with those of `start`.
+
+        None where one of them is seen from outside, or comes from, or goes to, what would have
+        to be reordered at run time.
+        """
+        graph = self.graph
+        channels = self.channels(start)
+        site = _Site(width=channels)
+        if channels % 4:
+            return None
+        todo = [start]
+        while todo:
+            name = todo.pop()
+            if name in site.values or name in graph.constants:
+                continue
+            maker = self.producers.get(name)
+            if maker is None or name in graph.outputs or self.channels(name) != channels:
+                return None
+            site.values.add(name)
+            for node in (maker, *self.consumers[name]):
+                more = self.tied_by(node, name, site)
+                if more is None:
+                    return None
+                todo += more
+        return site if site.makers and site.width % 4 == 0 else None
+
+    def tied_by(self, node: Node, name: str, site: _Site) -> Iterable[str] | None:
+        """Other values that `node` ties to `name`; None where it does not let go of the order."""
+        makes = name in node.outputs
+        if OPS[node.op].elementwise and self.rides(node):
+            return (*(n for n in node.inputs if n), *node.outputs)
+        if node.op == "reshape":
+            ends = (node.inputs[0], node.output)
+            return ends if self.channels(ends[0]) == self.channels(ends[1]) else None
+        if node.op in ("linear", "qlinear") and id(node) in self.weights:
+            if makes:
+                site.makers.append(node)
+                return ()
+            if node.op == "qlinear" and node.inputs.count(name) == 1:
+                site.readers.append(node)
+                return ()
+        if node.op == "attention" and name not in node.inputs[3:]:
+            q, k, v = node.inputs[:3]
+            head = self.channels(name) // int(node.attrs["heads"])
+            if site.width not in (self.channels(name), head):
+                return None
+            site.width = head
+            if makes or name == v:
+                return (v, node.output) if name not in (q, k) else None
+            # A float product would be summed in another order, and gains nothing.
+            return (q, k) if self.graph.values[q].dtype in BYTES else None
+        return None
+
+    def rides(self, node: Node) -> bool:
+        """Whether an elementwise node leaves channels apart: its constants can be reordered too."""
+        rank = len(self.graph.values[node.output].shape)
+        channels = self.channels(node.output)
+        if node.op in ("quantize", "dequantize"):
+            parameters = [self.graph.constants.get(n) for n in node.inputs[1:] if n]
+            last = int(node.attrs.get("axis", 1)) % max(rank, 1) == rank - 1
+            return all(p is not None and (p.size == 1 or last) for p in parameters)
+        return all(
+            self.channels(n) == channels or (n in self.graph.constants and self.channels(n) <= 1)
+            for n in node.inputs
+            if n
+        )
+
+    def behind_norm(self, name: str) -> list[_Site]:
+        """The site of quantized LayerNorm output that only layers read, if `name` is that."""
+        readers = self.consumers[name]
+        maker = self.producers.get(name)
+        norm = self.producers.get(maker.inputs[0]) if maker and maker.op == "quantize" else None
+        if norm is None or norm.op != "layernorm" or self.channels(name) % 4:
+            return []
+        if name in self.graph.outputs or any(
+            n.op != "qlinear" or n.inputs.count(name) != 1 or id(n) not in self.weights
+            for n in readers
+        ):
+            return []
+        return [_Site({name}, [], readers, self.channels(name), name)]
+
+    def in_quads(self, node: Node) -> bool:
+        """Whether a layer's kernel takes 4 adjacent channels at a time: it ends in bytes that
+        products read."""
+        todo, seen = [node.output], set[str]()
+        while todo:
+            name = todo.pop()
+            for user in self.consumers[name]:
+                if user.op == "qlinear" and user.inputs[0] == name:
+                    return True
+                if user.op == "attention" and name in user.inputs[:2]:
+                    return self.graph.values[name].dtype in BYTES
+                if (OPS[user.op].elementwise or user.op == "reshape") and user.output not in seen:
+                    seen.add(user.output)
+                    todo.append(user.output)
+        return False
+
+    # -- which order
+
+    def choose(self, site: _Site) -> Array | None:
+        """The best order found, if it saves enough; None to leave the site as it is."""
+        used = [self.weights[id(n)] != 0 for n in site.readers]
+        bytes_made = [n for n in site.makers if n.op == "qlinear" and self.in_quads(n)]
+        packs = sum(
+            int((packs_of(self.weights[id(n)]) != 0).sum()) for n in site.readers
+        )
+        weights = sum(int(u.sum()) for u in used)
+        if packs and weights >= FULL * 4 * packs:
+            return None
+        if not packs and not bytes_made:
+            return None
+        lengths = [quad_lengths(self.weights[id(n)]) for n in bytes_made]
+        channels = len(lengths[0]) if lengths else used[0].shape[1]
+        stacked = np.concatenate(used) if used else np.zeros((0, channels), bool)
+        order = _ordered(stacked, lengths, site.width)
+        before = self.work(site)
+        saved = before - self.work(site, order)
+        return order if saved > 0 and saved >= WORTH * before else None
+
+    def work(self, site: _Site, order: Array | None = None) -> float:
+        """Work of the byte layers around a site, with its channels in some order."""
+        total = 0.0
+        for node in dict.fromkeys((*site.makers, *site.readers)):
+            if node.op == "qlinear":
+                w = self.weights[id(node)]
+                if order is not None:
+                    w = self.reordered(node, site, order)
+                total += estimated_work(w, self.in_quads(node))
+        return total
+
+    def reordered(self, node: Node, site: _Site, order: Array) -> Array:
+        """A layer's weights with the site's channels in that order."""
+        w = self.weights[id(node)]
+        if node in site.makers:
+            w = w[order]
+        return w[:, order] if node in site.readers else w
+
+    def apply(self, site: _Site, order: Array) -> None:
+        """Make an order the one that later sites see."""
+        for node in dict.fromkeys((*site.makers, *site.readers)):
+            self.weights[id(node)] = self.reordered(node, site, order)
+
+    # -- the new graph
+
+    def rewritten(self, chosen: Sequence[tuple[_Site, Array]]) -> Graph:
+        """The graph with reordered constants, and gathers where there are no makers."""
+        edit = Editor(self.graph)
+        inputs = {id(node): list(node.inputs) for node in self.graph.nodes}
+        rows: dict[int, Array] = {}
+        touched: set[int] = set()
+        for site, order in chosen:
+            for node in site.makers:
+                rows[id(node)] = order
+                touched.add(id(node))
+            touched |= {id(node) for node in site.readers}
+            if site.gathered:
+                indices = edit.constant(order, f"{site.gathered}.order")
+                axis = len(self.graph.values[site.gathered].shape) - 1
+                source = self.producers[site.gathered].source
+                moved = edit.emit("gather", (site.gathered, indices), source=source, axis=axis)
+                for node in site.readers:
+                    inputs[id(node)][0] = moved
+            for name in site.values - {site.gathered}:
+                node = self.producers[name]
+                if OPS[node.op].elementwise:
+                    self.reorder_constants(edit, inputs[id(node)], order)
+        for node in self.graph.nodes:
+            if id(node) in touched:
+                names = inputs[id(node)]
+                names[1] = edit.constant(np.ascontiguousarray(self.weights[id(node)]), names[1])
+                if id(node) in rows:
+                    self.reorder_constants(edit, names, rows[id(node)], first=2)
+        edit.nodes = [
+            replace(node, inputs=tuple(inputs.get(id(node), node.inputs))) for node in edit.nodes
+        ]
+        return edit.finish()
+
+    def reorder_constants(
+        self, edit: Editor, names: list[str], order: Array, first: int = 0
+    ) -> None:
+        """Replace constants over the channels, from operand `first` on, by reordered ones."""
+        for i, name in enumerate(names):
+            if i >= first and name in edit.constants:
+                array = edit.constants[name]
+                if array.ndim and array.shape[-1] == len(order):
+                    names[i] = edit.constant(np.ascontiguousarray(array[..., order]), name)
+
+
+def _ordered(used: Array, lengths: Sequence[Array], width: int) -> Array:
+    """:func:`group_in_fours`, remembered."""
+    digest = hashlib.sha256(f"{used.shape} {len(lengths)} {width}".encode())
+    digest.update(np.packbits(used).tobytes())
+    for n in lengths:
+        digest.update(n.tobytes())
+    key = digest.digest()
+    if key not in _known:
+        if len(_known) >= _KNOWN_LIMIT:
+            _known.clear()
+        _known[key] = group_in_fours(used, lengths, width)
+    return _known[key]
