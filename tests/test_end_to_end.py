@@ -79,6 +79,7 @@ class Case:
     quantization: Mapping[str, Any] = field(default_factory=dict)
     sparsity: float = 0.7
     block: int = 4
+    spread: float = 0.0
 
     def write(self, path: Path, form: Form) -> Model:
         return write_random(
@@ -89,6 +90,7 @@ class Case:
             seed=3,
             sparsity=self.sparsity,
             block=self.block,
+            spread=self.spread,
             **({} if form == "fp32" else self.quantization),
         )
 
@@ -137,6 +139,8 @@ CASES = (
     Case("head-80", ("qdq", "fp32", "sparseml"), {"hidden": 160, "heads": 2}),
     Case("unstructured", ("sparseml", "fp32", "qdq"), sparsity=0.8, block=1),
     Case("unstructured-float", ("fp32",), sparsity=0.9, block=1),
+    Case("uneven", QUANTIZED, sparsity=0.9, block=1, spread=0.5),
+    Case("uneven-float-attention", ("qdq",), {}, {}, {"attention": False}, 0.9, 1, 0.5),
     Case("dense", ("qdq", "fp32", "sparseml"), sparsity=0.0),
     Case("sparse-95", ("sparseml", "fp32", "qdq"), sparsity=0.95),
     Case("one-layer", ("sparseml", "fp32", "qdq"), {"layers": 1}),

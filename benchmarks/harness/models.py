@@ -100,9 +100,7 @@ def pruned_model(cache: Path, recipe: Recipe) -> tuple[Path, Work]:
 
 def _write(path: Path, recipe: Recipe) -> Work:
     config = recipe.config
-    weights = random_weights(
-        config, recipe.seed, recipe.sparsity, recipe.block, recipe.spread
-    )
+    weights = random_weights(config, recipe.seed, recipe.sparsity, recipe.block, recipe.spread)
     matrices = [weights[f"{name}.weight"] for name in config.linears()]
     if recipe.form == "fp32":
         write(path, config, weights, "fp32")

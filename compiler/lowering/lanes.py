@@ -150,8 +150,8 @@ def channel_order(node: Node, graph: Graph) -> np.ndarray | None:
     return order if np.array_equal(np.sort(order), np.arange(channels)) else None
 
 
-def _reorders(node: Node, graph: Graph, choice: Choice, users: list[Node]) -> bool:
-    """Whether a gather of channels is done by whoever packs the bytes for the layers that read it."""
+def _reorders(node: Node, graph: Graph, choice: Choice, consumers: dict[str, list[Node]]) -> bool:
+    """Whether a gather of channels is part of packing bytes for the layers that read them."""
     before, after = (choice.rows.get(n) for n in (node.inputs[0], node.output))
     order = channel_order(node, graph)
     return (
@@ -160,7 +160,9 @@ def _reorders(node: Node, graph: Graph, choice: Choice, users: list[Node]) -> bo
         and before == after
         and before.channels == len(order)
         and node.output not in graph.outputs
-        and all(u.op == "qlinear" and _anchor_fits(u, graph, choice) for u in users)
+        and all(
+            u.op == "qlinear" and _anchor_fits(u, graph, choice) for u in consumers[node.output]
+        )
     )
 
 
@@ -233,10 +235,10 @@ def choose(graph: Graph) -> Choice:
         in_lanes.update(node.outputs)
 
     for node in graph.nodes:
-        if _anchor_fits(node, graph, choice) or is_table_gather(node, graph, choice):
-            mark(node)
-        elif node.inputs[:1] and node.inputs[0] in in_lanes and _reorders(
-            node, graph, choice, consumers[node.output]
+        if (
+            _anchor_fits(node, graph, choice)
+            or is_table_gather(node, graph, choice)
+            or (node.inputs[0] in in_lanes and _reorders(node, graph, choice, consumers))
         ):
             mark(node)
         elif node.op == "reshape":

@@ -188,7 +188,7 @@ def _chunk_orders(counts: Array, keep_last: bool) -> Array:
 
 
 def _pack_counts(rows: Array, chunk_packs: int) -> Array:
-    """Non-zero packs of each row of `rows` [4 * quads, packs] in each chunk: [chunks, 4 * quads]."""
+    """Non-zero packs of the rows [4 * quads, packs] in each chunk: [chunks, 4 * quads]."""
     starts = np.arange(0, rows.shape[1], chunk_packs)
     return np.asarray(np.add.reduceat(rows != 0, starts, axis=1, dtype=np.int64).T)
 

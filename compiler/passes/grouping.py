@@ -116,8 +116,7 @@ def _matched(x: Array, lengths: Sequence[Array]) -> Array:
         # Channels with like numbers of weights are matched with each other.
         sorted_channels = np.argsort(-x.sum(axis=0), kind="stable").reshape(-1, 4)
         tiles = [
-            tile.reshape(-1)
-            for tile in np.array_split(sorted_channels, -(-channels // MATCH_TILE))
+            tile.reshape(-1) for tile in np.array_split(sorted_channels, -(-channels // MATCH_TILE))
         ]
         return np.concatenate([t[_matched(x[:, t], [n[t] for n in lengths])] for t in tiles])
     pairs = _mutual_pairs(_overlap(x, lengths))

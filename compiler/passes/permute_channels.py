@@ -230,9 +230,7 @@ class _Permuting:
         """The best order found, if it saves enough; None to leave the site as it is."""
         used = [self.weights[id(n)] != 0 for n in site.readers]
         bytes_made = [n for n in site.makers if n.op == "qlinear" and self.in_quads(n)]
-        packs = sum(
-            int((packs_of(self.weights[id(n)]) != 0).sum()) for n in site.readers
-        )
+        packs = sum(int((packs_of(self.weights[id(n)]) != 0).sum()) for n in site.readers)
         weights = sum(int(u.sum()) for u in used)
         if packs and weights >= FULL * 4 * packs:
             return None
