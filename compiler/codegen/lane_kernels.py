@@ -383,8 +383,9 @@ def map_kernel(body: Body) -> LaneKernel:
     struct += "" if gathers else "    char none;\n"
     struct += "} @NAME@_rows;\n"
     order = group.order
-    ordered = bool(panels) and order is not None and bool((np.diff(order) != 1).any())
-    context["cv_order"] = args.vector(order.astype(np.uint16)) if ordered else -1
+    context["cv_order"] = -1
+    if panels and order is not None and (np.diff(order) != 1).any():
+        context["cv_order"] = args.vector(order.astype(np.uint16))
     ops = ", ".join(n.op for n in group.nodes) or "copy"
     title = f"{group.channels} channels: {ops}"
     name, text = _named(

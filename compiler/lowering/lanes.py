@@ -144,8 +144,10 @@ def channel_order(node: Node, graph: Graph) -> np.ndarray | None:
     last = len(value.shape) - 1
     if order is None or value.dtype not in BYTES or int(node.attrs.get("axis", 0)) != last:
         return None
-    channels = value.shape[last]
-    if order.shape != (channels,) or channels % 4 or not 0 < channels <= 1 << 16:
+    channels = order.size
+    if (order.shape, value.shape[last]) != ((channels,), channels):
+        return None
+    if channels % 4 or not 0 < channels <= 1 << 16:
         return None
     return order if np.array_equal(np.sort(order), np.arange(channels)) else None
 
@@ -408,9 +410,9 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
         gathered = any(
             n in gathers or n not in maker or steps[maker[n]].group is None for n in lanes
         ) or any(is_position_table(n, graph, rows) for n in node.inputs if n)
-        order = channel_order(node, graph)
-        if order is None and choice.root(node.output) in in_order:
-            order = np.arange(rows.channels)
+        taken = channel_order(node, graph)
+        if taken is None and choice.root(node.output) in in_order:
+            taken = np.arange(rows.channels)
         joined = False
         if homes:
             index = max(homes)
@@ -426,10 +428,10 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                 and not (home.kind != "map" and (gathered or reads_norm))
                 and not (reads_norm and home.norm is not None)
                 and not (home.kind != "map" and node.op == "gather")
-                and (order is None or home.order is None or np.array_equal(order, home.order))
+                and (taken is None or home.order is None or np.array_equal(taken, home.order))
             )
             if joined:
-                home.order = order if home.order is None else home.order
+                home.order = taken if home.order is None else home.order
                 home.nodes.append(node)
                 if reads_norm:
                     home.norm = node
@@ -437,7 +439,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                 for out in node.outputs:
                     maker[out] = index
         if not joined:
-            new = Group("map", rows.domain, rows.channels, [node], order=order)
+            new = Group("map", rows.domain, rows.channels, [node], order=taken)
             if node.op == "layernorm":
                 new.norm = node
             add(Step(new), inputs, node.outputs)

@@ -81,7 +81,8 @@ def _dealt(order: Array, lengths: Sequence[Array]) -> Array:
     work = np.sum([n[groups].max(axis=1) for n in lengths], axis=0)
     slabs = -(-len(groups) // SLAB_QUADS)
     rank = np.argsort(-work, kind="stable")
-    return groups[rank[np.argsort(np.arange(len(groups)) % slabs, kind="stable")]].reshape(-1)
+    dealt = rank[np.argsort(np.arange(len(groups)) % slabs, kind="stable")]
+    return np.asarray(groups[dealt].reshape(-1))
 
 
 def _mutual_pairs(gain: Array) -> Array:
@@ -138,7 +139,7 @@ def _refined(x: Array, lengths: Sequence[Array], order: Array) -> Array:
             saved += _swap(x, lengths, groups, part)
         if saved <= SETTLED * cost:
             break
-    return groups.reshape(-1)
+    return np.asarray(groups.reshape(-1))
 
 
 def _swap(x: Array, lengths: Sequence[Array], groups: Array, part: Array) -> float:
