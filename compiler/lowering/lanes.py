@@ -154,11 +154,12 @@ def channel_order(node: Node, graph: Graph) -> np.ndarray | None:
 
 def _reorders(node: Node, graph: Graph, choice: Choice, consumers: dict[str, list[Node]]) -> bool:
     """Whether a gather of channels is part of packing bytes for the layers that read them."""
-    before, after = (choice.rows.get(n) for n in (node.inputs[0], node.output))
     order = channel_order(node, graph)
+    if order is None:
+        return False
+    before, after = (choice.rows.get(n) for n in (node.inputs[0], node.output))
     return (
-        order is not None
-        and before is not None
+        before is not None
         and before == after
         and before.channels == len(order)
         and node.output not in graph.outputs
