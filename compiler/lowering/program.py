@@ -270,6 +270,8 @@ class Program:
         if name in self._steps:
             return self._steps[name]
         node = self.producers.get(name)
+        if node is not None and node.op == "gather":
+            return self.steps(node.inputs[0])
         if node is None or node.op != "quantize" or name in self._names or self.leaf(name):
             return None
         self._steps[name] = found = self._count_steps(node)
