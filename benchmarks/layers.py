@@ -132,7 +132,7 @@ def compile_chain(folder: Path, graph: Graph, target: targets.Target) -> Program
         outputs=[spec[n] for n in graph.outputs],
         mask_input=None,
     )
-    emission = emit_buckets([graph], signature, target, graph.name, 1)  # type: ignore[arg-type]
+    emission = emit_buckets([graph], signature, target, graph.name)  # type: ignore[arg-type]
     cc = toolchain.find()
     tree = build.write_tree(folder, emission, cc, target)
     libraries = build.compile_tree(tree, cc, target, jobs=1)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from sparsec.errors import InputError
 if TYPE_CHECKING:
     from sparsec.compiler.frontend import Model, Signature
     from sparsec.compiler.ir import Graph
+    from sparsec.compiler.lowering.tiling import Tilings
     from sparsec.runtime import Artifact
 
 __all__ = ["compile", "import_buckets"]
@@ -35,6 +37,8 @@ def compile(
     dump_ir: str | Path | None = None,
     force: bool = False,
     profile: bool = False,
+    tune: bool = False,
+    tuning: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile an ONNX model into an artifact.
@@ -44,7 +48,7 @@ def compile(
         buckets: sequence lengths to specialize to; needed unless the model has no
             sequence axis or works for one length only.
         output: the artifact's folder; ``model.sparsec`` beside ``model.onnx`` when absent.
-        batch_size: the batch size to tune for; any other runs too.
+        batch_size: the batch size to cut layers for; any other runs too.
         target: an ISA target's name, or ``auto`` for the fastest that runs here.
         cc: the C compiler's command; found when absent.
         jobs: compilers to run at once; as many as usable cores when absent.
@@ -52,6 +56,9 @@ def compile(
         dump_ir: write the IR after the import and after every pass to this folder.
         force: replace an artifact that is at `output`.
         profile: compile counters in, for ``sparsec benchmark --profile``; costs a little speed.
+        tune: measure on this machine how to cut the linear layers, instead of going by rules made
+            on another one; the choices are recorded in the manifest.
+        tuning: make the choices that are recorded in this artifact or manifest.
         progress: called with one line per stage and bucket.
 
     Returns:
@@ -74,6 +81,9 @@ def compile(
         raise InputError(f"the batch size must be at least 1, not {batch_size}")
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs must be at least 1, not {jobs}")
+    if tune and tuning is not None:
+        raise InputError("give --tune to measure or --tuning to repeat, not both")
+    tilings = _recorded(Path(tuning)) if tuning is not None else None
     isa = targets.choose(target, cpu.detect())
     compiler = toolchain.find(cc)
 
@@ -87,7 +97,13 @@ def compile(
     graphs = import_buckets(loaded, signature, buckets, dump_ir=dump, progress=tell)
 
     tell(f"generating C for {isa.name}")
-    emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size, profile=profile)
+    emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size, profile, tilings)
+    if tune:
+        from sparsec.compiler.tune import tune as measure
+
+        lengths = [graph.length for graph in graphs]
+        tilings = measure(emission.classes, lengths, batch_size, isa, compiler, jobs, tell)
+        emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size, profile, tilings)
 
     with artifact.staging(destination) as stage:
         tree = build.write_tree(stage / "c", emission, compiler, isa)
@@ -132,6 +148,7 @@ def compile(
                 for (length, library, _), source in zip(tree.buckets, emission.buckets, strict=True)
             ],
             layers=emission.layers,
+            tuning=tilings.to_json() if tilings else [],
         )
         artifact.seal(folder, manifest)
         artifact.publish(folder, destination, force)
@@ -173,6 +190,23 @@ def import_buckets(
             dump(-1, "import", graph)
         graphs.append(passes.run(graph, on_pass=dump))
     return graphs
+
+
+def _recorded(path: Path) -> Tilings:
+    """The choices of an earlier --tune: in an artifact's manifest, or a file like it.
+
+    Raises:
+        InputError: there are none.
+    """
+    from sparsec.compiler.lowering.tiling import Tilings
+
+    file = path / "manifest.json" if path.is_dir() else path
+    try:
+        manifest = json.loads(file.read_bytes())
+        rows = manifest["tuning"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} holds no record of --tune: {error}") from error
+    return Tilings.from_json(rows, str(file))
 
 
 class _Dump:

@@ -170,6 +170,7 @@ def manifest_of(
     supports_lengths: bool,
     buckets: Sequence[Mapping[str, Any]],
     layers: Sequence[Mapping[str, Any]],
+    tuning: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The manifest without its file list, which :func:`seal` adds.
 
@@ -189,4 +190,5 @@ def manifest_of(
         "supports_lengths": supports_lengths,
         "buckets": [dict(row) for row in buckets],
         "layers": [dict(row) for row in layers],
+        "tuning": [dict(row) for row in tuning],
     }

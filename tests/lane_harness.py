@@ -108,7 +108,7 @@ def compile_graph(
         outputs=[_spec(graph, n) for n in graph.outputs],
         mask_input=None,
     )
-    emission = emit_buckets([graph], signature, target, "test", 1)  # type: ignore[arg-type]
+    emission = emit_buckets([graph], signature, target, "test")  # type: ignore[arg-type]
     tree = build.write_tree(folder, emission, cc, target)
     ((_, library, units),) = tree.buckets
     sources = [str(folder / u) for u in units]

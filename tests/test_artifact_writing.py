@@ -49,6 +49,7 @@ def write(output: Path, *, force: bool = False, lengths: tuple[int, ...] = (4, 1
                 for (n, name, _), source in zip(tree.buckets, made.buckets, strict=True)
             ],
             layers=made.layers,
+            tuning=[],
         )
         artifact.seal(folder, manifest)
         artifact.publish(folder, output, force)

@@ -21,7 +21,7 @@ from sparsec.compiler.codegen.bucket import VECTOR_HEADERS
 from sparsec.compiler.codegen.lane_kernels import read_template
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, interpret
 from sparsec.compiler.lowering import byte_scores, lanes
-from sparsec.compiler.lowering.linear import exceeds_pairs, packs_of, plan_linear, split_pairs
+from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params
 
 TARGETS = target_params()
@@ -104,15 +104,19 @@ def test_float_linear(tmp_path: Path, target: str, k: int) -> None:
 
 def test_plans_cover_both_forms_and_chunks() -> None:
     """The layers above do reach the sparse and the dense kernel, whole and in chunks."""
-    graph = int8_layers(np.random.default_rng(1), 1700, 0, np.uint8, 4)
-    plans = {n.source: plan_linear(n, graph, _target("generic")) for n in graph.nodes}
+    graph = int8_layers(np.random.default_rng(1), 9000, 0, np.uint8, 4)
+    plans = {n.source: Plans(_target("generic"), [4]).get(n, graph) for n in graph.nodes}
     assert plans["blocks"].sparse and plans["blocks"].chunks > 1
     assert not plans["dense"].sparse
     assert plans["empty"].sparse and plans["empty"].work == 0
     small = int8_layers(np.random.default_rng(1), 64, 0, np.uint8, 4)
-    assert plan_linear(small.nodes[2], small, _target("generic")).chunks == 1
+    assert Plans(_target("generic"), [4]).get(small.nodes[2], small).chunks == 1
     floats = float_layers(np.random.default_rng(1), 700)
-    runs = [plan_linear(n, floats, _target("generic")) for n in floats.nodes if n.op == "linear"]
+    runs = [
+        Plans(_target("generic"), [floats.length]).get(n, floats)
+        for n in floats.nodes
+        if n.op == "linear"
+    ]
     by_pattern = dict(zip(PATTERNS, runs, strict=True))
     assert by_pattern["blocks"].run == 4 and by_pattern["single"].run == 1
     assert by_pattern["blocks"].chunks > 1
@@ -152,7 +156,7 @@ def test_packed_stream_holds_every_weight_once(
         x = e.input("x", np.float32, (BATCH, 4, k))
         e.outputs.append(e.emit("linear", [x, e.constant(w.astype(np.float32))]))
     graph = e.finish()
-    plan = plan_linear(graph.nodes[0], graph, targets.get(target), panels)
+    plan = Plans(targets.get(target), [4]).get(graph.nodes[0], graph, panels)
     # Entries of 4 int8 or of one float; those of one place add up.
     width, item = (4, np.int8) if kind == "i8" else (1, np.float32)
     rows = np.zeros((plan.quads * 4, plan.packs, width), np.float32)

@@ -15,7 +15,7 @@ import sparsec
 from examples.encoders import EncoderConfig, Export, write_random
 from sparsec.compiler import frontend, passes
 from sparsec.compiler.ir import BATCH, Graph, Node, interpret
-from sparsec.compiler.lowering.linear import estimated_work, packs_of, plan_linear
+from sparsec.compiler.lowering.linear import Plans, estimated_work, packs_of
 from sparsec.compiler.passes.grouping import group_in_fours, grouping_cost
 from sparsec.compiler.passes.permute_channels import permute_channels
 from sparsec.compiler.targets import TARGETS
@@ -300,7 +300,7 @@ def test_work_of_an_encoder_falls(tmp_path: Path, attention: Any) -> None:
         if "encoder" in source:
             panels = any(part in source for part in ("query", "key", "intermediate"))
             plans = [
-                plan_linear(n, g, target, panels)
+                Plans(target, [g.length]).get(n, g, panels)
                 for n, g in ((node, stages[-2]), (after[source], stages[-1]))
             ]
             assert plans[1].work < plans[0].work, source

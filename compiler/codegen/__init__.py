@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import sparsec
 from sparsec.compiler.codegen.bucket import BucketSource, emit_bucket
 from sparsec.compiler.ir import Graph
 from sparsec.compiler.lowering import check_supported
-from sparsec.compiler.lowering.linear import LinearPlan
+from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
+from sparsec.compiler.lowering.tiling import LayerClass, Tilings
 from sparsec.compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -37,11 +40,13 @@ class Emission:
         buckets: one per graph, in order.
         weights: the bytes behind ``SPARSEC_WEIGHTS``; may be empty.
         layers: one row per linear layer (those of the last bucket).
+        classes: weights of a layer of each class.
     """
 
     buckets: tuple[BucketSource, ...]
     weights: bytes
     layers: tuple[dict[str, Any], ...]
+    classes: Mapping[LayerClass, np.ndarray[Any, Any]]
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -62,8 +67,9 @@ def emit_buckets(
     signature: Signature,
     target: Target,
     model_name: str,
-    batch_size: int,
+    batch_size: int = 1,
     profile: bool = False,
+    tilings: Tilings | None = None,
 ) -> Emission:
     """Lower and render every bucket.
 
@@ -72,17 +78,17 @@ def emit_buckets(
         signature: names and types of the model's inputs and outputs.
         target: the ISA to emit for.
         model_name: for comments and ``sparsec_info``.
-        batch_size: the batch size to tune for.
+        batch_size: sequences that are expected to run at once.
         profile: count the time of every kernel call.
+        tilings: how to cut the layers, where that was measured.
 
     Raises:
         UnsupportedError: listing every node that has no kernel.
     """
-    del batch_size  # tiles do not depend on it yet
     for graph in graphs:
         check_supported(graph)
     pool = WeightPool()
-    plans: dict[bytes, LinearPlan] = {}
+    plans = Plans(target, [graph.length for graph in graphs], batch_size, tilings)
     inputs = [spec.name for spec in signature.inputs]
     context = {
         "model": "".join(
@@ -93,7 +99,8 @@ def emit_buckets(
         "mask_input": inputs.index(signature.mask_input) if signature.mask_input in inputs else -1,
     }
     buckets = tuple(emit_bucket(graph, target, pool, plans, context, profile) for graph in graphs)
-    return Emission(buckets, pool.data(), buckets[-1].layers if buckets else ())
+    layers = buckets[-1].layers if buckets else ()
+    return Emission(buckets, pool.data(), layers, plans.classes)
 
 
 __all__ = ["BucketSource", "Emission", "emit_buckets"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
 from sparsec.compiler.lowering import lanes
 from sparsec.compiler.lowering.batch import separable
 from sparsec.compiler.lowering.general import general_kernel
-from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan, plan_linear
+from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES
 from sparsec.compiler.targets import Target
@@ -122,7 +121,7 @@ class _Emitter:
         graph: Graph,
         target: Target,
         pool: WeightPool,
-        plans: dict[bytes, LinearPlan],
+        plans: Plans,
         profile: bool,
     ) -> None:
         self.profile = profile
@@ -196,19 +195,6 @@ class _Emitter:
 
     # -- calls ------------------------------------------------------------------------------------
 
-    def _plan(self, node: Node, panels: bool) -> LinearPlan:
-        graph = self.graph
-        digest = hashlib.sha256(f"{node.op} {node.attrs.get('x_zp')} {panels}".encode())
-        digest.update(str(graph.values[node.inputs[0]].dtype).encode())
-        for name in (node.inputs[1], *node.inputs[3:]):
-            if name:
-                array = np.ascontiguousarray(graph.constants[name])
-                digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-        key = digest.digest()
-        if key not in self.plans:
-            self.plans[key] = plan_linear(node, graph, self.target, panels)
-        return self.plans[key]
-
     def _lane_calls(self, group: lanes.Group) -> list[_Call]:
         made = {o for n in group.nodes for o in n.outputs}
         outputs: dict[str, set[str]] = {}
@@ -232,7 +218,7 @@ class _Emitter:
         if group.kind == "linear":
             anchor = group.nodes[0]
             panels = any(f.startswith("panel") for forms in outputs.values() for f in forms)
-            plan = self._plan(anchor, panels)
+            plan = self.plans.get(anchor, self.graph, panels)
             kernel = lane_kernels.linear_kernel(body, plan, self.target)
             self.layers.append(
                 {
@@ -439,9 +425,8 @@ class _Emitter:
         elif kernel.tiles:
             lines.append("    int64_t b = b0;")
             for tile in kernel.tiles:
-                loop = "while" if tile == kernel.tiles[0] else "if"
                 step = f"{kernel.name}_t{tile}(rt, {rows}, &a, b, q0, q1, scratch), b += {tile}"
-                lines.append(f"    {loop} (b + {tile} <= b1)")
+                lines.append(f"    while (b + {tile} <= b1)")
                 lines.append(f"        {step};")
         else:
             lines.append("    (void)q0; (void)q1;")
@@ -627,7 +612,7 @@ def emit_bucket(
     graph: Graph,
     target: Target,
     pool: WeightPool,
-    plans: dict[bytes, LinearPlan],
+    plans: Plans,
     context: Mapping[str, Any],
     profile: bool = False,
 ) -> BucketSource:
@@ -637,7 +622,7 @@ def emit_bucket(
         graph: optimized, specialized to the bucket.
         target: the ISA to emit for.
         pool: where big constants are collected.
-        plans: packed weights by array and input zero point, shared by the buckets.
+        plans: packed layers, shared by the buckets.
         context: what the entry points need besides: model, version, tensors, mask_input.
         profile: count the time of every call, for ``sparsec_profile()``.
     """

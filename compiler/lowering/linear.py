@@ -5,28 +5,37 @@ Layouts are described in ``templates/lanes/linear.c.j2``.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering.tiling import (
+    BUDGETS,
+    LayerClass,
+    Tiling,
+    Tilings,
+    blocks_of,
+    by_model,
+    chunks_for,
+)
 from sparsec.compiler.targets import Target
 
 Array = np.ndarray[Any, Any]
 
-#: Activations of a tile should stay in the first-level cache beside the weight stream.
-TILE_BYTES = 24 * 1024
-
-#: Blocks of 16 rows in the tile of a sparse kernel with the widest vectors.
-TALL = 2
-
 #: Quads (4 output channels) that are sorted together, and that one thread takes as a whole.
 SLAB_QUADS = 16
 
-#: A sparse inner loop step costs about this much of a dense one (an offset to load, one activation
-#: load per product instead of one per 4).
+#: A product of a sparse layer costs about this much of a dense one's (an offset to load, one
+#: activation load per product instead of one per 4).
 SPARSE_COST = 1.2
+
+#: Bytes of a chunk's activations that 16-bit offsets reach.
+OFFSETS = 1 << 16
 
 #: Zeros that runs may add to the products of a sparse layer: a run saves about this share.
 RUN_PADDING = 1.05
@@ -112,7 +121,7 @@ def _run_length(rows: Array) -> int:
     return 4 if kept <= RUN_PADDING * (rows != 0).sum() else 1
 
 
-def _tile_rows(largest: int) -> tuple[int, ...]:
+def tile_rows(largest: int) -> tuple[int, ...]:
     """Tile variants that cover any row count: largest, then halves."""
     tiles = [largest]
     while tiles[-1] > 1:
@@ -169,9 +178,9 @@ def balanced_order(counts: Array) -> Array:
     return np.concatenate(slabs) if slabs else np.zeros(0, np.int64)
 
 
-def _chunk_packs(packs: int, tall: int) -> int:
-    """Packs of a chunk, so that its activations for `tall` blocks of rows stay in the cache."""
-    return -(-packs // max(1, -(-tall * packs * 64 // TILE_BYTES)))
+def _default_chunk(packs: int) -> int:
+    """Packs of a chunk that the widest vectors mostly get."""
+    return -(-packs // chunks_for(packs, 2, BUDGETS[0]))
 
 
 def _chunk_orders(counts: Array, keep_last: bool) -> Array:
@@ -203,7 +212,7 @@ def quad_lengths(weights: Array) -> Array:
         [N], for the kernel of the widest vectors.
     """
     rows = packs_of(weights)
-    return _pack_counts(rows, _chunk_packs(rows.shape[1], TALL))[-1, : len(weights)]
+    return _pack_counts(rows, _default_chunk(rows.shape[1]))[-1, : len(weights)]
 
 
 def estimated_work(weights: Array, panels: bool) -> float:
@@ -212,10 +221,10 @@ def estimated_work(weights: Array, panels: bool) -> float:
     Counts what the kernel of the widest vectors would do, padding included.
 
     Args:
-        panels: as for :func:`plan_linear`.
+        panels: as for :meth:`Plans.get`.
     """
     rows = packs_of(weights)
-    counts = _pack_counts(rows, _chunk_packs(rows.shape[1], TALL))
+    counts = _pack_counts(rows, _default_chunk(rows.shape[1]))
     sorted_counts = np.take_along_axis(counts, _chunk_orders(counts, panels), axis=1)
     work = 4 * int(sorted_counts.reshape(len(counts), -1, 4).max(axis=2).sum())
     return min(work * SPARSE_COST, float(rows.size))
@@ -265,19 +274,21 @@ def _sparse_stream(
     )
 
 
-def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -> LinearPlan:
-    """Choose tile, chunks and form for a `linear` or `qlinear` node, and pack its weights.
+def plan_linear(
+    node: Node, graph: Graph, target: Target, panels: bool, tiling: Tiling
+) -> LinearPlan:
+    """Pack the weights of a `linear` or `qlinear` node.
 
     Args:
         node, graph: the layer.
         target: the ISA to plan for.
         panels: whether a result is packed 4 adjacent channels to a dword, which ties them together.
+        tiling: how to cut it.
     """
     w = graph.constants[node.inputs[1]]
     n, k = w.shape
     quads = -(-n // 4)
     kind = "i8" if node.op == "qlinear" else "f32"
-    sub = 16 // target.lanes
     bias = np.zeros(0, np.int32)
     rows = packs_of(w)
     packs = rows.shape[1]
@@ -290,44 +301,103 @@ def plan_linear(node: Node, graph: Graph, target: Target, panels: bool = True) -
         if len(node.inputs) > 3 and node.inputs[3]:
             total[:n] += graph.constants[node.inputs[3]]
         bias = total.astype(np.int32)
-    tall = TALL if sub == 1 else 1
     run = _run_length(rows) if kind == "f32" else 1
-    chunk_packs = -(-_chunk_packs(packs, tall) // run) * run
     pairs = kind == "i8" and target.adds_pairs
-    if pairs:
-        stream = _sparse_stream(split_pairs(rows), chunk_packs, panels, parts=2)
+    if tiling.sparse:
+        pieces = max(tiling.chunks, -(-packs * 64 // OFFSETS))
+        chunk_packs = -(-packs // (pieces * run)) * run
+        if pairs:
+            stream = _sparse_stream(split_pairs(rows), chunk_packs, panels, parts=2)
+        else:
+            stream = _sparse_stream(rows, chunk_packs, panels, run)
+        weights, offsets, start, order = stream
+        work = int(start[-1]) * 4 * run
+        if (order == np.arange(quads * 4)).all():
+            order = order[:0]
     else:
-        stream = _sparse_stream(rows, chunk_packs, panels, run)
-    weights, offsets, start, order = stream
-    work = int(start[-1]) * 4 * run
-    sparse = work * SPARSE_COST < quads * 4 * packs
-    if not sparse:
-        # Dense: each activation load serves 4 output channels, so the tile may come from L2.
-        tall = 4 if sub == 1 else 1
         chunk_packs = packs
         weights = np.ascontiguousarray(rows.reshape(quads, 4, packs).transpose(0, 2, 1))
+        offsets = start = order = np.zeros(0, np.int32)
         work = quads * 4 * packs
         pairs = pairs and not exceeds_pairs(rows).any()
-    sorted_rows = sparse and bool((order != np.arange(quads * 4)).any())
     return LinearPlan(
         kind=kind,
-        sparse=sparse,
+        sparse=tiling.sparse,
         n=n,
         k=k,
         packs=packs,
         chunk_packs=chunk_packs,
         chunks=-(-packs // chunk_packs),
         quads=quads,
-        tiles=_tile_rows(tall),
+        tiles=tile_rows(tiling.tile),
         weights=weights,
-        offsets=offsets if sparse else offsets[:0],
-        start=start if sparse else start[:0],
-        order=order.astype(np.uint16) if sorted_rows else order[:0].astype(np.uint16),
+        offsets=offsets.astype(np.uint16),
+        start=start,
+        order=order.astype(np.uint16),
         bias=bias,
         sparsity=float((w == 0).mean()),
         block4_sparsity=_block4_sparsity(w),
         nonzero=int((rows != 0).sum()),
         work=work,
         pairs=pairs,
-        run=run if sparse else 1,
+        run=run if tiling.sparse else 1,
     )
+
+
+class Plans:
+    """Layers packed for their kernels, shared by the buckets of an artifact.
+
+    Attributes:
+        classes: weights of a layer of each class that was planned: int8 or float32 ``[N, K]``.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        lengths: Iterable[int],
+        batch_size: int = 1,
+        tilings: Tilings | None = None,
+    ) -> None:
+        """Args:
+        target: the ISA to plan for.
+        lengths: of the buckets.
+        batch_size: sequences that are expected to run at once.
+        tilings: how to cut layers, where that was measured.
+        """
+        self.classes: dict[LayerClass, Array] = {}
+        self._target = target
+        self._blocks = blocks_of(lengths, batch_size)
+        self._tilings: dict[tuple[LayerClass, int], Tiling] = dict(
+            tilings.items() if tilings else ()
+        )
+        self._class_of: dict[bytes, LayerClass] = {}
+        self._plans: dict[tuple[bytes, bool, int], LinearPlan] = {}
+
+    def get(self, node: Node, graph: Graph, panels: bool = True) -> LinearPlan:
+        """The plan of a `linear` or `qlinear` node in the bucket of a graph.
+
+        Args:
+            panels: whether a result is packed 4 adjacent channels to a dword.
+        """
+        digest = hashlib.sha256(f"{node.op} {node.attrs.get('x_zp')} {panels}".encode())
+        digest.update(str(graph.values[node.inputs[0]].dtype).encode())
+        for name in (node.inputs[1], *node.inputs[3:]):
+            if name:
+                array = np.ascontiguousarray(graph.constants[name])
+                digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+        key = digest.digest()
+        if key not in self._class_of:
+            weights = graph.constants[node.inputs[1]]
+            n, k = weights.shape
+            density = float((packs_of(weights)[:n] != 0).mean()) if weights.size else 0.0
+            kind = "i8" if node.op == "qlinear" else "f32"
+            layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels)
+            self.classes.setdefault(layer, weights)
+            if any((layer, length) not in self._tilings for length in self._blocks):
+                self._tilings.update(by_model(layer, self._target, self._blocks))
+        tiling = self._tilings[self._class_of[key], graph.length]
+        stored = (key, tiling.sparse, tiling.chunks)
+        if stored not in self._plans:
+            self._plans[stored] = plan_linear(node, graph, self._target, panels, tiling)
+        # The height of a tile does not change how weights are stored.
+        return dataclasses.replace(self._plans[stored], tiles=tile_rows(tiling.tile))

@@ -41,7 +41,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         type=positive,
         default=1,
         metavar="N",
-        help="batch size to tune for; any other runs too",
+        help="batch size to cut layers for; any other runs too",
     )
     parser.add_argument(
         "--target",
@@ -70,6 +70,16 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     parser.add_argument(
         "--profile", action="store_true", help="compile counters in, for benchmark --profile"
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure on this machine how to cut the layers into tiles; takes a minute",
+    )
+    parser.add_argument(
+        "--tuning",
+        metavar="ARTIFACT",
+        help="make the choices that --tune recorded in this artifact's manifest",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing artifact")
     parser.set_defaults(run=run)
     return parser
@@ -92,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
         dump_ir=args.dump_ir,
         force=args.force,
         profile=args.profile,
+        tune=args.tune,
+        tuning=args.tuning,
         progress=tell,
     )
     if tell:

@@ -100,7 +100,7 @@ def _model(path: str, length: int, target: str) -> dict[str, Any]:
             length = signature.fixed_length
         report["length"] = length if signature.has_sequence else 0
         graphs = import_buckets(model, signature, [length] if signature.has_sequence else [])
-        emission = emit_buckets(graphs, signature, isa, model.name, 1)
+        emission = emit_buckets(graphs, signature, isa, model.name)
         report["layers"] = [dict(layer) for layer in emission.layers]
     except UnsupportedError as error:
         report["unsupported"] = [

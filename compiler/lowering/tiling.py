@@ -1,0 +1,252 @@
+"""How linear layers are cut into tiles and chunks: the choices, and the record of those made.
+
+``sparsec compile --tune`` measures the :func:`candidates` (see ``compiler/tune.py``) and passes its
+choices on as :class:`Tilings`; without, :func:`by_model` chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.targets import Target
+from sparsec.errors import InputError
+
+Array = np.ndarray[Any, Any]
+
+#: Activations of a tile and chunk should stay in the first-level cache beside the weight stream:
+#: three quarters of 32 KiB, and of the 48 KiB of newer cores.
+BUDGETS = (24 * 1024, 36 * 1024)
+
+#: Times that differ by less are taken for equal; the model is off by 3 % in the middle.
+NOISE = 0.04
+
+#: Layers whose densities differ by less than this are tuned together.
+DENSITY_STEP = 0.05
+
+
+#: Factors of :func:`features` in nanoseconds, fitted by benchmarks/cost_model.py on a Zen 4 core at
+#: 3.7 GHz (only their ratios matter).  There, what the model chooses takes 0.8 % (int8) and 1.6 %
+#: (float) longer than the best of all tilings, on average over 90 layers and sizes.
+NANOSECONDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "avx512_vnni": {
+        "i8": (0.297, 0.0886, 0.262, 1.97, 1.86, 2.22, 0.282, 0.112, 0.0, 0.0),
+        "f32": (0.308, 0.0570, 0.159, 1.18, 1.14, 5.88, 0.243, 0.576, 0.0, 0.0),
+    },
+    "avx2": {
+        "i8": (0.279, 0.0905, 0.195, 5.87, 1.60, 1.65, 0.295, 0.0, 0.0, 0.0),
+        "f32": (0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.216, 0.0, 0.0, 0.0),
+    },
+}
+#: Targets that were not measured, and the one that their loops are most like.
+ALIKE = {"avx_vnni": "avx512_vnni", "generic": "avx2"}
+
+
+@dataclass(frozen=True, order=True)
+class Tiling:
+    """A way to compute a linear layer.
+
+    Attributes:
+        sparse: whether only non-zero packs are stored.
+        chunks: pieces of the input channels, each swept for all output channels before the next.
+        tile: blocks of 16 rows whose sums are in registers together.
+    """
+
+    sparse: bool
+    chunks: int
+    tile: int
+
+
+@dataclass(frozen=True)
+class LayerClass:
+    """Layers that are tuned together.
+
+    Attributes:
+        kind: "i8" or "f32".
+        n, k: output and input channels.
+        density: share of packs with a non-zero weight, in steps of :data:`DENSITY_STEP`.
+        panels: whether the result is packed 4 adjacent channels to a dword.
+    """
+
+    kind: str
+    n: int
+    k: int
+    density: float
+    panels: bool
+
+    @property
+    def packs(self) -> int:
+        """Input packs: of 4 channels (i8) or 1 (f32)."""
+        return -(-self.k // 4) if self.kind == "i8" else self.k
+
+    @staticmethod
+    def of(kind: str, n: int, k: int, density: float, panels: bool) -> LayerClass:
+        """The class of a layer of this exact density."""
+        return LayerClass(
+            kind, n, k, round(round(density / DENSITY_STEP) * DENSITY_STEP, 2), panels
+        )
+
+
+def chunks_for(packs: int, tile: int, budget: int) -> int:
+    """Chunks that make the activations of a sparse tile fit a budget of bytes."""
+    return max(1, -(-tile * packs * 64 // budget))
+
+
+def candidates(packs: int, lanes: int) -> list[Tiling]:
+    """What is worth measuring for a layer; the same number and order for every layer."""
+    found = []
+    for tile in (1, 2, 3, 4) if lanes == 16 else (1, 2):
+        for budget in BUDGETS:
+            found.append(Tiling(True, chunks_for(packs, tile, budget), tile))
+    for tile in (1, 2, 4) if lanes == 16 else (1, 2):
+        found.append(Tiling(False, 1, tile))
+    return found
+
+
+def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Array:
+    """What the time of a layer is made of, for the cost model: a sum of these, each with a factor.
+
+    Args:
+        blocks: blocks of 16 rows.
+        lanes: 32-bit lanes of a vector.
+
+    Returns:
+        Float64: products, products whose activations are too many for the first-level cache, steps
+        of the inner loop, its ends, partial sums, results (all for vectors); the dense kernel's
+        products, steps, ends and results are apart.
+    """
+    vectors = 16 // lanes
+    packs = layer.packs
+    quads = -(-layer.n // 4)
+    tiles = -(-blocks // tiling.tile)  # the last may be shorter: its steps are counted in full
+    if not tiling.sparse:
+        steps = float(quads * packs)
+        dense = [
+            steps * 4 * blocks * vectors,
+            steps * tiles,
+            quads * tiles,
+            4 * quads * blocks * vectors,
+        ]
+        return np.array([0.0] * 6 + dense)
+    # Four rows take as many steps as the longest of them.
+    steps = quads * packs * layer.density * (1.15 if layer.panels else 1.03)
+    bytes_ = tiling.tile * packs * 64 / tiling.chunks
+    products = steps * 4 * blocks * vectors
+    partial = 4 * quads * blocks * vectors * (tiling.chunks - 1)
+    row: list[float] = [
+        products,
+        products * max(0.0, 1 - BUDGETS[0] / bytes_),
+        steps * tiles,
+        quads * tiling.chunks * tiles,
+        partial,
+        4 * quads * blocks * vectors,
+    ]
+    return np.array(row + [0.0] * 4)
+
+
+class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
+    """Choices by layer class and bucket length."""
+
+    def __init__(self, chosen: Mapping[tuple[LayerClass, int], Tiling]) -> None:
+        self._chosen = dict(chosen)
+
+    def __getitem__(self, key: tuple[LayerClass, int]) -> Tiling:
+        return self._chosen[key]
+
+    def __iter__(self) -> Iterator[tuple[LayerClass, int]]:
+        return iter(self._chosen)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The record that goes into the manifest."""
+        rows = [
+            {**vars(layer), "bucket": length, **vars(tiling)}
+            for (layer, length), tiling in self.items()
+        ]
+        return sorted(rows, key=lambda r: [str(r[key]) for key in sorted(r)])
+
+    @staticmethod
+    def from_json(rows: object, where: str) -> Tilings:
+        """The choices of a record.
+
+        Args:
+            rows: as :meth:`to_json` gives them.
+            where: names the record in errors.
+
+        Raises:
+            InputError: it is not such a record.
+        """
+        chosen = {}
+        layer_fields = ("kind", "n", "k", "density", "panels")
+        try:
+            for row in _rows(rows):
+                layer = LayerClass(*(row[name] for name in layer_fields))
+                tiling = Tiling(bool(row["sparse"]), int(row["chunks"]), int(row["tile"]))
+                if not 1 <= tiling.tile <= 4 or not 1 <= tiling.chunks <= layer.k:
+                    raise ValueError(f"a tile of {tiling.tile}, {tiling.chunks} chunks")
+                chosen[layer, int(row["bucket"])] = tiling
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{where} is not a record of --tune: {error}") from error
+        return Tilings(chosen)
+
+
+def _rows(rows: object) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise TypeError(f"a list is wanted, not {type(rows).__name__}")
+    return rows
+
+
+def choose(measured: Mapping[tuple[LayerClass, Tiling], Mapping[int, float]]) -> Tilings:
+    """The best tilings: one form and number of chunks per class, one tile per class and bucket.
+
+    Args:
+        measured: seconds, or what is proportional to them, by class, tiling and bucket length.
+    """
+    chosen: dict[tuple[LayerClass, int], Tiling] = {}
+    for layer in dict.fromkeys(layer for layer, _ in measured):
+        mine = {tiling: times for (of, tiling), times in measured.items() if of == layer}
+        lengths = list(next(iter(mine.values())))
+        fastest = {n: min(times[n] for times in mine.values()) for n in lengths}
+        options: list[tuple[float, float, dict[int, Tiling]]] = []
+        for stored in dict.fromkeys((t.sparse, t.chunks) for t in mine):
+            tiles = {}
+            for n in lengths:
+                like = [t for t in mine if (t.sparse, t.chunks) == stored]
+                enough = min(mine[t][n] for t in like) * (1 + NOISE)
+                # The lowest of those that are as fast: it has the fewest variants of code.
+                tiles[n] = min((t for t in like if mine[t][n] <= enough), key=lambda t: t.tile)
+            cost = sum(mine[t][n] / fastest[n] for n, t in tiles.items())
+            options.append((cost, mine[tiles[max(lengths)]][max(lengths)], tiles))
+        # Of those that are as good for all buckets, the best for the longest.
+        enough = min(cost for cost, *_ in options) * (1 + NOISE)
+        _, tiles = min((o[1:] for o in options if o[0] <= enough), key=lambda o: o[0])
+        chosen.update({(layer, n): tiling for n, tiling in tiles.items()})
+    return Tilings(chosen)
+
+
+def blocks_of(lengths: Iterable[int], batch_size: int) -> dict[int, int]:
+    """Blocks of 16 rows that a batch has, by the length of the bucket."""
+    return {length: -(-max(length, 1) * batch_size // 16) for length in lengths}
+
+
+def by_model(layer: LayerClass, target: Target, blocks: Mapping[int, int]) -> Tilings:
+    """What :func:`choose` makes of the cost model.
+
+    Args:
+        blocks: from :func:`blocks_of`.
+    """
+    factors = np.array(NANOSECONDS[ALIKE.get(target.name, target.name)][layer.kind])
+    return choose(
+        {
+            (layer, tiling): {
+                length: float(features(layer, tiling, count, target.lanes) @ factors)
+                for length, count in blocks.items()
+            }
+            for tiling in candidates(layer.packs, target.lanes)
+        }
+    )

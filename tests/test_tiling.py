@@ -1,0 +1,168 @@
+"""How linear layers are cut: the rules, the record of measured choices, and measuring."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparsec
+from examples.encoders import EncoderConfig, write_random
+from sparsec.compiler import targets, toolchain
+from sparsec.compiler.lowering.tiling import (
+    LayerClass,
+    Tiling,
+    Tilings,
+    blocks_of,
+    by_model,
+    candidates,
+    choose,
+)
+from sparsec.compiler.tune import measure, tune
+from sparsec.errors import HardwareError, InputError
+from sparsec.runtime import cpu
+
+CONFIG = EncoderConfig(layers=1, hidden=32, heads=2, intermediate=64, vocab=50, max_position=16)
+LAYER = LayerClass.of("i8", 768, 768, 0.2, True)
+
+
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("kind", ["i8", "f32"])
+def test_form_follows_density(target: targets.Target, kind: str) -> None:
+    """Nearly empty layers are sparse, full ones dense where that kernel is faster."""
+    forms = []
+    for density in np.linspace(0, 1, 21):
+        layer = LayerClass.of(kind, 768, 768, density, False)
+        forms.append(by_model(layer, target, {128: 8})[layer, 128].sparse)
+    assert forms[0]
+    assert sorted(forms, reverse=True) == forms
+    if target.lanes == 16:
+        assert not forms[-1]
+
+
+def test_cost_model_prefers_work_to_rows() -> None:
+    """Few rows: low tiles; many: tall ones; wide inputs: several chunks."""
+    target = targets.get("avx512_vnni")
+    layer = LayerClass.of("i8", 768, 3072, 0.2, False)
+    chosen = by_model(layer, target, blocks_of([16, 384], 1))
+    assert chosen[layer, 16].tile == 1
+    assert chosen[layer, 384].tile > 1 and chosen[layer, 384].chunks > 1
+    assert blocks_of([16, 20, 0], 3) == {16: 3, 20: 4, 0: 1}
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_candidates_are_alike(lanes: int) -> None:
+    """The same number for every layer, in the same order: they are compiled side by side."""
+    for packs in (1, 9, 192, 768, 4000):
+        found = candidates(packs, lanes)
+        assert [(t.sparse, t.tile) for t in found] == [
+            (t.sparse, t.tile) for t in candidates(1, lanes)
+        ]
+
+
+def test_choices_share_the_form_between_buckets() -> None:
+    """What is stored is one form for all buckets; tiles differ where that is faster."""
+    short, tall, dense = Tiling(True, 1, 1), Tiling(True, 1, 2), Tiling(False, 1, 4)
+    measured = {
+        (LAYER, short): {16: 1.0, 128: 9.0},
+        (LAYER, tall): {16: 1.3, 128: 8.0},
+        (LAYER, dense): {16: 0.9, 128: 20.0},
+    }
+    assert dict(choose(measured)) == {(LAYER, 16): short, (LAYER, 128): tall}
+    measured[LAYER, tall][16] = 1.005  # as good as the other: the lower tile has less code
+    measured[LAYER, short][128] = 8.05
+    assert dict(choose(measured)) == {(LAYER, 16): short, (LAYER, 128): short}
+
+
+def test_record_comes_back() -> None:
+    chosen = Tilings({(LAYER, 16): Tiling(True, 1, 2), (LAYER, 128): Tiling(True, 1, 3)})
+    again = Tilings.from_json(json.loads(json.dumps(chosen.to_json())), "here")
+    assert dict(again) == dict(chosen)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        None,
+        "text",
+        [1],
+        [{}],
+        [{**vars(LAYER), "bucket": 16, "sparse": True, "chunks": 0, "tile": 1}],
+        [{**vars(LAYER), "bucket": 16, "sparse": True, "chunks": 1, "tile": 99}],
+        [{**vars(LAYER), "bucket": "x", "sparse": True, "chunks": 1, "tile": 1}],
+    ],
+)
+def test_a_damaged_record_is_named(rows: object) -> None:
+    with pytest.raises(InputError, match=r"manifest.json is not a record"):
+        Tilings.from_json(rows, "manifest.json")
+
+
+def test_measuring_times_every_candidate() -> None:
+    """Each layer has a time for each tiling, and more rows take longer."""
+    rng = np.random.default_rng(0)
+    sparse = np.where(rng.random((128, 128)) < 0.1, 7, 0).astype(np.int8)
+    layers = {
+        LayerClass.of("i8", 128, 128, 0.35, True): sparse,
+        LayerClass.of("i8", 128, 128, 0.35, False): sparse,
+        LayerClass.of("f32", 64, 128, 1.0, False): rng.standard_normal((64, 128)).astype("f4"),
+    }
+    target = targets.choose("auto", cpu.detect())
+    times = measure(layers, {1: 1, 20: 20}, target, toolchain.find())
+    assert {layer for layer, _ in times} == set(layers)
+    for row in times.values():
+        assert 0 < row[1] < row[20]
+
+
+def test_tuning_needs_a_machine_that_runs_the_target() -> None:
+    target = targets.Target("far", "", ("no-such-feature",), 16)
+    with pytest.raises(HardwareError, match="no-such-feature"):
+        tune({}, [16], 1, target, toolchain.find())
+
+
+def test_a_tuned_artifact_is_made_again_from_its_record(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    write_random(model, CONFIG, "sparseml", seed=1, sparsity=0.8)
+    tuned = sparsec.compile(model, buckets=[8, 16], output=tmp_path / "a", tune=True)
+    record = json.loads((tmp_path / "a" / "manifest.json").read_text())["tuning"]
+    assert {row["bucket"] for row in record} == {8, 16}
+    again = sparsec.compile(model, buckets=[8, 16], output=tmp_path / "b", tuning=tuned.path)
+    files = sorted(p.name for p in Path(tuned.path).iterdir())
+    assert files == sorted(p.name for p in Path(again.path).iterdir())
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    inputs = sparsec.generate_random_inputs(model, batch_size=2, length=11)
+    with sparsec.Engine(tuned.path) as one, sparsec.Engine(again.path) as two:
+        for x, y in zip(one.run(inputs), two.run(inputs), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_every_tiling_computes_the_same(tmp_path: Path) -> None:
+    """A model compiled with each candidate for all its layers gives the same bytes out."""
+    model = tmp_path / "m.onnx"
+    write_random(model, CONFIG, "sparseml", seed=2, sparsity=0.6)
+    first = sparsec.compile(model, buckets=[16], output=tmp_path / "plain", tune=True)
+    record = json.loads((Path(first.path) / "manifest.json").read_text())["tuning"]
+    inputs = sparsec.generate_random_inputs(model, batch_size=11, length=16)
+    with sparsec.Engine(first.path) as engine:
+        want = engine.run(inputs)
+    lanes = targets.get(first.target.name).lanes
+    for index in range(len(candidates(1, lanes))):
+        for row in record:
+            packs = row["k"] if row["kind"] == "f32" else -(-row["k"] // 4)
+            row.update(vars(candidates(packs, lanes)[index]))
+            row["chunks"] = 2 if row["sparse"] and index % 2 else row["chunks"]
+        file = tmp_path / f"{index}.json"
+        file.write_text(json.dumps({"tuning": record}))
+        made = sparsec.compile(model, buckets=[16], output=tmp_path / f"{index}", tuning=file)
+        with sparsec.Engine(made.path) as engine:
+            for x, y in zip(engine.run(inputs), want, strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_tune_and_tuning_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not both"):
+        sparsec.compile(tmp_path / "m.onnx", buckets=[8], tune=True, tuning=tmp_path)
+    with pytest.raises(InputError, match="no record"):
+        sparsec.compile(tmp_path / "m.onnx", buckets=[8], tuning=tmp_path / "none.json")
