@@ -278,14 +278,17 @@ def test_quantize_divides(tmp_path: Path, target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_requantized_layers_are_exact(tmp_path: Path, target: str) -> None:
     """Layers between bytes: what a panel saturates, rounds and shifts is what the references do."""
-    length, k, n = 3, 64, 64
+    length, k, n = 3, 64, 150
     rng = np.random.default_rng(11)
     e = Editor(name="panels", length=length)
     x = e.input("x", np.uint8, (BATCH, length, k))
     identity = e.constant(np.eye(n, dtype=np.int8))
+    pattern = 0
     for zp, step in ((0, 0.5), (128, 0.37), (255, 0.013), (-128, 0.25), (-3, 0.002), (127, 3.0)):
         dtype = np.int8 if zp < 0 or zp == 127 else np.uint8
-        w = np.where(rng.random((n, k)) < 0.3, rng.integers(-128, 128, (n, k)), 0).astype(np.int8)
+        pattern += 1
+        kept = PATTERNS["blocks" if pattern % 2 else "dense"](rng, n, k)
+        w = np.where(kept, rng.integers(-128, 128, (n, k)), 0).astype(np.int8)
         scale = rng.uniform(0.001, 0.01, n).astype(np.float32)
         y = e.emit("qlinear", [x, e.constant(w), e.constant(scale)], x_zp=100)
         bounds = [e.constant(np.float32(step)), e.constant(np.array(zp, dtype))]
