@@ -283,11 +283,10 @@ def test_requantized_layers_are_exact(tmp_path: Path, target: str) -> None:
     e = Editor(name="panels", length=length)
     x = e.input("x", np.uint8, (BATCH, length, k))
     identity = e.constant(np.eye(n, dtype=np.int8))
-    pattern = 0
-    for zp, step in ((0, 0.5), (128, 0.37), (255, 0.013), (-128, 0.25), (-3, 0.002), (127, 3.0)):
+    steps = ((0, 0.5), (128, 0.37), (255, 0.013), (-128, 0.25), (-3, 0.002), (127, 3.0))
+    for i, (zp, step) in enumerate(steps):
         dtype = np.int8 if zp < 0 or zp == 127 else np.uint8
-        pattern += 1
-        kept = PATTERNS["blocks" if pattern % 2 else "dense"](rng, n, k)
+        kept = PATTERNS["dense" if i % 2 else "blocks"](rng, n, k)
         w = np.where(kept, rng.integers(-128, 128, (n, k)), 0).astype(np.int8)
         scale = rng.uniform(0.001, 0.01, n).astype(np.float32)
         y = e.emit("qlinear", [x, e.constant(w), e.constant(scale)], x_zp=100)

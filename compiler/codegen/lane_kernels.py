@@ -529,7 +529,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         f"{vt} acc{_panel_params(len(panels))})",
         ["(void)a; (void)blk; (void)s; (void)c; (void)lo; (void)hi;", *prog.lines],
     )
-    width = 8 if target.lanes == 16 or pv == "i8" else 4
+    width = 16 if target.lanes == 16 else 8 if pv == "i8" else 4
     pieces = [(0, _Piece(dim // width, width))] if dim >= width else []
     rest = dim % width
     at = dim - rest
