@@ -64,7 +64,7 @@ def _plot(
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.set_ylabel("median latency, ms")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=8, wrap=True)
     axes.grid(which="both", alpha=0.2)
     axes.legend(frameon=False, fontsize=8)
     for side in ("top", "right"):
