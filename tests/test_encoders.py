@@ -25,22 +25,12 @@ from examples.encoders import (
 from examples.encoders.config import HEADS
 from examples.encoders.quantization import asymmetric, quantize_weight, symmetric_u8
 from examples.encoders.reference import erf
-
-ort = pytest.importorskip("onnxruntime")
+from tests.ort_reference import session
 
 SMALL = EncoderConfig(
     layers=2, hidden=32, heads=4, intermediate=64, vocab=100, max_position=160, num_labels=3
 )
 SHAPES = [(1, 1), (3, 7), (1, 16), (2, 128)]
-
-
-def session(path: Path, optimize: bool = False) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def run(model: Model, inputs: list[np.ndarray], optimize: bool = False) -> list[np.ndarray]:

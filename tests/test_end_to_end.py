@@ -17,6 +17,7 @@ from examples.encoders import FORMS, EncoderConfig, Export, Form, Model, write_r
 from examples.encoders.reference import LOWEST
 from sparsec.compiler.targets import TARGETS
 from sparsec.runtime import cpu
+from tests.ort_reference import session as reference
 
 BASE: Mapping[str, Any] = MappingProxyType(
     {"layers": 2, "hidden": 64, "heads": 4, "intermediate": 256, "vocab": 120, "max_position": 64}
@@ -167,15 +168,6 @@ def targets() -> list[Any]:
         )
         for t in TARGETS
     ]
-
-
-def reference(path: Path, optimize: bool = False) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def batches(model: Model, lengths: tuple[int, ...]) -> Iterator[tuple[str, list[np.ndarray]]]:
