@@ -165,12 +165,20 @@ def test_packed_stream_holds_every_weight_once(
         index = 0
         for chunk in range(plan.chunks):
             for quad in range(plan.quads):
-                for j in range(plan.start[index], plan.start[index + 1]):
+                (step, twos), (last_step, last_twos) = plan.start[index : index + 2]
+                shared = 2 * (last_step - step) - (last_twos - twos)
+                at = 2 * twos
+                for j in range(step, last_step):
+                    # Steps that share come first, with one offset for two channels.
+                    halves = 2 if j < step + shared else 1
                     for r in range(4):
-                        pack = chunk * plan.chunk_packs + int(plan.offsets[j, r]) // 64
+                        offset = int(plan.offsets[at + r // halves])
+                        pack = chunk * plan.chunk_packs + offset // 64
                         place = quad * 4 + r
                         row = plan.order[chunk, place] if plan.order.size else place
                         rows[row, pack : pack + plan.run] += stream[j, :, r]
+                    at += 4 // halves
+                assert at == 2 * last_twos
                 index += 1
     else:
         dense = np.ascontiguousarray(plan.weights.transpose(0, 2, 1))

@@ -30,7 +30,8 @@ from sparsec.compiler.targets import Target
 #: weights, few enough to keep activations in the last-level cache.
 CHUNK_ROWS = 1024
 
-#: Blocks of rows that a thread takes through a stage at a time.
+#: Blocks of rows that a thread takes through a stage at a time: what they leave behind from kernel
+#: to kernel should stay in the second-level cache.
 TALL = 4
 
 VECTOR_HEADERS = {16: "vec_avx512.h", 8: "vec_avx2.h", 4: "vec_generic.h"}
@@ -134,6 +135,10 @@ class _Emitter:
         self.kernels: dict[str, str] = {}
         self.slots: list[_Size] = []
         self.place: dict[Slot, str] = {}
+        #: Buffers that one piece of rows fills and reads within a stage: where each begins in the
+        #: thread's own memory, and its size, both in bytes for a block of 16 rows.
+        self.local: dict[Slot, tuple[int, int]] = {}
+        self.local_bytes = 0
         self.layers: list[dict[str, Any]] = []
         self.copies: list[tuple[str, int]] = []
         self._find_makers()
@@ -347,6 +352,9 @@ class _Emitter:
                     last[slot] = i
         for root, _ in self.copies:
             last[(root, "flat")] = len(stages)
+        for i, stage in enumerate(stages):
+            if stage.kind == "rows":
+                self._allocate_local(stage.calls, {slot for slot in last if last[slot] == i})
         free_slots: list[int] = []
         busy: list[tuple[int, int]] = []  # (last stage, slot)
         for i, stage in enumerate(stages):
@@ -356,7 +364,7 @@ class _Emitter:
                     free_slots.append(index)
             for call in stage.calls:
                 for slot in call.writes:
-                    if slot in self.place:
+                    if slot in self.place or slot in self.local:
                         continue
                     size = self._size(slot)
                     fits = [s for s in free_slots if self.slots[s].kind() == size.kind()]
@@ -370,6 +378,25 @@ class _Emitter:
                         self.slots.append(size)
                     self.place[slot] = f"slot{index}"
                     busy.append((last[slot], index))
+
+    def _allocate_local(self, calls: Sequence[_Call], ending: set[Slot]) -> None:
+        """Place what `calls`, one stage, write and nobody reads after it (`ending`)."""
+        last = {slot: i for i, call in enumerate(calls) for slot in (*call.reads, *call.writes)}
+        busy: list[tuple[int, int, int]] = []  # (begin, end, last call)
+        for i, call in enumerate(calls):
+            busy = sorted(b for b in busy if b[2] >= i)
+            for slot in call.writes:
+                if slot not in ending or slot[1] == "flat":
+                    continue
+                size = self._size(slot).total()
+                begin = 0
+                for lo, hi, _ in busy:
+                    if begin + size <= lo:
+                        break
+                    begin = hi
+                self.local[slot] = (begin, size)
+                busy = sorted([*busy, (begin, begin + size, last[slot])])
+                self.local_bytes = max(self.local_bytes, begin + size)
 
     def number(self, slot: Slot) -> int:
         """Index of a buffer in ``rt->buf``."""
@@ -387,6 +414,9 @@ class _Emitter:
         name, form = slot
         if form == "flat" and name in self.graph.constants:
             return f"W({self.pool.add(self.graph.constants[name])})"
+        if slot in self.local:
+            begin, size = self.local[slot]
+            return f"LOCAL({begin}, {size})"
         return f"BUF(void, {self.number(slot)})"
 
     def _lane_call(self, call: _Call, number: int) -> str:
@@ -399,11 +429,11 @@ class _Emitter:
         lines = [f"/* {_c_string(call.source)}: {call.title} */"]
         attention = kernel.heads > 0
         params = (
-            "int32_t query, int32_t head"
+            "int32_t query, int32_t head, char *scratch"
             if attention
-            else "int64_t b0, int64_t b1, int32_t q0, int32_t q1"
+            else "const sparsec_tile *tile, int64_t b0, int64_t b1, int32_t q0, int32_t q1"
         )
-        lines.append(f"static void {call.function}(const sparsec_rt *rt, {params}, char *scratch)")
+        lines.append(f"static void {call.function}(const sparsec_rt *rt, {params})")
         lines.append("{")
         if self.profile:
             lines.append("    const uint64_t since = profile_now();")
@@ -425,12 +455,12 @@ class _Emitter:
         elif kernel.tiles:
             lines.append("    int64_t b = b0;")
             for tile in kernel.tiles:
-                step = f"{kernel.name}_t{tile}(rt, {rows}, &a, b, q0, q1, scratch), b += {tile}"
+                step = f"{kernel.name}_t{tile}(rt, {rows}, &a, b, q0, q1, tile->scratch)"
                 lines.append(f"    while (b + {tile} <= b1)")
-                lines.append(f"        {step};")
+                lines.append(f"        {step}, b += {tile};")
         else:
             lines.append("    (void)q0; (void)q1;")
-            lines.append(f"    {kernel.name}(rt, {rows}, &a, b0, b1, scratch);")
+            lines.append(f"    {kernel.name}(rt, {rows}, &a, b0, b1, tile->scratch);")
         if self.profile:
             lines.append(f"    profile_add({number}, since);")
         return "\n".join([*lines, "}", ""])
@@ -528,7 +558,6 @@ static void {name}(const sparsec_rt *rt)
                         calls=described,
                         splits=any(c["quads"] for c in described),
                         zeroed=zeroed,
-                        tall=TALL,
                         slab=SLAB_QUADS,
                     )
                 )
@@ -565,6 +594,8 @@ static void {name}(const sparsec_rt *rt)
             chunk=max(1, CHUNK_ROWS // per_item) if divisible else 0,
             scratch=scratch,
             slots=[vars(s) for s in self.slots],
+            local_bytes=self.local_bytes,
+            tall=TALL,
             buffers=buffers,
             weights=bool(self.pool.data()),
             profile=len(rows) if self.profile else 0,

@@ -20,7 +20,7 @@ import numpy as np
 from sparsec.compiler.ir import Dim, Graph, Node
 from sparsec.compiler.lowering import byte_scores, lanes, program
 from sparsec.compiler.lowering.lanes import Choice, Group
-from sparsec.compiler.lowering.linear import LinearPlan
+from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering.program import BYTES, F32, S8, U8, Accumulator, Args, Program
 from sparsec.compiler.lowering.requantize import accumulator_bounds
 from sparsec.compiler.targets import Target
@@ -290,7 +290,9 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "last_packs": plan.packs - (plan.chunks - 1) * plan.chunk_packs,
         "quads": plan.quads,
         "run": plan.run,
+        "slab": SLAB_QUADS,
         "prefetch": PREFETCH_BYTES,
+        "fetch": -(-plan.weights.nbytes // (64 * plan.chunks * plan.quads)) + 1,
         "cv_weights": args.vector(plan.weights),
         "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
         "cv_start": args.vector(plan.start) if plan.sparse else -1,
@@ -329,12 +331,12 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
             name="@NAME@", T=tile, comment=title, **context
         )
     name = f"{base}_{hashlib.sha256(body_text.encode()).hexdigest()[:8]}"
-    partial = 4 * max(plan.tiles) * 16 * 4 * plan.quads if plan.chunks > 1 else 0
+    waiting = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
     return LaneKernel(
         name=name,
         text=body_text.replace("@NAME@", name),
         args=args,
-        scratch=partial,
+        scratch=4 * max(plan.tiles) * 16 * 4 * waiting,
         title=title,
         tiles=plan.tiles,
         quads=plan.quads,
