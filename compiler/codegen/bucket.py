@@ -18,7 +18,7 @@ from sparsec.compiler.codegen.lane_kernels import (
     read_template,
 )
 from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
-from sparsec.compiler.lowering import lanes
+from sparsec.compiler.lowering import gelu, lanes
 from sparsec.compiler.lowering.batch import separable
 from sparsec.compiler.lowering.general import general_kernel
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
@@ -606,7 +606,7 @@ static void {name}(const sparsec_rt *rt)
             "scalar.h": read_template("general/scalar.h"),
             "vec_isa.h": read_template(f"lanes/{VECTOR_HEADERS[self.target.lanes]}"),
             "vec.h": read_template("lanes/vec.h"),
-            "vmath.h": read_template("lanes/vmath.h"),
+            "vmath.h": env.get_template("lanes/vmath.h.j2").render(phi=gelu.literals()),
             "lanes.h": read_template("lanes/lanes.h"),
         }
         if self.profile:
