@@ -26,9 +26,9 @@ from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES
 from sparsec.compiler.targets import Target
 
-#: Rows that are computed at a time where the batch can be cut: enough to share the traffic of the
-#: weights, few enough to keep activations in the last-level cache.
-CHUNK_ROWS = 1024
+#: Rows that are computed at a time where the batch can be cut: few enough to keep activations in the
+#: caches.  With many threads it is more, so that each has TALL blocks.
+CHUNK_ROWS = 512
 
 #: Blocks of rows that a thread takes through a stage at a time: what they leave behind from kernel
 #: to kernel should stay in the second-level cache.
@@ -429,7 +429,7 @@ class _Emitter:
         lines = [f"/* {_c_string(call.source)}: {call.title} */"]
         attention = kernel.heads > 0
         params = (
-            "int32_t query, int32_t head, char *scratch"
+            "int32_t query, int32_t query_end, int32_t head, char *scratch"
             if attention
             else "const sparsec_tile *tile, int64_t b0, int64_t b1, int32_t q0, int32_t q1"
         )
@@ -450,8 +450,11 @@ class _Emitter:
             lines.append(f"        .cs = {{{', '.join(numbers)}}},")
         lines.append("    };")
         rows = f"&rt->{call.domain}"
-        if attention:
-            lines.append(f"    {kernel.name}(rt, &a, query, head, scratch);")
+        if attention and kernel.loops:
+            lines.append(f"    {kernel.name}(rt, &a, query, query_end, head, scratch);")
+        elif attention:
+            lines.append("    for (; query < query_end; query++)")
+            lines.append(f"        {kernel.name}(rt, &a, query, head, scratch);")
         elif kernel.tiles:
             lines.append("    int64_t b = b0;")
             for tile in kernel.tiles:
@@ -467,16 +470,19 @@ class _Emitter:
 
     def _attention_stage(self, name: str, call: _Call) -> str:
         assert call.kernel is not None
+        heads = call.kernel.heads
         return f"""static void {name}_task(void *arg, int32_t index, int32_t thread)
 {{
     const sparsec_rt *const rt = arg;
-    {call.function}(rt, index / {call.kernel.heads}, index % {call.kernel.heads},
-        rt->scratch + (size_t)thread * rt->scratch_size);
+    const int32_t many = attention_blocks(rt, {heads}), query = index / {heads} * many;
+    const int32_t end = query + many < rt->queries ? query + many : rt->queries;
+    {call.function}(rt, query, end, index % {heads}, SCRATCH_OF(rt, thread));
 }}
 
 static void {name}(const sparsec_rt *rt)
 {{
-    sparsec_for(rt, {name}_task, (void *)rt, rt->queries * {call.kernel.heads});
+    const int32_t many = attention_blocks(rt, {heads});
+    sparsec_for(rt, {name}_task, (void *)rt, (rt->queries + many - 1) / many * {heads});
 }}
 """
 
@@ -592,6 +598,7 @@ static void {name}(const sparsec_rt *rt)
             n_outputs=len(graph.outputs),
             supports_lengths=token_lanes,
             chunk=max(1, CHUNK_ROWS // per_item) if divisible else 0,
+            per_item=per_item,
             scratch=scratch,
             slots=[vars(s) for s in self.slots],
             local_bytes=self.local_bytes,

@@ -72,6 +72,7 @@ class LaneKernel:
         quads: groups of 4 output channels (linear kernels only).
         scratch: bytes of scratch memory for one thread.
         title: one line for comments and the manifest.
+        loops: the kernel takes several blocks of queries a call (attention only).
         shape: input x output channels, or heads x channels of a head.
         sparsity: share of all-zero packs of the weights (linear kernels only).
         work_block, work_key: multiply-adds of 16 lanes (VPDPBUSD or FMA) that the non-zero weights
@@ -86,6 +87,7 @@ class LaneKernel:
     tiles: tuple[int, ...] = ()
     quads: int = 0
     heads: int = 0
+    loops: bool = False
     shape: str = ""
     sparsity: float = 0.0
     work_block: int = 0
@@ -433,7 +435,7 @@ def _index(shape: Sequence[Dim], names: Sequence[str]) -> str:
 
 
 def attention_kernel(body: Body, target: Target) -> LaneKernel:
-    """The kernel of an attention group: one head of one block of 16 queries a call."""
+    """The kernel of an attention group: one head of one or several blocks of 16 queries a call."""
     group, graph, args = body.group, body.graph, body.args
     node = group.nodes[0]
     attrs = node.attrs
@@ -567,7 +569,15 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     scratch = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
     work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)
     return LaneKernel(
-        name, text, args, scratch, title, heads=heads, shape=f"{heads}x{dim}", work_key=work
+        name,
+        text,
+        args,
+        scratch,
+        title,
+        heads=heads,
+        loops=found is not None,
+        shape=f"{heads}x{dim}",
+        work_key=work,
     )
 
 
