@@ -26,8 +26,8 @@ from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES
 from sparsec.compiler.targets import Target
 
-#: Rows that are computed at a time where the batch can be cut: few enough to keep activations in the
-#: caches.  With many threads it is more, so that each has TALL blocks.
+#: Rows that are computed at a time where the batch can be cut: few enough to keep activations in
+#: the caches.  With many threads it is more, so that each has TALL blocks.
 CHUNK_ROWS = 512
 
 #: Blocks of rows that a thread takes through a stage at a time: what they leave behind from kernel
@@ -102,6 +102,20 @@ class _Call:
 class _Stage:
     calls: list[_Call] = field(default_factory=list)
     kind: str = "general"  # general, rows, attention, copy
+
+    def waves(self) -> list[list[_Call]]:
+        """The calls in runs of layers that do not read each other's results."""
+        waves: list[list[_Call]] = []
+        made: set[Slot] = set()
+        for call in self.calls:
+            layer = call.kernel is not None and call.kernel.quads > 0
+            if waves and layer and made and not made & {*call.reads, *call.writes}:
+                waves[-1].append(call)
+            else:
+                waves.append([call])
+                made = set()
+            made = made | {*call.writes} if layer else set()
+        return waves
 
 
 def _identifier(text: str) -> str:
@@ -354,7 +368,7 @@ class _Emitter:
             last[(root, "flat")] = len(stages)
         for i, stage in enumerate(stages):
             if stage.kind == "rows":
-                self._allocate_local(stage.calls, {slot for slot in last if last[slot] == i})
+                self._allocate_local(stage.waves(), {slot for slot in last if last[slot] == i})
         free_slots: list[int] = []
         busy: list[tuple[int, int]] = []  # (last stage, slot)
         for i, stage in enumerate(stages):
@@ -379,13 +393,18 @@ class _Emitter:
                     self.place[slot] = f"slot{index}"
                     busy.append((last[slot], index))
 
-    def _allocate_local(self, calls: Sequence[_Call], ending: set[Slot]) -> None:
-        """Place what `calls`, one stage, write and nobody reads after it (`ending`)."""
-        last = {slot: i for i, call in enumerate(calls) for slot in (*call.reads, *call.writes)}
-        busy: list[tuple[int, int, int]] = []  # (begin, end, last call)
-        for i, call in enumerate(calls):
+    def _allocate_local(self, waves: Sequence[Sequence[_Call]], ending: set[Slot]) -> None:
+        """Place what the `waves` of a stage write and nobody reads after it (`ending`)."""
+        last = {
+            slot: i
+            for i, wave in enumerate(waves)
+            for call in wave
+            for slot in (*call.reads, *call.writes)
+        }
+        busy: list[tuple[int, int, int]] = []  # (begin, end, last wave)
+        for i, wave in enumerate(waves):
             busy = sorted(b for b in busy if b[2] >= i)
-            for slot in call.writes:
+            for slot in (s for call in wave for s in call.writes):
                 if slot not in ending or slot[1] == "flat":
                     continue
                 size = self._size(slot).total()
@@ -542,13 +561,16 @@ static void {name}(const sparsec_rt *rt)
             elif stage.kind == "attention":
                 calls.append(self._attention_stage(name, stage.calls[0]))
             else:
-                described = [
-                    {
-                        "name": c.function,
-                        "quads": c.kernel.quads if c.kernel else 0,
-                        "slabs": -(-(c.kernel.quads if c.kernel else 0) // SLAB_QUADS),
-                    }
-                    for c in stage.calls
+                waves = [
+                    [
+                        {
+                            "name": c.function,
+                            "quads": c.kernel.quads if c.kernel else 0,
+                            "slabs": -(-(c.kernel.quads if c.kernel else 0) // SLAB_QUADS),
+                        }
+                        for c in wave
+                    ]
+                    for wave in stage.waves()
                 ]
                 zeroed = [
                     {"buffer": self.number(slot), "bytes": self._size(slot).batch}
@@ -561,8 +583,8 @@ static void {name}(const sparsec_rt *rt)
                     env.get_template("stage.c.j2").render(
                         name=name,
                         domain=stage.calls[0].domain,
-                        calls=described,
-                        splits=any(c["quads"] for c in described),
+                        waves=waves,
+                        splits=any(c["quads"] for wave in waves for c in wave),
                         zeroed=zeroed,
                         slab=SLAB_QUADS,
                     )
