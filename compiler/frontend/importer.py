@@ -59,15 +59,25 @@ OpImporter = Callable[["Importer", "OnnxNode"], Result]
 IMPORTERS: dict[tuple[str, str], OpImporter] = {}
 """(domain, op type) -> importer function."""
 
+STATIC: dict[tuple[str, str], tuple[int, ...]] = {}
+"""(domain, op type) -> inputs that must be known at compile time: most of them say shapes."""
 
-def onnx_op(*names: str, domain: str = "") -> Callable[[OpImporter], OpImporter]:
-    """Register the importer of one or more ONNX ops."""
+
+def onnx_op(
+    *names: str, domain: str = "", static: tuple[int, ...] = ()
+) -> Callable[[OpImporter], OpImporter]:
+    """Register the importer of one or more ONNX ops.
+
+    Args:
+        static: positions of inputs that must be known at compile time.
+    """
 
     def register(function: OpImporter) -> OpImporter:
         for name in names:
             if (domain, name) in IMPORTERS:
                 raise ValueError(f"ONNX op {name} is registered twice")
             IMPORTERS[domain, name] = function
+            STATIC[domain, name] = static
         return function
 
     return register
@@ -360,6 +370,7 @@ class Importer:
                 importer = IMPORTERS.get((domain, proto.op_type))
                 if importer is None and not _has_body(proto, domain, opsets):
                     raise Fail("no such op is supported")
+                _check_version(proto, domain, opsets)
                 if not missing:
                     self._source = label
                     self._hint = next((o for o in proto.output if o), label)
@@ -456,6 +467,21 @@ class Importer:
             del self.problems[problems:]
             raise Fail("in its ONNX function body: " + "; ".join(reasons))
         return [inner.get(name) for name in body.output]
+
+
+def _check_version(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> None:
+    """Refuse ops that meant something else before the oldest opset that importers know."""
+    version = opsets.get(domain, 1)
+    if domain or version >= MIN_OPSET:
+        return
+    old, known = (
+        onnx.defs.get_schema(proto.op_type, v, "").since_version for v in (version, MIN_OPSET)
+    )
+    if old != known:
+        raise Fail(
+            f"its form in opset {version} is not supported; convert the model to {MIN_OPSET} or "
+            "newer with onnx.version_converter.convert_version"
+        )
 
 
 def _has_body(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> bool:
@@ -556,11 +582,6 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
         ModelError: the graph is damaged.
         UnsupportedError: listing every node that cannot be imported.
     """
-    if model.opset and model.opset < MIN_OPSET:
-        raise ModelError(
-            f"{model.path.name} uses ONNX opset {model.opset}; sparsec reads {MIN_OPSET} and "
-            "newer: convert it with onnx.version_converter.convert_version"
-        )
     importer = Importer(model, length, _exported_batch(model, inputs))
     graph = model.proto.graph
     scope: dict[str, Tensor | None] = {}

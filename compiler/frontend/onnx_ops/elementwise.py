@@ -15,6 +15,8 @@ _UNARY = {
     "Sqrt": "sqrt",
     "Exp": "exp",
     "Log": "log",
+    "Sin": "sin",
+    "Cos": "cos",
     "Erf": "erf",
     "Tanh": "tanh",
     "Sigmoid": "sigmoid",
@@ -155,33 +157,24 @@ def _is_inf(c: Importer, n: OnnxNode) -> Tensor:
     return up if not n.attrs.get("detect_negative", 1) else c.emit("or", up, down)
 
 
-@onnx_op("Sin", "Cos")
-def _trigonometry(c: Importer, n: OnnxNode) -> Tensor:
-    """Only of compile-time tensors: rotary embeddings of constant positions."""
-    if n[0].symbolic:
-        raise Fail("of a number that depends on the batch size")
-    x = n[0]
-    array = {"Sin": np.sin, "Cos": np.cos}[n.op](x.contents())
-    return Tensor(x.dtype, x.shape, array=array)
-
-
 @onnx_op("Identity")
 def _identity(c: Importer, n: OnnxNode) -> Tensor:
     return n[0]
 
 
-@onnx_op("Dropout")
-def _dropout(c: Importer, n: OnnxNode) -> Tensor:
-    """Inference: the identity.  The mask output, if wanted, would be all True."""
-    training = n.optional(2)
+@onnx_op("Dropout", static=(1, 2))
+def _dropout(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
+    """Inference, or training with ratio 0: the identity, and a mask that is True throughout."""
+    ratio, training = n.optional(1), n.optional(2)
     if training is not None and any(c.plain_ints(training)):
-        raise Fail("training mode is not supported; export the model in eval mode")
-    if n.wants(1):
-        raise Fail("its mask output is not supported")
-    return n[0]
+        share = 0.5 if ratio is None else float(np.max(ratio.contents(), initial=0))
+        if share:
+            raise Fail("training mode is not supported; export the model in eval mode")
+    everywhere = c.expand(constant(np.ones((), np.bool_), "mask"), n[0].shape)
+    return [n[0], everywhere] if n.wants(1) else [n[0]]
 
 
-@onnx_op("If")
+@onnx_op("If", static=(0,))
 def _if(c: Importer, n: OnnxNode) -> Sequence[Tensor | None]:
     """A condition known at compile time picks a branch."""
     branch = n.attrs["then_branch" if c.plain_ints(n[0])[0] else "else_branch"]
