@@ -192,3 +192,64 @@ def widened(dtype: np.dtype[Any]) -> np.dtype[Any]:
         return core_dtype(helper.np_dtype_to_tensor_dtype(dtype))
     except Fail:
         return dtype
+
+
+def core_ops(case: Case, folder: Path) -> set[str]:
+    """What a case becomes when it is compiled on its own."""
+    path = folder / "case.onnx"
+    onnx.save(merged([case]), path)
+    graph = passes.run(frontend.import_graph(frontend.load_model(path), 0))
+    return {node.op for node in graph.nodes}
+
+
+_SHORT = {
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float32": "f32",
+    "float64": "f64",
+    **{f"int{n}": f"i{n}" for n in (8, 16, 32, 64)},
+    **{f"uint{n}": f"u{n}" for n in (8, 16, 32, 64)},
+    "bool": "bool",
+}
+
+
+def element_types(case: Case, folder: Path) -> list[str]:
+    """Types of the first input with which a one-op case compiles, out of those the standard allows.
+
+    All inputs that share the first one's type variable are given the other type.
+    """
+    (node, *more) = case.proto.graph.node
+    version = next((o.version for o in case.proto.opset_import if not o.domain), 1)
+    schema: Any = onnx.defs.get_schema(node.op_type, version, "")
+    if more or not node.input or not schema.inputs:
+        return []
+    variable = schema.inputs[0].type_str
+    allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+    same = {
+        name
+        for i, name in enumerate(node.input)
+        if schema.inputs[min(i, len(schema.inputs) - 1)].type_str == variable
+    }
+    found = []
+    for name, short in _SHORT.items():
+        onnx_name = {"float32": "float", "float64": "double"}.get(name, name)
+        if f"tensor({onnx_name})" not in allowed.get(variable, [variable]):
+            continue
+        kind = TensorProto.DataType.Value(onnx_name.upper())
+        proto = onnx.ModelProto()
+        proto.CopyFrom(case.proto)
+        for value in proto.graph.input:
+            if value.name in same:
+                value.type.tensor_type.elem_type = kind
+        for tensor in proto.graph.initializer:
+            if tensor.name in same:
+                array = numpy_helper.to_array(tensor)
+                tensor.CopyFrom(
+                    numpy_helper.from_array(
+                        array.astype(helper.tensor_dtype_to_np_dtype(kind)), tensor.name
+                    )
+                )
+        other = Case(case.name, case.op, proto, (), (), 0, 0)
+        if reason_against(other, folder) is None:
+            found.append(short)
+    return found
