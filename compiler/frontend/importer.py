@@ -344,6 +344,12 @@ class Importer:
         array = tensor_array(proto, self.model.folder)
         return constant(array.astype(_core(array.dtype), copy=False), hint or proto.name or "const")
 
+    def sparse_tensor(self, proto: onnx.SparseTensorProto) -> Tensor:
+        """A tensor stored as coordinates and values, made dense."""
+        core_dtype(proto.values.data_type)
+        array = dense_array(proto, self.model.folder)
+        return constant(array.astype(_core(array.dtype), copy=False), proto.values.name or "const")
+
     def initializer(self, proto: onnx.TensorProto) -> Tensor:
         """A stored tensor of the graph, read once for all imports of the model."""
         cache = self.model.cache.setdefault("initializers", {})
@@ -413,6 +419,9 @@ class Importer:
         for attribute in _bound(proto.attribute, caller):
             if attribute.type == onnx.AttributeProto.TENSOR:
                 attrs[attribute.name] = self.tensor(attribute.t)
+                continue
+            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+                attrs[attribute.name] = self.sparse_tensor(attribute.sparse_tensor)
                 continue
             value = onnx.helper.get_attribute_value(attribute)
             attrs[attribute.name] = value.decode() if isinstance(value, bytes) else value
@@ -602,8 +611,11 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
             scope[proto.name] = None
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
-        array = dense_array(sparse, model.folder)
-        scope[name] = constant(array.astype(_core(array.dtype), copy=False), name)
+        try:
+            scope[name] = importer.sparse_tensor(sparse)
+        except Fail as error:
+            importer.problems.append((name, "sparse_initializer", str(error)))
+            scope[name] = None
     importer.run(graph.node, scope, model.opsets)
     if importer.problems:
         listed = "\n".join(f"  {name} ({op}): {why}" for name, op, why in importer.problems)

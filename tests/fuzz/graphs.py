@@ -66,11 +66,12 @@ class Grower:
     def numbers(self, dtype: Any, shape: Sequence[int]) -> np.ndarray:
         """Small numbers; floats are sixteenths, so that sums of a few of them are exact."""
         dtype = np.dtype(dtype)
-        if dtype.kind == "b":
-            return self.rng.integers(0, 2, shape).astype(bool)
         if dtype.kind == "f":
-            return (self.rng.integers(-48, 49, shape) / 16).astype(dtype)
-        return self.rng.integers(0 if dtype.kind == "u" else -9, 10, shape).astype(dtype)
+            array = self.rng.integers(-48, 49, shape) / 16
+        else:
+            low, high = {"b": (0, 2), "u": (0, 10)}.get(dtype.kind, (-9, 10))
+            array = self.rng.integers(low, high, shape)
+        return np.asarray(array, dtype)
 
     def pick(self, kinds: str = "f", low: int = 0, exact: bool = False) -> Drawn:
         """A value of one of some kinds (f, i, u, b), of some rank at least."""
@@ -109,7 +110,7 @@ class Grower:
         if not extent:
             raise Misfit
         dtype = np.int32 if narrow and self.flip() else np.int64
-        array = self.rng.integers(-extent, extent, shape).astype(dtype)
+        array = np.asarray(self.rng.integers(-extent, extent, shape), dtype)
         return self.input(array) if self.flip() else self.constant(array)
 
     def input(self, array: np.ndarray) -> Drawn:

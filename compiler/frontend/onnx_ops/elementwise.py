@@ -185,8 +185,9 @@ def _if(c: Importer, n: OnnxNode) -> Sequence[Tensor | None]:
 def _constant(c: Importer, n: OnnxNode) -> Tensor:
     attrs = n.attrs
     hint = next((o for o in n.outputs if o), n.source)
-    if "value" in attrs:
-        return constant(attrs["value"].contents(), hint)
+    for name in ("value", "sparse_value"):
+        if name in attrs:
+            return constant(attrs[name].contents(), hint)
     for name, dtype in (
         ("value_float", np.float32),
         ("value_floats", np.float32),
@@ -195,4 +196,4 @@ def _constant(c: Importer, n: OnnxNode) -> Tensor:
     ):
         if name in attrs:
             return constant(np.asarray(attrs[name], dtype), hint)
-    raise Fail("constants of strings and sparse tensors are not supported")
+    raise Fail("constants of strings are not supported")
