@@ -375,7 +375,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
 
     for node in graph.nodes:
         if id(node) not in choice.nodes:
-            if node.output in choice.alias:
+            if node.outputs[0] in choice.alias:
                 if node.inputs[0] in maker:
                     maker[node.output] = maker[node.inputs[0]]
                 continue

@@ -78,7 +78,7 @@ def softmax(x: np.ndarray, axis: int) -> np.ndarray:
     A row that is -inf throughout gives NaN, as in ONNX.
     """
     with np.errstate(all="ignore"):
-        e = np.exp(x - np.max(x, axis=axis, keepdims=True))
+        e = np.exp(x - np.max(x, axis=axis, keepdims=True, initial=-np.inf))
         return np.asarray(e / np.sum(e, axis=axis, keepdims=True))
 
 

@@ -506,7 +506,7 @@ def _arg(g: Grower) -> None:
 def _topk(g: Grower) -> None:
     x = g.pick("fi", low=1, exact=True)
     axis = g.axis(x)
-    if len(np.unique(x.array)) < x.array.size:
+    if not x.array.size or len(np.unique(x.array)) < x.array.size:
         raise Misfit  # the order of equal elements is the reference's own
     k = g.constant(np.asarray([int(g.rng.integers(1, x.array.shape[axis] + 1))], np.int64))
     g.add("TopK", x, k, exact=True, n=2, axis=axis, largest=int(g.flip()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsec.compiler.frontend.importer import Importer, OnnxNode, onnx_op
+from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, onnx_op
 from sparsec.compiler.frontend.onnx_ops.layout import pad_constant
 from sparsec.compiler.frontend.onnx_ops.quantization import parameter
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
@@ -89,6 +89,8 @@ def _patches(c: Importer, x: Tensor, g: _Geometry, fill: Tensor) -> Tensor:
         x = c.reshape(x, (*front, *apart))
         inner, outer = range(3, 3 + 2 * rank, 2), range(2, 2 + 2 * rank, 2)
         return c.reshape(c.transpose(x, (0, 1, *inner, *outer)), (*front, count, places))
+    if count * places > FOLD_LIMIT // 8:
+        raise Fail(f"{places} patches of {count} elements are absurdly many")
     at = np.zeros((), np.int64)
     for i in range(rank):
         own = np.arange(g.kernel[i])[:, None] * g.dilations[i]

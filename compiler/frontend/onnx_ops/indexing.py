@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
+from sparsec.compiler.frontend.importer import (
+    FOLD_LIMIT,
+    Importer,
+    OnnxNode,
+    normal_axis,
+    onnx_op,
+)
 from sparsec.compiler.frontend.onnx_ops.layout import unsqueeze
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 
@@ -38,6 +44,8 @@ def _one_hot(c: Importer, n: OnnxNode) -> Tensor:
     """Compare with 0, 1, .. depth - 1 along a new axis, and choose between the two values."""
     indices, values = c.cast(n[0], np.int64), n[2]
     depth = c.plain_ints(n[1])[0]
+    if not 0 <= depth <= FOLD_LIMIT // 8:
+        raise Fail(f"a depth of {depth}")
     rank = len(indices.shape) + 1
     axis = normal_axis(n.attrs.get("axis", -1), rank)
     wrapped = c.emit("add", indices, c.scalar(depth, indices))

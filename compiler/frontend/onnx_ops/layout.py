@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsec.compiler.frontend import symbolic
-from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
+from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, normal_axis, onnx_op
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 from sparsec.compiler.ir import BATCH, BatchDim, Dim, Shape, element_count
 
@@ -256,7 +256,7 @@ def _pad(c: Importer, n: OnnxNode) -> Tensor:
             x = pad_constant(c, x, axis, before, after, value)
         elif before or after:
             extent = fixed(x.shape[axis])
-            if extent * 2**16 < before + after:
+            if not extent or before + after > min(extent * 2**16, FOLD_LIMIT // 8):
                 raise Fail(f"pads of {before} and {after} around {extent} elements")
             at = np.pad(np.arange(extent), (before, after), mode=mode)
             x = c.emit("gather", x, constant(at, "padded"), axis=axis)
