@@ -203,12 +203,13 @@ def _evaluate(node: onnx.NodeProto, operands: Sequence[Drawn]) -> list[np.ndarra
     return [np.asarray(a) for a in ReferenceEvaluator(model).run(None, feeds)]
 
 
-def grown(seed: int, count: int) -> Grower:
-    """A random graph of about `count` nodes."""
+def grown(seed: int, count: int, batch: int | None = None) -> Grower:
+    """A random graph of about `count` nodes; its first inputs have a leading extent of `batch`."""
     grower = Grower(np.random.default_rng(seed))
+    front = () if batch is None else (batch,)
     for _ in range(int(grower.rng.integers(2, 5))):
         dtype = grower.choice(["float32", "float32", "float32", "float64", "bool", *INTEGERS])
-        drawn = grower.input(grower.numbers(dtype, grower.shape()))
+        drawn = grower.input(grower.numbers(dtype, (*front, *grower.shape(high=3))))
         grower.values.append(drawn)
     grower.grow(count)
     return grower
