@@ -102,6 +102,11 @@ class _Call:
     work_block: int = 0
     work_key: int = 0
 
+    @property
+    def family(self) -> str:
+        """What a row-major call computes, in one word."""
+        return self.nodes[0].op if len(self.nodes) == 1 else "elementwise"
+
 
 @dataclass
 class _Stage:
@@ -294,7 +299,7 @@ class _Emitter:
         reads, writes = self._interface(nodes)
         constants = self.graph.constants
         return _Call(
-            nodes[0].op if len(nodes) == 1 else "elementwise",
+            ", ".join(node.op for node in nodes),
             [(self.choice.root(n), "flat") for n in reads if n not in constants],
             [(o, "flat") for o in writes],
             nodes=tuple(nodes),
@@ -314,7 +319,7 @@ class _Emitter:
         for step in self._fused_steps():
             if not isinstance(step, lanes.Group):
                 call = self._general(step)
-                call.function = f"general_{number}_{_identifier(call.source or call.title)}"
+                call.function = f"general_{number}_{_identifier(call.source or call.family)}"
                 number += 1
                 stages.append(_Stage([call], "general"))
                 continue
@@ -540,7 +545,7 @@ static void {name}(const sparsec_rt *rt)
             name = f"stage_{i}"
             names.append(name)
             for call in stage.calls:
-                kernel = call.kernel.name if call.kernel else f"general_{call.title}"
+                kernel = call.kernel.name if call.kernel else f"general_{call.family}"
                 rows.append(
                     {
                         "name": call.function,

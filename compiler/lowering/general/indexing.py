@@ -21,14 +21,17 @@ def emit_gather_elements(call: Call) -> str:
     axis = int(call.node.attrs["axis"])
     dims = extents(indices.shape)
     steps, step = _without_axis(strides(extents(x.shape)), axis)
+    last = steps.pop() == ZERO  # the axis itself, or an extent of 1
     c_type(indices.dtype)
     return call.render(
         "gather_elements",
-        rows=product(dims),
+        rows=product(dims[:-1]),
         work=product(dims),
-        decode=decode("row", dims, "i", [steps]),
+        decode=decode("row", dims[:-1], "i", [steps]),
         base=offset("i", steps),
         step=step,
+        last=last,
+        inner=dims[-1],
         extent=Extent.of(x.shape[axis]),
     )
 
