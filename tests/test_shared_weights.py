@@ -25,6 +25,7 @@ USES = {
     "a Gemm of the transposed": [
         node("Reshape", "a rows", "flat"),
         node("Gemm", "flat turned", "made", transB=1),
+        node("Shape", "a", "cube"),
         node("Reshape", "made cube", "b"),
     ],
     "stored sparse": [node("MatMul", "a coordinates", "b")],
@@ -48,7 +49,6 @@ def model(use: str | None, path: Path) -> None:
         "turned": w.T.copy(),
         "long": w.reshape(-1),
         "rows": np.array([-1, WIDTH]),
-        "cube": np.array([-1, 8, WIDTH]),
         "square": np.array([WIDTH, WIDTH]),
     }
     read = {name for n in nodes for name in n.input}

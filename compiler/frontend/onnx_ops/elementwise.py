@@ -174,11 +174,24 @@ def _dropout(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
     return [n[0], everywhere] if n.wants(1) else [n[0]]
 
 
-@onnx_op("If", static=(0,))
+@onnx_op("If")
 def _if(c: Importer, n: OnnxNode) -> Sequence[Tensor | None]:
-    """A condition known at compile time picks a branch."""
-    branch = n.attrs["then_branch" if c.plain_ints(n[0])[0] else "else_branch"]
-    return c.subgraph(branch, n)
+    """A condition known at compile time picks a branch; else both are computed, and it selects."""
+    cond = n[0]
+    if cond.known:
+        branch = n.attrs["then_branch" if c.plain_ints(cond)[0] else "else_branch"]
+        return c.subgraph(branch, n)
+    cond = c.reshape(cond, ())
+    out: list[Tensor | None] = []
+    sides = (c.subgraph(n.attrs[name], n) for name in ("then_branch", "else_branch"))
+    for a, b in zip(*sides, strict=True):
+        if a is None or b is None:
+            out.append(None)
+        elif (a.dtype, a.shape) != (b.dtype, b.shape):
+            raise Fail(f"its branches give {a.type} and {b.type}, and the inputs decide which")
+        else:
+            out.append(c.emit("where", cond, a, b))
+    return out
 
 
 @onnx_op("Constant")
