@@ -54,7 +54,7 @@ def _inside(indices: np.ndarray, extent: int) -> np.ndarray:
 
 def _along(indices: np.ndarray, axis: int, extent: int) -> tuple[np.ndarray, ...]:
     """Coordinates of the elements that indices over a tensor name, along one axis."""
-    where = list(np.indices(indices.shape, sparse=True))
+    where: list[np.ndarray] = list(np.indices(indices.shape, sparse=True))
     where[axis] = _inside(indices, extent)
     return tuple(where)
 
@@ -85,10 +85,9 @@ def _infer_gather_nd(attrs: Attrs, x: Value, indices: Value) -> Types:
 
 def _gather_nd(attrs: Attrs, x: np.ndarray, indices: np.ndarray) -> Arrays:
     shared, depth = int(attrs["batch_dims"]), indices.shape[-1]
-    where: list[Any] = [
-        axis.reshape(*axis.shape[:shared], *(1,) * (indices.ndim - 1 - shared))
-        for axis in np.indices(x.shape[:shared], sparse=True)
-    ]
+    own: tuple[np.ndarray, ...] = np.indices(x.shape[:shared], sparse=True)
+    spread = (1,) * (indices.ndim - 1 - shared)
+    where = [axis.reshape(*axis.shape, *spread) for axis in own]
     where += [_inside(indices[..., i], x.shape[shared + i]) for i in range(depth)]
     tail = x.shape[shared + depth :]
     out = x[tuple(where)] if where else np.broadcast_to(x, (*indices.shape[:-1], *tail))

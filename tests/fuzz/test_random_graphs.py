@@ -70,7 +70,7 @@ def test_many_more(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_sanitizers_find_nothing(tmp_path: Path, target: str) -> None:
     """AddressSanitizer and UBSan around tensors of exact sizes, and the same results."""
-    cases = [case(seed) for seed in range(2000, 2080)]
+    cases = [case(seed) for seed in range(2000, 2025)]
     path = tmp_path / "cases.onnx"
     onnx.save(merged(cases), path)
     artifact = sparsec.compile(path, target=target, emit_c=tmp_path / "c")
