@@ -393,18 +393,29 @@ OP_SOFTMAX(f64, double)
 /* Rows of a register block; its columns are two vectors.  AVX512 has 32 registers, the others 16. */
 enum { OP_MR = OP_VECTOR_BYTES == 64 ? 8 : 4 };
 
+/* Rows that share a copied panel. */
+enum { OP_MC = 64 };
+
 /* Rows of a block of dot products; it has two columns. */
 enum { OP_DOT_MR = 4 };
 
-/* y[mr][nr] = a[mr][k] b[k][nr], with mr <= OP_MR and nr <= 2 vectors; rows are lda, ldb, ldy apart. */
+/* y[mr][nr] = a[mr][k] b[k][nr], with mr <= OP_MR and nr <= 2 vectors; rows are lda, ldb, ldy apart.
+ * With `more` it is added to what y holds, in the order in which one longer product would add it. */
 #define OP_GEMM(S, T)                                                                               \
     typedef T op_v##S __attribute__((vector_size(OP_VECTOR_BYTES)));                                \
-    enum { OP_LANES_##S = OP_VECTOR_BYTES / sizeof(T), OP_NR_##S = 2 * OP_LANES_##S };              \
+    enum {                                                                                          \
+        OP_LANES_##S = OP_VECTOR_BYTES / sizeof(T),                                                 \
+        OP_NR_##S = 2 * OP_LANES_##S,                                                               \
+        OP_KC_##S = 24576 / (OP_NR_##S * sizeof(T)) /* depth of a copied panel: it stays in L1 */   \
+    };                                                                                              \
     static inline __attribute__((always_inline)) void op_gemm_fixed_##S(                            \
-        const int mr, const int nv, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb,    \
-        T *y, int64_t ldy)                                                                          \
+        const int mr, const int nv, int more, int64_t k, const T *a, int64_t lda, const T *b,       \
+        int64_t ldb, T *y, int64_t ldy)                                                             \
     {                                                                                               \
         op_v##S acc[OP_MR][2] = {{{0}}};                                                            \
+        for (int r = 0; r < mr && more; r++)                                                        \
+            for (int v = 0; v < nv; v++)                                                            \
+                memcpy(&acc[r][v], y + r * ldy + v * OP_LANES_##S, sizeof acc[r][v]);               \
         for (int64_t p = 0; p < k; p++) {                                                           \
             op_v##S column[2];                                                                      \
             for (int v = 0; v < nv; v++)                                                            \
@@ -418,31 +429,34 @@ enum { OP_DOT_MR = 4 };
                 memcpy(y + r * ldy + v * OP_LANES_##S, &acc[r][v], sizeof acc[r][v]);               \
     }                                                                                               \
     static inline __attribute__((always_inline)) void op_gemm_rows_##S(                             \
-        int mr, const int nv, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb, T *y,    \
-        int64_t ldy)                                                                                \
+        int mr, const int nv, int more, int64_t k, const T *a, int64_t lda, const T *b,             \
+        int64_t ldb, T *y, int64_t ldy)                                                             \
     {                                                                                               \
         if (mr == OP_MR) {                                                                          \
-            op_gemm_fixed_##S(OP_MR, nv, k, a, lda, b, ldb, y, ldy);                                \
+            op_gemm_fixed_##S(OP_MR, nv, more, k, a, lda, b, ldb, y, ldy);                          \
             return;                                                                                 \
         }                                                                                           \
         for (; mr >= 2; mr -= 2, a += 2 * lda, y += 2 * ldy)                                        \
-            op_gemm_fixed_##S(2, nv, k, a, lda, b, ldb, y, ldy);                                    \
+            op_gemm_fixed_##S(2, nv, more, k, a, lda, b, ldb, y, ldy);                              \
         if (mr)                                                                                     \
-            op_gemm_fixed_##S(1, nv, k, a, lda, b, ldb, y, ldy);                                    \
+            op_gemm_fixed_##S(1, nv, more, k, a, lda, b, ldb, y, ldy);                              \
     }                                                                                               \
     static inline void op_gemm_block_##S(                                                           \
-        int mr, int nr, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb, T *y,          \
-        int64_t ldy)                                                                                \
+        int mr, int nr, int more, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb,      \
+        T *y, int64_t ldy)                                                                          \
     {                                                                                               \
         if (nr == OP_NR_##S) {                                                                      \
-            op_gemm_rows_##S(mr, 2, k, a, lda, b, ldb, y, ldy);                                     \
+            op_gemm_rows_##S(mr, 2, more, k, a, lda, b, ldb, y, ldy);                               \
             return;                                                                                 \
         }                                                                                           \
         if (nr >= OP_LANES_##S) {                                                                   \
-            op_gemm_rows_##S(mr, 1, k, a, lda, b, ldb, y, ldy);                                     \
+            op_gemm_rows_##S(mr, 1, more, k, a, lda, b, ldb, y, ldy);                               \
             b += OP_LANES_##S, y += OP_LANES_##S, nr -= OP_LANES_##S;                               \
         }                                                                                           \
         T rest[OP_MR][OP_LANES_##S] = {{0}};                                                        \
+        for (int r = 0; r < mr && more; r++)                                                        \
+            for (int j = 0; j < nr; j++)                                                            \
+                rest[r][j] = y[r * ldy + j];                                                        \
         for (int64_t p = 0; p < k && nr; p++)                                                       \
             for (int r = 0; r < mr; r++)                                                            \
                 for (int j = 0; j < nr; j++)                                                        \
