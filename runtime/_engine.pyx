@@ -17,7 +17,7 @@ from sparsec.runtime.cpu import detect
 
 from cpython.buffer cimport PyBUF_STRIDED_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -72,6 +72,10 @@ cdef extern from "sparsec.h" nogil:
         SPARSEC_INT64
         SPARSEC_BOOL
         SPARSEC_FLOAT64
+        SPARSEC_INT16
+        SPARSEC_UINT16
+        SPARSEC_UINT32
+        SPARSEC_UINT64
     ctypedef struct sparsec_tensor:
         const char *name
         int32_t dtype
@@ -129,6 +133,10 @@ _CODES = {
     "int64": SPARSEC_INT64,
     "bool": SPARSEC_BOOL,
     "float64": SPARSEC_FLOAT64,
+    "int16": SPARSEC_INT16,
+    "uint16": SPARSEC_UINT16,
+    "uint32": SPARSEC_UINT32,
+    "uint64": SPARSEC_UINT64,
 }
 
 #: The version of the C interface that this runtime speaks.
@@ -215,14 +223,17 @@ cdef void copy_corner(
 cdef Py_ssize_t real_tokens(const char *row, Py_ssize_t n, int code) noexcept nogil:
     """Index of the last non-zero element of a mask row + 1, or n where all are zero."""
     cdef Py_ssize_t i = n
-    if code == SPARSEC_INT64:
+    if code == SPARSEC_INT64 or code == SPARSEC_UINT64:
         while i > 0 and (<const int64_t *>row)[i - 1] == 0:
             i -= 1
-    elif code == SPARSEC_INT32:
+    elif code == SPARSEC_INT32 or code == SPARSEC_UINT32:
         while i > 0 and (<const int32_t *>row)[i - 1] == 0:
             i -= 1
     elif code == SPARSEC_FLOAT32:
         while i > 0 and (<const float *>row)[i - 1] == 0:
+            i -= 1
+    elif code == SPARSEC_INT16 or code == SPARSEC_UINT16:
+        while i > 0 and (<const int16_t *>row)[i - 1] == 0:
             i -= 1
     elif code == SPARSEC_FLOAT64:
         while i > 0 and (<const double *>row)[i - 1] == 0:

@@ -22,7 +22,10 @@ MANIFEST = "manifest.json"
 
 _MAX_MANIFEST = 64 << 20
 _MAX_RANK = 8
-_DTYPES = frozenset(("float32", "uint8", "int8", "int32", "int64", "bool", "float64"))
+_DTYPES = frozenset(
+    {"float32", "float64", "bool", "int8", "uint8", "int16", "uint16"}
+    | {"int32", "uint32", "int64", "uint64"}
+)
 
 T = TypeVar("T")
 SpecDim = Union[int, str]

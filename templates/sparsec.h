@@ -28,10 +28,14 @@ enum {
     SPARSEC_FLOAT32 = 1,
     SPARSEC_UINT8 = 2,
     SPARSEC_INT8 = 3,
+    SPARSEC_UINT16 = 4,
+    SPARSEC_INT16 = 5,
     SPARSEC_INT32 = 6,
     SPARSEC_INT64 = 7,
     SPARSEC_BOOL = 9,
-    SPARSEC_FLOAT64 = 11
+    SPARSEC_FLOAT64 = 11,
+    SPARSEC_UINT32 = 12,
+    SPARSEC_UINT64 = 13
 };
 
 /* Markers in sparsec_tensor.dims. */

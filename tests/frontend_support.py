@@ -76,7 +76,7 @@ def feeds(model: Model, batch: int, length: int, seed: int = 0) -> dict[str, np.
             array = rng.standard_normal(shape)
         else:
             array = rng.integers(2, 100, shape)
-        out[spec.name] = np.ascontiguousarray(array).astype(spec.dtype)
+        out[spec.name] = np.array(array, spec.dtype, order="C")
     return out
 
 

@@ -20,7 +20,7 @@ from sparsec.errors import UnsupportedError
 from tests.frontend_support import FLOAT, INT64, check, node, ops, save
 
 # Ops whose cases ONNX does not have, or has only in forms that are not supported here.
-NOT_IN_CASES = {"If", "LayerNormalization", "Not"}
+NOT_IN_CASES = {"If", "Not"}
 
 
 def standard_cases() -> list[Any]:
@@ -217,9 +217,24 @@ def test_if_with_a_known_condition(tmp_path: Path) -> None:
     ]
     model = save(tmp_path, pick, [TOKENS], [OUT], {"two": np.array(2), "six": np.array(6)})
     assert ops(check(model)) == {"relu": 1}
-    at_run_time = [node("ReduceSum", "x", "r", keepdims=0), node("Cast", "r", "c", to=9), pick[-1]]
-    model = save(tmp_path, at_run_time, [TOKENS], [OUT])
-    with pytest.raises(UnsupportedError, match="If"):
+
+
+def test_if_with_a_condition_at_run_time(tmp_path: Path) -> None:
+    def branch(op: str, **attrs: Any) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(f"{op}_out", FLOAT, None)
+        return helper.make_graph([node(op, "x", f"{op}_out", **attrs)], op, [], [out])
+
+    def graph(otherwise: onnx.GraphProto) -> list[onnx.NodeProto]:
+        pick = helper.make_node("If", ["c"], ["y"], then_branch=branch("Relu"))
+        pick.attribute.append(helper.make_attribute("else_branch", otherwise))
+        return [node("ReduceSum", "x", "r", keepdims=0), node("Greater", "r zero", "c"), pick]
+
+    constants = {"zero": np.float32(0)}
+    model = save(tmp_path, graph(branch("Neg")), [TOKENS], [OUT], constants)
+    assert ops(check(model))["where"] == 1
+    turned = branch("Transpose", perm=[0, 2, 1])
+    model = save(tmp_path, graph(turned), [TOKENS], [OUT], constants)
+    with pytest.raises(UnsupportedError, match=r"If.*branches give"):
         import_graph(model, 3)
 
 

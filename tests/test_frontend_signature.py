@@ -201,3 +201,34 @@ def test_outputs_of_other_extents_are_unsupported(tmp_path: Path) -> None:
             continue
         with pytest.raises(UnsupportedError, match=r"output y: its shape .* is not made of"):
             signature(model)
+
+
+def test_extents_that_are_no_batch_are_taken_as_they_are(tmp_path: Path) -> None:
+    """A graph that works with its own extents only: nothing in it is a batch or a sequence."""
+    nodes = [
+        node("MatMul", "square x", "mixed"),
+        node("Reshape", "mixed shape", "flat"),
+        node("Transpose", "flat", "y"),
+    ]
+    constants = {"square": np.eye(6, dtype=np.float32)[::-1], "shape": np.array([3, 8])}
+    model = save(tmp_path, nodes, [("x", FLOAT, [6, 4])], [("y", FLOAT, [8, 3])], constants)
+    found = signature(model)
+    assert [s.shape for s in found.inputs] == [(6, 4)]
+    assert [s.shape for s in found.outputs] == [(8, 3)]
+    assert not found.has_sequence and found.mask_input is None
+    check(model, lengths=(0,))
+
+
+def test_scalars_and_images(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "image w", "maps", pads=[1, 1, 1, 1]),
+        node("Mul", "maps factor", "scaled"),
+        node("ReduceMean", "scaled", "y", axes=[2, 3], keepdims=0),
+    ]
+    inputs = [("image", FLOAT, ["n", 3, 8, 8]), ("factor", FLOAT, [])]
+    w = np.random.default_rng(0).standard_normal((5, 3, 3, 3)).astype(np.float32)
+    model = save(tmp_path, nodes, inputs, [("y", FLOAT, [0, 0])], {"w": w})
+    found = signature(model)
+    assert [s.shape for s in found.inputs] == [("batch", 3, 8, 8), ()]
+    assert [s.shape for s in found.outputs] == [("batch", 5)]
+    check(model, lengths=(0,))

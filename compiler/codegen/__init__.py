@@ -28,6 +28,10 @@ _DTYPES = {
     "int64": "SPARSEC_INT64",
     "bool": "SPARSEC_BOOL",
     "float64": "SPARSEC_FLOAT64",
+    "int16": "SPARSEC_INT16",
+    "uint16": "SPARSEC_UINT16",
+    "uint32": "SPARSEC_UINT32",
+    "uint64": "SPARSEC_UINT64",
 }
 _DIMS = {"batch": "SPARSEC_DIM_BATCH", "sequence": "SPARSEC_DIM_SEQUENCE"}
 

@@ -20,7 +20,12 @@ from sparsec.compiler.codegen.lane_kernels import (
 from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
 from sparsec.compiler.lowering import gelu, lanes
 from sparsec.compiler.lowering.batch import separable
-from sparsec.compiler.lowering.general import general_kernel
+from sparsec.compiler.lowering.general import (
+    general_kernel,
+    general_kernel_for_group,
+    group_elementwise,
+    group_interface,
+)
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES
@@ -82,13 +87,13 @@ class _Size:
 
 @dataclass
 class _Call:
-    """A call of a kernel: a lane kernel, or a row-major node."""
+    """A call of a kernel: a lane kernel, or a row-major node or group of elementwise ones."""
 
     title: str
     reads: list[Slot]
     writes: list[Slot]
     kernel: LaneKernel | None = None
-    node: Node | None = None
+    nodes: tuple[Node, ...] = ()
     domain: str = ""
     source: str = ""
     function: str = ""
@@ -96,6 +101,11 @@ class _Call:
     sparsity: float = 0.0
     work_block: int = 0
     work_key: int = 0
+
+    @property
+    def family(self) -> str:
+        """What a row-major call computes, in one word."""
+        return self.nodes[0].op if len(self.nodes) == 1 else "elementwise"
 
 
 @dataclass
@@ -284,31 +294,51 @@ class _Emitter:
             )
         return calls
 
+    def _fused_steps(self) -> list[lanes.Group | list[Node]]:
+        """The steps, with neighbouring row-major nodes in groups that are one loop each."""
+        out: list[lanes.Group | list[Node]] = []
+        flat: list[Node] = []
+        for step in (*self.steps, None):
+            if step is not None and step.node is not None:
+                flat.append(step.node)
+                continue
+            out += group_elementwise(self.graph, flat)
+            flat = []
+            if step is not None and step.group is not None:
+                out.append(step.group)
+        return out
+
+    def _general(self, nodes: Sequence[Node]) -> _Call:
+        """The call of a row-major node or group."""
+        reads, writes = self._interface(nodes)
+        constants = self.graph.constants
+        return _Call(
+            ", ".join(node.op for node in nodes),
+            [(self.choice.root(n), "flat") for n in reads if n not in constants],
+            [(o, "flat") for o in writes],
+            nodes=tuple(nodes),
+            source=", ".join(dict.fromkeys(n.source for n in nodes if n.source)),
+        )
+
+    def _interface(self, nodes: Sequence[Node]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Values that the general kernel of some nodes takes, and those that it makes."""
+        if len(nodes) == 1:
+            return tuple(n for n in nodes[0].inputs if n), nodes[0].outputs
+        return group_interface(nodes, self.graph)
+
     def stages(self) -> list[_Stage]:
         """Calls grouped into stages, in order."""
-        graph, choice = self.graph, self.choice
         stages: list[_Stage] = []
         number = 0
-        for step in self.steps:
-            if step.node is not None:
-                node = step.node
-                reads = [
-                    (choice.root(n), "flat") for n in node.inputs if n and n not in graph.constants
-                ]
-                call = _Call(
-                    node.op,
-                    reads,
-                    [(o, "flat") for o in node.outputs],
-                    node=node,
-                    source=node.source,
-                )
-                call.function = f"general_{number}_{_identifier(node.source or node.op)}"
+        for step in self._fused_steps():
+            if not isinstance(step, lanes.Group):
+                call = self._general(step)
+                call.function = f"general_{number}_{_identifier(call.source or call.family)}"
                 number += 1
                 stages.append(_Stage([call], "general"))
                 continue
-            assert step.group is not None
-            kind = "attention" if step.group.kind == "attention" else "rows"
-            calls = self._lane_calls(step.group)
+            kind = "attention" if step.kind == "attention" else "rows"
+            calls = self._lane_calls(step)
             for call in calls:
                 name = _identifier(call.source.split(", ")[0])
                 call.function = f"call_{number}_{name}"
@@ -506,16 +536,15 @@ static void {name}(const sparsec_rt *rt)
 """
 
     def _general_call(self, name: str, call: _Call, number: int) -> str:
-        node = call.node
-        assert node is not None
-        outs = [self._pointer((o, "flat")) for o in node.outputs]
-        ins = [self._pointer((self.choice.root(n), "flat")) for n in node.inputs if n]
+        reads, writes = self._interface(call.nodes)
+        outs = [self._pointer((o, "flat")) for o in writes]
+        ins = [self._pointer((self.choice.root(n), "flat")) for n in reads]
         run = f"    {call.function}({', '.join(['rt', *outs, *ins])});\n"
         if self.profile:
             since = "    const uint64_t since = profile_now();\n"
             run = f"{since}{run}    profile_add({number}, since);\n"
         return (
-            f"/* {_c_string(call.source)}: {node.op} */\n"
+            f"/* {_c_string(call.source)}: {call.title} */\n"
             f"static void {name}(const sparsec_rt *rt)\n{{\n{run}}}\n"
         )
 
@@ -535,7 +564,7 @@ static void {name}(const sparsec_rt *rt)
             name = f"stage_{i}"
             names.append(name)
             for call in stage.calls:
-                kernel = call.kernel.name if call.kernel else f"general_{call.title}"
+                kernel = call.kernel.name if call.kernel else f"general_{call.family}"
                 rows.append(
                     {
                         "name": call.function,
@@ -555,8 +584,11 @@ static void {name}(const sparsec_rt *rt)
                     calls.append(self._lane_call(call, numbers[call.function]))
             if stage.kind == "general":
                 (call,) = stage.calls
-                assert call.node is not None
-                kernels[call.function] = general_kernel(call.node, graph, call.function)
+                kernels[call.function] = (
+                    general_kernel(call.nodes[0], graph, call.function)
+                    if len(call.nodes) == 1
+                    else general_kernel_for_group(call.nodes, graph, call.function)
+                )
                 calls.append(self._general_call(name, call, numbers[call.function]))
             elif stage.kind == "attention":
                 calls.append(self._attention_stage(name, stage.calls[0]))

@@ -59,15 +59,25 @@ OpImporter = Callable[["Importer", "OnnxNode"], Result]
 IMPORTERS: dict[tuple[str, str], OpImporter] = {}
 """(domain, op type) -> importer function."""
 
+STATIC: dict[tuple[str, str], tuple[int, ...]] = {}
+"""(domain, op type) -> inputs that must be known at compile time: most of them say shapes."""
 
-def onnx_op(*names: str, domain: str = "") -> Callable[[OpImporter], OpImporter]:
-    """Register the importer of one or more ONNX ops."""
+
+def onnx_op(
+    *names: str, domain: str = "", static: tuple[int, ...] = ()
+) -> Callable[[OpImporter], OpImporter]:
+    """Register the importer of one or more ONNX ops.
+
+    Args:
+        static: positions of inputs that must be known at compile time.
+    """
 
     def register(function: OpImporter) -> OpImporter:
         for name in names:
             if (domain, name) in IMPORTERS:
                 raise ValueError(f"ONNX op {name} is registered twice")
             IMPORTERS[domain, name] = function
+            STATIC[domain, name] = static
         return function
 
     return register
@@ -135,6 +145,27 @@ def normal_axis(axis: int, rank: int) -> int:
     return axis % rank
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Something that cannot be imported.
+
+    Attributes:
+        name: of the node, input or initializer.
+        op: the ONNX op type, or "input", "initializer", "sparse_initializer".
+        reason: what stands in the way, and what to do about it where that is known.
+        opset: the operator set that the node is from, as in "opset 17", or "".
+    """
+
+    name: str
+    op: str
+    reason: str
+    opset: str = ""
+
+    def __str__(self) -> str:
+        kind = f"{self.op}, {self.opset}" if self.opset else self.op
+        return f"{self.name} ({kind}): {self.reason}"
+
+
 class Importer:
     """State of one import; importer functions emit core ops and constants through it."""
 
@@ -142,7 +173,7 @@ class Importer:
         self.model = model
         self.exported_batch = exported_batch
         self.edit = Editor(name=model.name, length=length)
-        self.problems: list[tuple[str, str, str]] = []
+        self.problems: list[Problem] = []
         self._folded = 0
         self._source = ""
         self._hint = ""
@@ -316,7 +347,9 @@ class Importer:
     def ints(self, tensor: Tensor) -> list[Dim]:
         """The elements of a compile-time integer tensor."""
         if not tensor.known:
-            raise Fail("a shape, axis or index depends on the values of the inputs")
+            raise Fail(
+                "a shape, axis or index depends on the values of the inputs; make it a constant"
+            )
         values = dense(tensor, FOLD_LIMIT).reshape(-1).tolist()
         if any(isinstance(v, symbolic.PerSample) for v in values):
             raise Fail("a shape, axis or index differs along the batch")
@@ -333,6 +366,12 @@ class Importer:
         core_dtype(proto.data_type)
         array = tensor_array(proto, self.model.folder)
         return constant(array.astype(_core(array.dtype), copy=False), hint or proto.name or "const")
+
+    def sparse_tensor(self, proto: onnx.SparseTensorProto) -> Tensor:
+        """A tensor stored as coordinates and values, made dense."""
+        core_dtype(proto.values.data_type)
+        array = dense_array(proto, self.model.folder)
+        return constant(array.astype(_core(array.dtype), copy=False), proto.values.name or "const")
 
     def initializer(self, proto: onnx.TensorProto) -> Tensor:
         """A stored tensor of the graph, read once for all imports of the model."""
@@ -359,7 +398,8 @@ class Importer:
             try:
                 importer = IMPORTERS.get((domain, proto.op_type))
                 if importer is None and not _has_body(proto, domain, opsets):
-                    raise Fail("no such op is supported")
+                    raise Fail(f"no such op is supported{_advice(proto, domain, opsets)}")
+                _check_version(proto, domain, opsets)
                 if not missing:
                     self._source = label
                     self._hint = next((o for o in proto.output if o), label)
@@ -377,7 +417,8 @@ class Importer:
             except (Fail, ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
                 said = isinstance(error, (Fail, ValueError))
                 reason = str(error) if said else f"it is malformed ({error!r})"
-                self.problems.append((label, proto.op_type, reason))
+                opset = f"{domain + ' ' if domain else ''}opset {opsets.get(domain, 1)}"
+                self.problems.append(Problem(label, proto.op_type, reason, opset))
                 results = []
             finally:
                 self._source, self._hint = outer
@@ -402,6 +443,9 @@ class Importer:
         for attribute in _bound(proto.attribute, caller):
             if attribute.type == onnx.AttributeProto.TENSOR:
                 attrs[attribute.name] = self.tensor(attribute.t)
+                continue
+            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+                attrs[attribute.name] = self.sparse_tensor(attribute.sparse_tensor)
                 continue
             value = onnx.helper.get_attribute_value(attribute)
             attrs[attribute.name] = value.decode() if isinstance(value, bytes) else value
@@ -452,10 +496,62 @@ class Importer:
         problems = len(self.problems)
         self.run(nodes, inner, {**opsets, **versions}, prefix=label, attributes=attributes)
         if len(self.problems) > problems:
-            reasons = dict.fromkeys(f"{op}: {why}" for _, op, why in self.problems[problems:])
+            reasons = dict.fromkeys(f"{p.op}: {p.reason}" for p in self.problems[problems:])
             del self.problems[problems:]
             raise Fail("in its ONNX function body: " + "; ".join(reasons))
         return [inner.get(name) for name in body.output]
+
+
+_LOOPS = "; export without loops over tokens or layers: torch.onnx.export unrolls Python's"
+_DYNAMIC = "; how much it gives depends on the data, so leave it to the caller"
+_SEQUENCES = (
+    "; lists of tensors come from loops and splits: export with dynamo=True, or unroll them"
+)
+
+_ADVICE = {
+    **dict.fromkeys(("Loop", "Scan"), _LOOPS),
+    **dict.fromkeys(("NonMaxSuppression", "Unique", "Compress"), _DYNAMIC),
+    **dict.fromkeys(
+        ("SequenceConstruct", "SequenceAt", "SequenceInsert", "SplitToSequence", "SequenceEmpty"),
+        _SEQUENCES,
+    ),
+    **dict.fromkeys(
+        ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"),
+        "; export the model in eval mode, without random numbers",
+    ),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), "; recurrent networks are not compiled"),
+}
+
+
+def _advice(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> str:
+    """What to do about an op that has no importer, as the end of a sentence, or ""."""
+    if domain:
+        if domain == "com.microsoft":
+            return "; give sparsec the model as it was before ONNX Runtime's optimizer"
+        return f"; it is of the domain {domain}, which nothing in the file defines"
+    if proto.op_type in _ADVICE:
+        return _ADVICE[proto.op_type]
+    newest = onnx.defs.onnx_opset_version()
+    version = opsets.get("", 1)
+    if version < newest and _has_body(proto, "", {"": newest}):
+        schema: Any = onnx.defs.get_schema(proto.op_type, newest, "")
+        return f" in opset {version}; export with opset {schema.since_version} or newer"
+    return ""
+
+
+def _check_version(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> None:
+    """Refuse ops that meant something else before the oldest opset that importers know."""
+    version = opsets.get(domain, 1)
+    if domain or version >= MIN_OPSET:
+        return
+    old, known = (
+        onnx.defs.get_schema(proto.op_type, v, "").since_version for v in (version, MIN_OPSET)
+    )
+    if old != known:
+        raise Fail(
+            f"its form in opset {version} is not supported; convert the model to {MIN_OPSET} or "
+            "newer with onnx.version_converter.convert_version"
+        )
 
 
 def _has_body(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> bool:
@@ -556,11 +652,6 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
         ModelError: the graph is damaged.
         UnsupportedError: listing every node that cannot be imported.
     """
-    if model.opset and model.opset < MIN_OPSET:
-        raise ModelError(
-            f"{model.path.name} uses ONNX opset {model.opset}; sparsec reads {MIN_OPSET} and "
-            "newer: convert it with onnx.version_converter.convert_version"
-        )
     importer = Importer(model, length, _exported_batch(model, inputs))
     graph = model.proto.graph
     scope: dict[str, Tensor | None] = {}
@@ -571,25 +662,29 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
             importer.edit.input(given.name, dtype, given.dims)
             scope[given.name] = Tensor(dtype, given.dims, name=given.name)
         except Fail as error:
-            importer.problems.append((given.name, "input", str(error)))
+            importer.problems.append(Problem(given.name, "input", str(error)))
             scope[given.name] = None
     for proto in graph.initializer:
         try:
             scope[proto.name] = importer.initializer(proto)
         except Fail as error:
-            importer.problems.append((proto.name, "initializer", str(error)))
+            importer.problems.append(Problem(proto.name, "initializer", str(error)))
             scope[proto.name] = None
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
-        array = dense_array(sparse, model.folder)
-        scope[name] = constant(array.astype(_core(array.dtype), copy=False), name)
+        try:
+            scope[name] = importer.sparse_tensor(sparse)
+        except Fail as error:
+            importer.problems.append(Problem(name, "sparse_initializer", str(error)))
+            scope[name] = None
     importer.run(graph.node, scope, model.opsets)
     if importer.problems:
-        listed = "\n".join(f"  {name} ({op}): {why}" for name, op, why in importer.problems)
+        listed = "\n".join(f"  {problem}" for problem in importer.problems)
         count = len(importer.problems)
         nodes = "1 node" if count == 1 else f"{count} nodes"
         raise UnsupportedError(
-            f"{model.path.name}: {nodes} cannot be compiled\n{listed}", importer.problems
+            f"{model.path.name}: {nodes} cannot be compiled\n{listed}",
+            [(p.name, p.op, p.reason) for p in importer.problems],
         )
     for output in graph.output:
         tensor = scope[output.name]

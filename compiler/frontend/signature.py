@@ -3,6 +3,7 @@
 Inputs are judged by their declared extents; an integer input ``[batch, length]`` of an export with
 a fixed length is a token input all the same, and its length is overridden.  Outputs are found by
 importing the graph at two lengths and comparing, so that no number can be mistaken for a length.
+A model whose extents are all fixed, and which works with those only, is taken as it is.
 """
 
 from __future__ import annotations
@@ -131,6 +132,39 @@ def _roles(model: Model) -> _Roles:
     return _Roles(inputs, declared_length)
 
 
+def _literal(model: Model) -> _Roles | None:
+    """Every extent as it is declared; None if some are not."""
+    declared = declared_inputs(model)
+    if any(not isinstance(d, int) for _, _, dims in declared for d in dims):
+        return None
+    return _Roles(
+        tuple((n, t, tuple(d for d in dims if isinstance(d, int))) for n, t, dims in declared), None
+    )
+
+
+def _settled(model: Model) -> _Roles:
+    """The roles in which the model works: as they are guessed, else literal, else as guessed."""
+    if "roles" not in model.cache:
+        model.cache["roles"] = _choose(model)
+    found: _Roles = model.cache["roles"]
+    return found
+
+
+def _choose(model: Model) -> _Roles:
+    roles, literal = _roles(model), _literal(model)
+    if literal is None or literal.inputs == roles.inputs:
+        return roles
+    try:
+        model.cache["signature"] = _signature(model, roles)
+    except UnsupportedError:
+        try:
+            import_nodes(model, literal.shapes(0), 0)
+        except UnsupportedError:
+            return roles
+        return literal
+    return roles
+
+
 def import_raw(model: Model, length: int) -> Graph:
     """Import a model for one sequence length (0 if it has no sequence axis), as it stands.
 
@@ -139,7 +173,10 @@ def import_raw(model: Model, length: int) -> Graph:
         ModelError: the graph is damaged.
         UnsupportedError: listing every node that cannot be imported, and which lengths would work.
     """
-    roles = _roles(model)
+    return _import(model, _settled(model), length)
+
+
+def _import(model: Model, roles: _Roles, length: int) -> Graph:
     if roles.has_sequence and not 1 <= length <= _LONGEST:
         raise InputError(f"a sequence length must be from 1 to {_LONGEST}, not {length}")
     try:
@@ -188,17 +225,17 @@ def signature(model: Model) -> Signature:
         UnsupportedError: nodes that cannot be imported, or an output extent that is neither the
             batch, nor the sequence, nor fixed.
     """
+    roles = _settled(model)
     if "signature" not in model.cache:
-        model.cache["signature"] = _signature(model)
+        model.cache["signature"] = _signature(model, roles)
     found: Signature = model.cache["signature"]
     return found
 
 
-def _signature(model: Model) -> Signature:
-    roles = _roles(model)
+def _signature(model: Model, roles: _Roles) -> Signature:
     fixed: int | None = None
     if not roles.has_sequence:
-        first = second = import_raw(model, 0)
+        first = second = _import(model, roles, 0)
         lengths = (0, 0)
     else:
         lengths = _PROBES
@@ -209,8 +246,8 @@ def _signature(model: Model) -> Signature:
                 lengths = (declared, other)
             else:
                 lengths, fixed = (declared, declared), declared
-        first = import_raw(model, lengths[0])
-        second = import_raw(model, lengths[1]) if lengths[1] != lengths[0] else first
+        first = _import(model, roles, lengths[0])
+        second = _import(model, roles, lengths[1]) if lengths[1] != lengths[0] else first
     inputs = tuple(TensorSpec(n, core_dtype(t), dims) for n, t, dims in roles.inputs)
     outputs = []
     for name, a, b in zip(first.output_names, first.outputs, second.outputs, strict=True):

@@ -36,6 +36,12 @@ def _touches_batch(node: Node, graph: Graph) -> bool:
         ids = graph.values[node.inputs[1]]
         axis = int(node.attrs.get("axis", 0)) % len(data.shape)
         return (data in batched and axis == 0) or (ids in batched and axis != 0)
+    if node.op in ("gather_elements", "scatter_elements") and len(batched) < len(values):
+        return True
+    if node.op == "gather_nd" and not (node.attrs["batch_dims"] and len(batched) == len(values)):
+        return True
+    if node.op == "scatter_nd":
+        return True
     if node.op in ("matmul", "matmul_integer"):
         return any(len(v.shape) < 3 and v is not values[0] for v in batched[:-1])
     if node.op in ("linear", "qlinear", "attention", "layernorm"):

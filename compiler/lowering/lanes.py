@@ -85,7 +85,7 @@ class Choice:
     alias: dict[str, str] = field(default_factory=dict)
 
     def root(self, name: str) -> str:
-        """The value whose lanes `name` shares (reshapes that keep the rows are aliases)."""
+        """The value whose bytes `name` shares: reshapes are aliases, if lanes keep their rows."""
         while name in self.alias:
             name = self.alias[name]
         return name
@@ -268,6 +268,11 @@ def choose(graph: Graph) -> Choice:
             and _fits(node, graph, choice)
         ):
             mark(node)
+    for node in graph.nodes:
+        # Row-major tensors are the same bytes in any shape.
+        readers = consumers[node.output] if node.op == "reshape" else []
+        if node.op == "reshape" and not any(id(n) in choice.nodes for n in (node, *readers)):
+            choice.alias[node.output] = node.inputs[0]
     return choice
 
 
@@ -370,6 +375,10 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
 
     for node in graph.nodes:
         if id(node) not in choice.nodes:
+            if node.outputs[0] in choice.alias:
+                if node.inputs[0] in maker:
+                    maker[node.output] = maker[node.inputs[0]]
+                continue
             add(Step(node=node), [n for n in node.inputs if n], node.outputs)
             continue
         inputs = [choice.root(n) for n in node.inputs if n]

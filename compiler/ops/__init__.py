@@ -47,10 +47,18 @@ def infer(
 
 
 def _collect() -> dict[str, Op]:
-    from sparsec.compiler.ops import contraction, elementwise, fused, layout, quantize, reduction
+    from sparsec.compiler.ops import (
+        contraction,
+        elementwise,
+        fused,
+        indexing,
+        layout,
+        quantize,
+        reduction,
+    )
 
     table: dict[str, Op] = {}
-    for family in (elementwise, layout, reduction, contraction, quantize, fused):
+    for family in (elementwise, layout, indexing, reduction, contraction, quantize, fused):
         for row in family.ROWS:
             if row.name in table:
                 raise ValueError(f"op {row.name} is defined twice")

@@ -238,6 +238,8 @@ ROWS = [
     _unary("sqrt", np.sqrt, "f"),
     _unary("exp", np.exp, "f"),
     _unary("log", np.log, "f"),
+    _unary("sin", np.sin, "f"),
+    _unary("cos", np.cos, "f"),
     _unary("erf", erf, "f"),
     _unary("tanh", np.tanh, "f"),
     _unary("sigmoid", _sigmoid, "f"),

@@ -1,6 +1,7 @@
 """Reductions and the ops built on them: softmax, cumulative sum, layer normalization.
 
-``axes`` and ``axis`` are not negative.  An empty ``axes`` reduces nothing.
+``axes`` and ``axis`` are not negative.  An empty ``axes`` reduces nothing.  The maximum of nothing
+is the type's minimum, and the other way round, as in ONNX.
 """
 
 from __future__ import annotations
@@ -34,18 +35,29 @@ def _reduced(attrs: Attrs, x: Value) -> Shape:
     return tuple(d for i, d in enumerate(x.shape) if i not in axes)
 
 
-def _infer_extreme(attrs: Attrs, x: Value) -> Types:
-    if any(x.shape[a] == 0 for a in attrs["axes"] if 0 <= a < len(x.shape)):
-        raise ValueError(f"the extreme of no elements: axes {attrs['axes']} of {list(x.shape)}")
-    return _infer_reduce(attrs, x)
-
-
 def _reduce(function: Callable[..., Any]) -> Callable[..., Arrays]:
     def reference(attrs: Attrs, x: np.ndarray) -> Arrays:
         out = function(x, axis=tuple(attrs["axes"]), keepdims=bool(attrs["keepdims"]))
         return (np.asarray(out).astype(x.dtype, copy=False),)
 
     return reference
+
+
+def _extreme(function: Callable[..., Any], largest: bool) -> Callable[..., Any]:
+    def reduced(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> Any:
+        if x.dtype.kind == "f":
+            start = -np.inf if largest else np.inf
+        else:
+            limits = np.iinfo(x.dtype)
+            start = limits.min if largest else limits.max
+        return function(x, axis=axis, keepdims=keepdims, initial=start)
+
+    return reduced
+
+
+def _product(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> Any:
+    with np.errstate(all="ignore"):
+        return np.prod(x, axis=axis, keepdims=keepdims, dtype=x.dtype)
 
 
 def _mean(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> Any:
@@ -66,7 +78,7 @@ def softmax(x: np.ndarray, axis: int) -> np.ndarray:
     A row that is -inf throughout gives NaN, as in ONNX.
     """
     with np.errstate(all="ignore"):
-        e = np.exp(x - np.max(x, axis=axis, keepdims=True))
+        e = np.exp(x - np.max(x, axis=axis, keepdims=True, initial=-np.inf))
         return np.asarray(e / np.sum(e, axis=axis, keepdims=True))
 
 
@@ -111,8 +123,9 @@ def layernorm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float) ->
 ROWS = [
     Op("reduce_sum", _infer_reduce, _reduce(np.sum)),
     Op("reduce_mean", _infer_reduce, _reduce(_mean)),
-    Op("reduce_max", _infer_extreme, _reduce(np.max)),
-    Op("reduce_min", _infer_extreme, _reduce(np.min)),
+    Op("reduce_prod", _infer_reduce, _reduce(_product)),
+    Op("reduce_max", _infer_reduce, _reduce(_extreme(np.max, True))),
+    Op("reduce_min", _infer_reduce, _reduce(_extreme(np.min, False))),
     Op("softmax", _infer_softmax, lambda attrs, x: (softmax(x, attrs["axis"]),)),
     Op("cumsum", _infer_cumsum, _cumsum),
     Op(

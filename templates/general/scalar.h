@@ -4,7 +4,7 @@
  *                      undefined behaviour for any operand
  *   op_*_block*        register blocks of matrix products
  *
- * Types: f32 f64 i64 i32 i8 u8.  Booleans are uint8_t holding 0 or 1.  The float32 functions have no
+ * Types: f32 f64 i64 i32 i16 i8 u64 u32 u16 u8.  Booleans are uint8_t holding 0 or 1.  The float32 functions have no
  * branches and no calls, so that loops around them vectorize.  They rely on IEEE arithmetic: do not
  * compile with -ffast-math.
  */
@@ -68,7 +68,11 @@ static inline int64_t op_piece_begin(int64_t rows, int32_t index, int32_t pieces
     }
 OP_INTEGER(i64, int64_t, uint64_t)
 OP_INTEGER(i32, int32_t, uint32_t)
+OP_INTEGER(i16, int16_t, uint32_t)
 OP_INTEGER(i8, int8_t, uint32_t)
+OP_INTEGER(u64, uint64_t, uint64_t)
+OP_INTEGER(u32, uint32_t, uint32_t)
+OP_INTEGER(u16, uint16_t, uint32_t)
 OP_INTEGER(u8, uint8_t, uint32_t)
 
 #define OP_SIGNED(S, T)                                                                             \
@@ -87,12 +91,18 @@ OP_INTEGER(u8, uint8_t, uint32_t)
     }
 OP_SIGNED(i64, int64_t)
 OP_SIGNED(i32, int32_t)
+OP_SIGNED(i16, int16_t)
 OP_SIGNED(i8, int8_t)
 
-static inline uint8_t op_abs_u8(uint8_t a) { return a; }
-static inline uint8_t op_div_u8(uint8_t a, uint8_t b) { return b == 0 ? 0 : (uint8_t)(a / b); }
-static inline uint8_t op_fmod_u8(uint8_t a, uint8_t b) { return b == 0 ? 0 : (uint8_t)(a % b); }
-static inline uint8_t op_mod_u8(uint8_t a, uint8_t b) { return op_fmod_u8(a, b); }
+#define OP_UNSIGNED(S, T)                                                                           \
+    static inline T op_abs_##S(T a) { return a; }                                                   \
+    static inline T op_div_##S(T a, T b) { return b == 0 ? 0 : (T)(a / b); }                        \
+    static inline T op_fmod_##S(T a, T b) { return b == 0 ? 0 : (T)(a % b); }                       \
+    static inline T op_mod_##S(T a, T b) { return op_fmod_##S(a, b); }
+OP_UNSIGNED(u64, uint64_t)
+OP_UNSIGNED(u32, uint32_t)
+OP_UNSIGNED(u16, uint16_t)
+OP_UNSIGNED(u8, uint8_t)
 
 /* ---- floats: a NaN operand makes min and max NaN; sign(NaN) is NaN ---- */
 
@@ -115,6 +125,10 @@ static inline uint8_t op_mod_u8(uint8_t a, uint8_t b) { return op_fmod_u8(a, b);
     static inline int64_t op_i64_of_##S(T a)                                                        \
     {                                                                                               \
         return (int64_t)(((a >= (T)-0x1p63) & (a < (T)0x1p63)) ? a : (T)-0x1p63);                     \
+    }                                                                                               \
+    static inline uint64_t op_u64_of_##S(T a)                                                       \
+    {                                                                                               \
+        return ((a >= (T)0x1p63) & (a < (T)0x1p64)) ? (uint64_t)a : (uint64_t)op_i64_of_##S(a);     \
     }
 OP_FLOAT(f64, double, )
 
@@ -220,6 +234,8 @@ static inline double op_gelu_tanh_f64(double x)
     }
 OP_QUANTIZE(u8, uint8_t, 0, 255)
 OP_QUANTIZE(i8, int8_t, -128, 127)
+OP_QUANTIZE(u16, uint16_t, 0, 65535)
+OP_QUANTIZE(i16, int16_t, -32768, 32767)
 
 static inline int32_t op_quantize_i32(float x, float scale, int32_t zp)
 {
@@ -279,8 +295,38 @@ OP_SUM(f32, float, double)
 OP_SUM(f64, double, double)
 OP_SUM(i64, int64_t, uint64_t)
 OP_SUM(i32, int32_t, uint64_t)
+OP_SUM(i16, int16_t, uint64_t)
 OP_SUM(i8, int8_t, uint64_t)
+OP_SUM(u64, uint64_t, uint64_t)
+OP_SUM(u32, uint32_t, uint64_t)
+OP_SUM(u16, uint16_t, uint64_t)
 OP_SUM(u8, uint8_t, uint64_t)
+
+/* Products of a contiguous run: floats in double, integers modulo 2^64. */
+#define OP_PRODUCT(S, T, A)                                                                         \
+    static inline A op_prod_##S(const T *x, int64_t n)                                              \
+    {                                                                                               \
+        A lane[8] = {1, 1, 1, 1, 1, 1, 1, 1}, total = 1;                                            \
+        int64_t i = 0;                                                                              \
+        for (; i + 8 <= n; i += 8)                                                                  \
+            for (int j = 0; j < 8; j++)                                                             \
+                lane[j] *= (A)x[i + j];                                                             \
+        for (int j = 0; j < 8; j++)                                                                 \
+            total *= lane[j];                                                                       \
+        for (; i < n; i++)                                                                          \
+            total *= (A)x[i];                                                                       \
+        return total;                                                                               \
+    }
+OP_PRODUCT(f32, float, double)
+OP_PRODUCT(f64, double, double)
+OP_PRODUCT(i64, int64_t, uint64_t)
+OP_PRODUCT(i32, int32_t, uint64_t)
+OP_PRODUCT(i16, int16_t, uint64_t)
+OP_PRODUCT(i8, int8_t, uint64_t)
+OP_PRODUCT(u64, uint64_t, uint64_t)
+OP_PRODUCT(u32, uint32_t, uint64_t)
+OP_PRODUCT(u16, uint16_t, uint64_t)
+OP_PRODUCT(u8, uint8_t, uint64_t)
 
 #define OP_EXTREMUM(NAME, S, T)                                                                     \
     static inline T op_##NAME##_run_##S(T start, const T *x, int64_t n)                             \
@@ -302,13 +348,21 @@ OP_EXTREMUM(max, f32, float)
 OP_EXTREMUM(max, f64, double)
 OP_EXTREMUM(max, i64, int64_t)
 OP_EXTREMUM(max, i32, int32_t)
+OP_EXTREMUM(max, i16, int16_t)
 OP_EXTREMUM(max, i8, int8_t)
+OP_EXTREMUM(max, u64, uint64_t)
+OP_EXTREMUM(max, u32, uint32_t)
+OP_EXTREMUM(max, u16, uint16_t)
 OP_EXTREMUM(max, u8, uint8_t)
 OP_EXTREMUM(min, f32, float)
 OP_EXTREMUM(min, f64, double)
 OP_EXTREMUM(min, i64, int64_t)
 OP_EXTREMUM(min, i32, int32_t)
+OP_EXTREMUM(min, i16, int16_t)
 OP_EXTREMUM(min, i8, int8_t)
+OP_EXTREMUM(min, u64, uint64_t)
+OP_EXTREMUM(min, u32, uint32_t)
+OP_EXTREMUM(min, u16, uint16_t)
 OP_EXTREMUM(min, u8, uint8_t)
 
 /* Softmax of a contiguous run; y may be x. */
@@ -339,18 +393,29 @@ OP_SOFTMAX(f64, double)
 /* Rows of a register block; its columns are two vectors.  AVX512 has 32 registers, the others 16. */
 enum { OP_MR = OP_VECTOR_BYTES == 64 ? 8 : 4 };
 
+/* Rows that share a copied panel. */
+enum { OP_MC = 64 };
+
 /* Rows of a block of dot products; it has two columns. */
 enum { OP_DOT_MR = 4 };
 
-/* y[mr][nr] = a[mr][k] b[k][nr], with mr <= OP_MR and nr <= 2 vectors; rows are lda, ldb, ldy apart. */
+/* y[mr][nr] = a[mr][k] b[k][nr], with mr <= OP_MR and nr <= 2 vectors; rows are lda, ldb, ldy apart.
+ * With `more` it is added to what y holds, in the order in which one longer product would add it. */
 #define OP_GEMM(S, T)                                                                               \
     typedef T op_v##S __attribute__((vector_size(OP_VECTOR_BYTES)));                                \
-    enum { OP_LANES_##S = OP_VECTOR_BYTES / sizeof(T), OP_NR_##S = 2 * OP_LANES_##S };              \
+    enum {                                                                                          \
+        OP_LANES_##S = OP_VECTOR_BYTES / sizeof(T),                                                 \
+        OP_NR_##S = 2 * OP_LANES_##S,                                                               \
+        OP_KC_##S = 24576 / (OP_NR_##S * sizeof(T)) /* depth of a copied panel: it stays in L1 */   \
+    };                                                                                              \
     static inline __attribute__((always_inline)) void op_gemm_fixed_##S(                            \
-        const int mr, const int nv, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb,    \
-        T *y, int64_t ldy)                                                                          \
+        const int mr, const int nv, int more, int64_t k, const T *a, int64_t lda, const T *b,       \
+        int64_t ldb, T *y, int64_t ldy)                                                             \
     {                                                                                               \
         op_v##S acc[OP_MR][2] = {{{0}}};                                                            \
+        for (int r = 0; r < mr && more; r++)                                                        \
+            for (int v = 0; v < nv; v++)                                                            \
+                memcpy(&acc[r][v], y + r * ldy + v * OP_LANES_##S, sizeof acc[r][v]);               \
         for (int64_t p = 0; p < k; p++) {                                                           \
             op_v##S column[2];                                                                      \
             for (int v = 0; v < nv; v++)                                                            \
@@ -364,31 +429,34 @@ enum { OP_DOT_MR = 4 };
                 memcpy(y + r * ldy + v * OP_LANES_##S, &acc[r][v], sizeof acc[r][v]);               \
     }                                                                                               \
     static inline __attribute__((always_inline)) void op_gemm_rows_##S(                             \
-        int mr, const int nv, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb, T *y,    \
-        int64_t ldy)                                                                                \
+        int mr, const int nv, int more, int64_t k, const T *a, int64_t lda, const T *b,             \
+        int64_t ldb, T *y, int64_t ldy)                                                             \
     {                                                                                               \
         if (mr == OP_MR) {                                                                          \
-            op_gemm_fixed_##S(OP_MR, nv, k, a, lda, b, ldb, y, ldy);                                \
+            op_gemm_fixed_##S(OP_MR, nv, more, k, a, lda, b, ldb, y, ldy);                          \
             return;                                                                                 \
         }                                                                                           \
         for (; mr >= 2; mr -= 2, a += 2 * lda, y += 2 * ldy)                                        \
-            op_gemm_fixed_##S(2, nv, k, a, lda, b, ldb, y, ldy);                                    \
+            op_gemm_fixed_##S(2, nv, more, k, a, lda, b, ldb, y, ldy);                              \
         if (mr)                                                                                     \
-            op_gemm_fixed_##S(1, nv, k, a, lda, b, ldb, y, ldy);                                    \
+            op_gemm_fixed_##S(1, nv, more, k, a, lda, b, ldb, y, ldy);                              \
     }                                                                                               \
     static inline void op_gemm_block_##S(                                                           \
-        int mr, int nr, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb, T *y,          \
-        int64_t ldy)                                                                                \
+        int mr, int nr, int more, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb,      \
+        T *y, int64_t ldy)                                                                          \
     {                                                                                               \
         if (nr == OP_NR_##S) {                                                                      \
-            op_gemm_rows_##S(mr, 2, k, a, lda, b, ldb, y, ldy);                                     \
+            op_gemm_rows_##S(mr, 2, more, k, a, lda, b, ldb, y, ldy);                               \
             return;                                                                                 \
         }                                                                                           \
         if (nr >= OP_LANES_##S) {                                                                   \
-            op_gemm_rows_##S(mr, 1, k, a, lda, b, ldb, y, ldy);                                     \
+            op_gemm_rows_##S(mr, 1, more, k, a, lda, b, ldb, y, ldy);                               \
             b += OP_LANES_##S, y += OP_LANES_##S, nr -= OP_LANES_##S;                               \
         }                                                                                           \
         T rest[OP_MR][OP_LANES_##S] = {{0}};                                                        \
+        for (int r = 0; r < mr && more; r++)                                                        \
+            for (int j = 0; j < nr; j++)                                                            \
+                rest[r][j] = y[r * ldy + j];                                                        \
         for (int64_t p = 0; p < k && nr; p++)                                                       \
             for (int r = 0; r < mr; r++)                                                            \
                 for (int j = 0; j < nr; j++)                                                        \

@@ -5,7 +5,10 @@ Importing this package registers them all in :data:`sparsec.compiler.frontend.im
 
 from sparsec.compiler.frontend.onnx_ops import (
     contrib,
+    conv,
+    einsum,
     elementwise,
+    indexing,
     layout,
     matmul,
     normalization,
@@ -16,7 +19,10 @@ from sparsec.compiler.frontend.onnx_ops import (
 
 __all__ = [
     "contrib",
+    "conv",
+    "einsum",
     "elementwise",
+    "indexing",
     "layout",
     "matmul",
     "normalization",

@@ -15,6 +15,8 @@ _UNARY = {
     "Sqrt": "sqrt",
     "Exp": "exp",
     "Log": "log",
+    "Sin": "sin",
+    "Cos": "cos",
     "Erf": "erf",
     "Tanh": "tanh",
     "Sigmoid": "sigmoid",
@@ -155,45 +157,50 @@ def _is_inf(c: Importer, n: OnnxNode) -> Tensor:
     return up if not n.attrs.get("detect_negative", 1) else c.emit("or", up, down)
 
 
-@onnx_op("Sin", "Cos")
-def _trigonometry(c: Importer, n: OnnxNode) -> Tensor:
-    """Only of compile-time tensors: rotary embeddings of constant positions."""
-    if n[0].symbolic:
-        raise Fail("of a number that depends on the batch size")
-    x = n[0]
-    array = {"Sin": np.sin, "Cos": np.cos}[n.op](x.contents())
-    return Tensor(x.dtype, x.shape, array=array)
-
-
 @onnx_op("Identity")
 def _identity(c: Importer, n: OnnxNode) -> Tensor:
     return n[0]
 
 
-@onnx_op("Dropout")
-def _dropout(c: Importer, n: OnnxNode) -> Tensor:
-    """Inference: the identity.  The mask output, if wanted, would be all True."""
-    training = n.optional(2)
+@onnx_op("Dropout", static=(1, 2))
+def _dropout(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
+    """Inference, or training with ratio 0: the identity, and a mask that is True throughout."""
+    ratio, training = n.optional(1), n.optional(2)
     if training is not None and any(c.plain_ints(training)):
-        raise Fail("training mode is not supported; export the model in eval mode")
-    if n.wants(1):
-        raise Fail("its mask output is not supported")
-    return n[0]
+        share = 0.5 if ratio is None else float(np.max(ratio.contents(), initial=0))
+        if share:
+            raise Fail("training mode is not supported; export the model in eval mode")
+    everywhere = c.expand(constant(np.ones((), np.bool_), "mask"), n[0].shape)
+    return [n[0], everywhere] if n.wants(1) else [n[0]]
 
 
 @onnx_op("If")
 def _if(c: Importer, n: OnnxNode) -> Sequence[Tensor | None]:
-    """A condition known at compile time picks a branch."""
-    branch = n.attrs["then_branch" if c.plain_ints(n[0])[0] else "else_branch"]
-    return c.subgraph(branch, n)
+    """A condition known at compile time picks a branch; else both are computed, and it selects."""
+    cond = n[0]
+    if cond.known:
+        branch = n.attrs["then_branch" if c.plain_ints(cond)[0] else "else_branch"]
+        return c.subgraph(branch, n)
+    cond = c.reshape(cond, ())
+    out: list[Tensor | None] = []
+    sides = (c.subgraph(n.attrs[name], n) for name in ("then_branch", "else_branch"))
+    for a, b in zip(*sides, strict=True):
+        if a is None or b is None:
+            out.append(None)
+        elif (a.dtype, a.shape) != (b.dtype, b.shape):
+            raise Fail(f"its branches give {a.type} and {b.type}, and the inputs decide which")
+        else:
+            out.append(c.emit("where", cond, a, b))
+    return out
 
 
 @onnx_op("Constant")
 def _constant(c: Importer, n: OnnxNode) -> Tensor:
     attrs = n.attrs
     hint = next((o for o in n.outputs if o), n.source)
-    if "value" in attrs:
-        return constant(attrs["value"].contents(), hint)
+    for name in ("value", "sparse_value"):
+        if name in attrs:
+            return constant(attrs[name].contents(), hint)
     for name, dtype in (
         ("value_float", np.float32),
         ("value_floats", np.float32),
@@ -202,4 +209,4 @@ def _constant(c: Importer, n: OnnxNode) -> Tensor:
     ):
         if name in attrs:
             return constant(np.asarray(attrs[name], dtype), hint)
-    raise Fail("constants of strings and sparse tensors are not supported")
+    raise Fail("constants of strings are not supported")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsec.compiler.frontend import symbolic
-from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
+from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, normal_axis, onnx_op
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 from sparsec.compiler.ir import BATCH, BatchDim, Dim, Shape, element_count
 
@@ -15,7 +15,7 @@ _END = 2**31 - 1
 """Ends of slices from here on mean "to the end"."""
 
 
-@onnx_op("Reshape")
+@onnx_op("Reshape", static=(1,))
 def _reshape(c: Importer, n: OnnxNode) -> Tensor:
     """0 copies an extent (unless allowzero), one -1 takes what remains."""
     x = n[0]
@@ -75,7 +75,7 @@ def axes_of(c: Importer, n: OnnxNode, index: int, since: int) -> list[int] | Non
     return None if axes is None else list(axes)
 
 
-@onnx_op("Squeeze")
+@onnx_op("Squeeze", static=(1,))
 def _squeeze(c: Importer, n: OnnxNode) -> Tensor:
     x = n[0]
     axes = axes_of(c, n, 1, 13)
@@ -88,7 +88,7 @@ def _squeeze(c: Importer, n: OnnxNode) -> Tensor:
     return c.reshape(x, [d for i, d in enumerate(x.shape) if i not in drop])
 
 
-@onnx_op("Unsqueeze")
+@onnx_op("Unsqueeze", static=(1,))
 def _unsqueeze(c: Importer, n: OnnxNode) -> Tensor:
     x = n[0]
     axes = axes_of(c, n, 1, 13)
@@ -120,7 +120,7 @@ def _concat(c: Importer, n: OnnxNode) -> Tensor:
     return parts[0] if len(parts) == 1 else c.emit("concat", *parts, axis=axis)
 
 
-@onnx_op("Split")
+@onnx_op("Split", static=(1,))
 def _split(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
     """Sizes: attribute before 13, input after; num_outputs since 18, its last part may be short."""
     x = n[0]
@@ -140,7 +140,7 @@ def _split(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
     return c.emit_multi("split", x, axis=axis, sizes=tuple(sizes))
 
 
-@onnx_op("Slice")
+@onnx_op("Slice", static=(1, 2, 3, 4))
 def _slice(c: Importer, n: OnnxNode) -> Tensor:
     x = n[0]
     if n.version < 10:
@@ -208,12 +208,12 @@ def _gather(c: Importer, n: OnnxNode) -> Tensor:
     return c.emit("gather", x, indices, axis=axis)
 
 
-@onnx_op("Expand")
+@onnx_op("Expand", static=(1,))
 def _expand(c: Importer, n: OnnxNode) -> Tensor:
     return c.expand(n[0], c.ints(n[1]))
 
 
-@onnx_op("Tile")
+@onnx_op("Tile", static=(1,))
 def _tile(c: Importer, n: OnnxNode) -> Tensor:
     """[a, b] tiled (r, s): reshape to [1, a, 1, b], expand to [r, a, s, b], reshape."""
     x = n[0]
@@ -230,41 +230,56 @@ def _tile(c: Importer, n: OnnxNode) -> Tensor:
     return c.reshape(c.expand(c.reshape(x, apart), spread), shape)
 
 
-@onnx_op("Pad")
+@onnx_op("Pad", static=(1, 3))
 def _pad(c: Importer, n: OnnxNode) -> Tensor:
-    """Constant padding, as a concat of constant parts; negative pads cut."""
+    """Constant padding is a concat, other modes are gathers; negative pads cut."""
     x = n[0]
-    if n.attrs.get("mode", "constant") != "constant":
-        raise Fail(f"mode {n.attrs['mode']} is not supported")
+    mode = n.attrs.get("mode", "constant")
+    if mode not in ("constant", "edge", "reflect", "wrap"):
+        raise Fail(f"mode {mode} is not supported")
     pads = list(n.attrs["pads"]) if n.version < 11 else c.plain_ints(n[1])
     fill = n.optional(2)
     value = fill if fill is not None else c.scalar(n.attrs.get("value", 0), x)
     given = n.optional(3)
     rank = len(x.shape)
     axes = [normal_axis(a, rank) for a in c.plain_ints(given)] if given else list(range(rank))
+    if len(pads) != 2 * len(axes):
+        raise Fail(f"{len(pads)} pads for {len(axes)} axes")
     for i, axis in enumerate(axes):
         before, after = pads[i], pads[i + len(axes)]
-        extent = x.shape[axis]
-        if not before and not after:
-            continue
-        if isinstance(extent, BatchDim):
-            raise Fail("the batch is padded")
         if before < 0 or after < 0:
+            extent = fixed(x.shape[axis])
             start, end = max(0, -before), extent - max(0, -after)
             x = c.emit("slice", x, starts=(start,), ends=(end,), axes=(axis,), steps=(1,))
-        parts = [
-            c.expand(c.reshape(value, (1,) * rank), (*x.shape[:axis], size, *x.shape[axis + 1 :]))
-            for size in (before, after)
-            if size > 0
-        ]
-        if before > 0:
-            x = c.emit("concat", *parts[:1], x, axis=axis)
-        if after > 0:
-            x = c.emit("concat", x, *parts[-1:], axis=axis)
+        before, after = max(before, 0), max(after, 0)
+        if mode == "constant":
+            x = pad_constant(c, x, axis, before, after, value)
+        elif before or after:
+            extent = fixed(x.shape[axis])
+            if not extent or before + after > min(extent * 2**16, FOLD_LIMIT // 8):
+                raise Fail(f"pads of {before} and {after} around {extent} elements")
+            at = np.pad(np.arange(extent), (before, after), mode=mode)
+            x = c.emit("gather", x, constant(at, "padded"), axis=axis)
     return x
 
 
-@onnx_op("Trilu")
+def pad_constant(
+    c: Importer, x: Tensor, axis: int, before: int, after: int, value: Tensor
+) -> Tensor:
+    """The tensor with a number (a tensor of one element) around it along one axis."""
+    if not before and not after:
+        return x
+    if isinstance(x.shape[axis], BatchDim):
+        raise Fail("the batch is padded")
+    one = c.reshape(value, (1,) * len(x.shape))
+    front, back = (
+        c.expand(one, (*x.shape[:axis], size, *x.shape[axis + 1 :])) for size in (before, after)
+    )
+    parts = [part for part, size in ((front, before), (x, 1), (back, after)) if size]
+    return c.emit("concat", *parts, axis=axis)
+
+
+@onnx_op("Trilu", static=(1,))
 def _trilu(c: Importer, n: OnnxNode) -> Tensor:
     x = n[0]
     given = n.optional(1)
@@ -281,13 +296,13 @@ def _trilu(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("GatherND")
 def _gather_nd(c: Importer, n: OnnxNode) -> Tensor:
-    """Of compile-time tensors, or x[b, k, ..] for every sample's own index b and constant k.
+    """Indices x[b, k, ..] of every sample's own index b and constant k are special.
 
-    The latter is a gather along the other indexed axes, taken as one.
+    They are a gather along the other indexed axes, taken as one.
     """
     x, indices = n[0], n[1]
-    if x.known or n.attrs.get("batch_dims", 0):
-        return _of_constants(n)
+    if not indices.symbolic:
+        return c.emit("gather_nd", x, indices, batch_dims=int(n.attrs.get("batch_dims", 0)))
     table = indices.contents()
     count = table.shape[-1]
     if not indices.shape or count != indices.shape[-1] or not 1 <= count <= len(x.shape):
@@ -353,44 +368,24 @@ def _gather_samples(c: Importer, x: Tensor, axis: int, at: np.ndarray, shape: Sh
 
 @onnx_op("GatherElements")
 def _gather_elements(c: Importer, n: OnnxNode) -> Tensor:
-    """Of compile-time tensors, or of a constant that varies along `axis` only: a gather."""
+    """Of a constant that varies along `axis` only it is a gather."""
     x, indices = n[0], n[1]
-    if indices.known or not x.known or x.symbolic:
-        return _of_constants(n)
     axis = normal_axis(n.attrs.get("axis", 0), len(x.shape))
-    table = x.contents()
+    table = np.zeros(0) if indices.known or not x.known or x.symbolic else x.contents()
     first = table[tuple(slice(None) if i == axis else slice(0, 1) for i in range(table.ndim))]
     if not table.size or np.any(table != first):
-        raise Fail("of a constant it is supported only if that varies along its axis alone")
+        return c.emit("gather_elements", x, indices, axis=axis)
     if np.all(first == first.reshape(-1)[0]):
         return c.expand(constant(first.reshape(-1)[0]), indices.shape)
     flat = np.broadcast_to(first.reshape(-1), (fixed(x.shape[axis]),))
     return c.emit("gather", constant(flat.copy(), x.hint), indices, axis=0)
 
 
-@onnx_op("ScatterND", "NonZero")
-def _known_only(c: Importer, n: OnnxNode) -> Tensor:
-    return _of_constants(n)
-
-
-def _of_constants(n: OnnxNode) -> Tensor:
-    """Only of compile-time tensors: index arithmetic of masks and relative positions."""
-    tensors = [n[i] for i in range(len(n.inputs))]
-    if not all(t.known and not t.symbolic and not t.uniform for t in tensors):
-        raise Fail("it is supported only on values known at compile time")
-    arrays = [t.contents() for t in tensors]
-    x = arrays[0]
-    if n.op == "NonZero":
-        return constant(np.stack(np.nonzero(x)) if x.ndim else np.zeros((0, 1), np.int64))
-    if n.op == "GatherElements":
-        axis = normal_axis(n.attrs.get("axis", 0), x.ndim)
-        return constant(np.take_along_axis(x, arrays[1], axis))
-    if n.op == "GatherND":
-        if n.attrs.get("batch_dims", 0):
-            raise Fail("batch_dims is not supported")
-        return constant(x[tuple(np.moveaxis(arrays[1], -1, 0))])
-    if n.attrs.get("reduction", "none") != "none":
-        raise Fail("a reduction is not supported")
-    out = x.copy()
-    out[tuple(np.moveaxis(arrays[1], -1, 0))] = arrays[2]
-    return constant(out)
+@onnx_op("NonZero", static=(0,))
+def _non_zero(c: Importer, n: OnnxNode) -> Tensor:
+    """Its result's shape depends on the data: only of what is known at compile time."""
+    x = n[0]
+    if not x.known or x.symbolic or x.uniform:
+        raise Fail("how much it gives depends on the values of the inputs")
+    array = x.contents()
+    return constant(np.stack(np.nonzero(array)) if array.ndim else np.zeros((0, 1), np.int64))

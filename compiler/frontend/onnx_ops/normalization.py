@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
@@ -10,12 +12,39 @@ from sparsec.compiler.ir import element_count
 
 
 @onnx_op("LayerNormalization")
-def _layer_normalization(c: Importer, n: OnnxNode) -> Tensor:
+def _layer_normalization(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
     """Over the axes from `axis` on; gamma and beta may broadcast."""
-    if n.wants(1) or n.wants(2):
-        raise Fail("its outputs Mean and InvStdDev are not supported")
-    axis = normal_axis(n.attrs.get("axis", -1), len(n[0].shape))
-    return layernorm(c, n[0], n[1], n.optional(2), float(n.attrs.get("epsilon", 1e-5)), axis)
+    x = n[0]
+    axis = normal_axis(n.attrs.get("axis", -1), len(x.shape))
+    eps = float(n.attrs.get("epsilon", 1e-5))
+    out = layernorm(c, x, n[1], n.optional(2), eps, axis)
+    if not n.wants(1) and not n.wants(2):
+        return [out]
+    return [out, *(c.cast(t, np.float32) for t in statistics(c, x, axis, eps))]
+
+
+def statistics(c: Importer, x: Tensor, axis: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean over the axes from `axis` on, and 1 / sqrt(variance + eps); extents stay as 1."""
+    axes = tuple(range(axis, len(x.shape)))
+    mean = c.emit("reduce_mean", x, axes=axes, keepdims=True)
+    centred = c.emit("sub", x, mean)
+    variance = c.emit("reduce_mean", c.emit("mul", centred, centred), axes=axes, keepdims=True)
+    root = c.emit("sqrt", c.emit("add", variance, c.scalar(eps, x)))
+    return mean, c.emit("reciprocal", root)
+
+
+@onnx_op("LpNormalization")
+def _lp_normalization(c: Importer, n: OnnxNode) -> Tensor:
+    """x / norm along one axis; 0 where the norm is 0."""
+    x, p = n[0], int(n.attrs.get("p", 2))
+    axes = (normal_axis(n.attrs.get("axis", -1), len(x.shape)),)
+    if p not in (1, 2):
+        raise Fail(f"p = {p}; it may be 1 or 2")
+    size = c.emit("abs", x) if p == 1 else c.emit("mul", x, x)
+    norm = c.emit("reduce_sum", size, axes=axes, keepdims=True)
+    norm = norm if p == 1 else c.emit("sqrt", norm)
+    zero = c.scalar(0, x)
+    return c.emit("where", c.emit("equal", norm, zero), zero, c.emit("div", x, norm))
 
 
 def layernorm(

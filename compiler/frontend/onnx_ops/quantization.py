@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from sparsec.compiler.frontend.importer import Importer, OnnxNode, core_dtype, normal_axis, onnx_op
-from sparsec.compiler.frontend.tensor import Fail, Tensor
+from sparsec.compiler.frontend.tensor import Fail, Tensor, fixed
 
-_BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
+_SHORT = tuple(np.dtype(t) for t in (np.uint8, np.int8, np.uint16, np.int16))
 
 
 def parameter(c: Importer, tensor: Tensor) -> Tensor:
@@ -23,9 +23,29 @@ def parameter(c: Importer, tensor: Tensor) -> Tensor:
 
 
 def _axis(n: OnnxNode, x: Tensor, scale: Tensor) -> int:
-    if n.attrs.get("block_size", 0) or len(scale.shape) > 1:
-        raise Fail("blockwise quantization is not supported")
     return normal_axis(n.attrs.get("axis", 1), len(x.shape)) if scale.shape else 0
+
+
+def _blocked(n: OnnxNode, scale: Tensor) -> bool:
+    return bool(n.attrs.get("block_size", 0)) or len(scale.shape) > 1
+
+
+def _spread(c: Importer, n: OnnxNode, p: Tensor, x: Tensor) -> Tensor:
+    """A parameter per block of elements along an axis, repeated for each of them."""
+    axis, size = _axis(n, x, p), int(n.attrs.get("block_size", 0))
+    extent = fixed(x.shape[axis])
+    rest = [d for i, d in enumerate(x.shape) if i != axis]
+    if len(p.shape) != len(x.shape) or size < 1 or p.shape[axis] != -(-extent // size):
+        raise Fail(f"blocks of {size} along axis {axis} with parameters of {list(p.shape)}")
+    if [d for i, d in enumerate(p.shape) if i != axis] != rest:
+        raise Fail(f"parameters of {list(p.shape)} for {list(x.shape)}")
+    count = fixed(p.shape[axis])
+    front, back = p.shape[:axis], p.shape[axis + 1 :]
+    p = c.expand(c.reshape(p, (*front, count, 1, *back)), (*front, count, size, *back))
+    p = c.reshape(p, (*front, count * size, *back))
+    if count * size == extent:
+        return p
+    return c.emit("slice", p, starts=(0,), ends=(extent,), axes=(axis,), steps=(1,))
 
 
 def _zero(n: OnnxNode, index: int, dtype: np.dtype[Any], scale: Tensor) -> Tensor:
@@ -39,11 +59,18 @@ def _zero(n: OnnxNode, index: int, dtype: np.dtype[Any], scale: Tensor) -> Tenso
 @onnx_op("QuantizeLinear", domain="com.microsoft")
 def _quantize(c: Importer, n: OnnxNode) -> Tensor:
     """The result's type is the zero point's, else `output_dtype`, else uint8."""
-    x, scale = n[0], parameter(c, c.cast(n[1], np.float32))
+    x, scale = c.cast(n[0], np.float32), parameter(c, c.cast(n[1], np.float32))
     wanted = n.attrs.get("output_dtype", 0) or onnx.TensorProto.UINT8
     zero = parameter(c, _zero(n, 2, core_dtype(wanted), scale))
-    if zero.dtype not in _BYTES:
+    if zero.dtype not in _SHORT:
         raise Fail(f"quantization to {zero.dtype.name} is not supported")
+    if _blocked(n, scale):
+        scale, zero = _spread(c, n, scale, x), _spread(c, n, zero, x)
+        shifted = c.emit("round", c.emit("div", x, scale))
+        shifted = c.emit("add", shifted, c.cast(zero, np.float32))
+        limits = np.iinfo(zero.dtype)
+        shifted = c.emit("max", shifted, c.scalar(limits.min, shifted))
+        return c.cast(c.emit("min", shifted, c.scalar(limits.max, shifted)), zero.dtype)
     return c.emit("quantize", x, scale, zero, axis=_axis(n, x, scale))
 
 
@@ -52,8 +79,12 @@ def _quantize(c: Importer, n: OnnxNode) -> Tensor:
 def _dequantize(c: Importer, n: OnnxNode) -> Tensor:
     x, scale = n[0], parameter(c, c.cast(n[1], np.float32))
     zero = parameter(c, _zero(n, 2, x.dtype, scale))
-    if x.dtype not in (*_BYTES, np.dtype(np.int32)):
+    if x.dtype not in (*_SHORT, np.dtype(np.int32)):
         raise Fail(f"quantized values of type {x.dtype.name} are not supported")
+    if _blocked(n, scale):
+        scale, zero = _spread(c, n, scale, x), _spread(c, n, zero, x)
+        whole = c.emit("sub", c.cast(x, np.int64), c.cast(zero, np.int64))
+        return c.emit("mul", c.cast(whole, np.float32), scale)
     return c.emit("dequantize", x, scale, zero, fold=False, axis=_axis(n, x, scale))
 
 

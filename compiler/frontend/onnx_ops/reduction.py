@@ -6,7 +6,7 @@ import numpy as np
 
 from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
 from sparsec.compiler.frontend.onnx_ops.layout import axes_of
-from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, dense
+from sparsec.compiler.frontend.tensor import Fail, Tensor, constant
 from sparsec.compiler.ir import element_count
 
 _REDUCE = {
@@ -17,20 +17,17 @@ _REDUCE = {
     "ReduceL1": "reduce_sum",
     "ReduceL2": "reduce_sum",
     "ReduceSumSquare": "reduce_sum",
-    "ReduceProd": "",
+    "ReduceLogSum": "reduce_sum",
+    "ReduceProd": "reduce_prod",
 }
 
 
-@onnx_op(*_REDUCE)
+@onnx_op(*_REDUCE, static=(1,))
 def _reduce(c: Importer, n: OnnxNode) -> Tensor:
     """Axes are an input since opset 13 (sum) or 18 (the others); none means all axes."""
     x = n[0]
-    given = axes_of(c, n, 1, 13 if n.op == "ReduceSum" else 18)
-    if not given:
-        given = [] if n.attrs.get("noop_with_empty_axes", 0) else list(range(len(x.shape)))
-    axes = tuple(sorted(normal_axis(a, len(x.shape)) for a in given))
-    keepdims = bool(n.attrs.get("keepdims", 1))
-    if n.op == "ReduceProd":
+    axes, keepdims = _reduced_axes(c, n)
+    if n.op == "ReduceProd" and x.symbolic:
         return _product(x, axes, keepdims)
     if n.op in ("ReduceL2", "ReduceSumSquare"):
         x = c.emit("mul", x, x)
@@ -38,21 +35,41 @@ def _reduce(c: Importer, n: OnnxNode) -> Tensor:
         x = c.emit("abs", x)
     was_bool = x.dtype == np.bool_
     if was_bool:
-        x = c.cast(x, np.int32)
+        x = c.cast(x, np.uint8)
     out = c.emit(_REDUCE[n.op], x, axes=axes, keepdims=keepdims) if axes else x
-    if n.op == "ReduceL2":
-        out = c.emit("sqrt", out)
+    if n.op in ("ReduceL2", "ReduceLogSum"):
+        out = c.emit("sqrt" if n.op == "ReduceL2" else "log", out)
     return c.cast(out, np.bool_) if was_bool else out
 
 
+def _reduced_axes(c: Importer, n: OnnxNode) -> tuple[tuple[int, ...], bool]:
+    rank = len(n[0].shape)
+    given = axes_of(c, n, 1, 13 if n.op == "ReduceSum" else 18)
+    if not given:
+        given = [] if n.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
+    axes = tuple(sorted(normal_axis(a, rank) for a in given))
+    return axes, bool(n.attrs.get("keepdims", 1))
+
+
+@onnx_op("ReduceLogSumExp", static=(1,))
+def _log_sum_exp(c: Importer, n: OnnxNode) -> Tensor:
+    """max + log(sum(exp(x - max))), where the maximum is finite."""
+    x = n[0]
+    axes, keepdims = _reduced_axes(c, n)
+    top = c.emit("reduce_max", x, axes=axes, keepdims=True)
+    infinite = c.emit("equal", c.emit("abs", top), c.scalar(np.inf, x))
+    top = c.emit("where", infinite, c.scalar(0, x), top)
+    total = c.emit("reduce_sum", c.emit("exp", c.emit("sub", x, top)), axes=axes, keepdims=True)
+    out = c.emit("add", c.emit("log", total), top)
+    return out if keepdims else c.reshape(out, [d for i, d in enumerate(x.shape) if i not in axes])
+
+
 def _product(x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
-    """Products are of shapes; at run time there is no such op."""
-    if x.symbolic and len(axes) == 1 and len(x.shape) == 1:
-        count = element_count(tuple(x.contents().tolist()))
-        return constant(np.asarray([count] if keepdims else count, object), "product", x.dtype)
-    if x.symbolic:
+    """Of extents, some of which are the batch."""
+    if len(axes) != 1 or len(x.shape) != 1:
         raise Fail("a product of numbers that depend on the batch size")
-    return constant(np.prod(dense(x, 2**28), axis=axes, keepdims=keepdims, dtype=x.dtype))
+    count = element_count(tuple(x.contents().tolist()))
+    return constant(np.asarray([count] if keepdims else count, object), "product", x.dtype)
 
 
 @onnx_op("Softmax", "LogSoftmax")
@@ -71,7 +88,7 @@ def _softmax(c: Importer, n: OnnxNode) -> Tensor:
     return c.reshape(c.emit("sub", centred, c.emit("log", total)), shape)
 
 
-@onnx_op("CumSum")
+@onnx_op("CumSum", static=(1,))
 def _cumsum(c: Importer, n: OnnxNode) -> Tensor:
     return c.emit(
         "cumsum",

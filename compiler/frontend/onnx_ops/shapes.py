@@ -29,7 +29,7 @@ def _size(c: Importer, n: OnnxNode) -> Tensor:
     return constant(np.asarray(count), "size", _INT64)
 
 
-@onnx_op("ConstantOfShape")
+@onnx_op("ConstantOfShape", static=(0,))
 def _constant_of_shape(c: Importer, n: OnnxNode) -> Tensor:
     shape = c.ints(n[0])
     if any(not isinstance(d, BatchDim) and d < 0 for d in shape):
@@ -38,7 +38,7 @@ def _constant_of_shape(c: Importer, n: OnnxNode) -> Tensor:
     return c.expand(constant(fill.reshape((1,) * len(shape))), shape)
 
 
-@onnx_op("Range")
+@onnx_op("Range", static=(0, 1, 2))
 def _range(c: Importer, n: OnnxNode) -> Tensor:
     start, limit, delta = n[0], n[1], n[2]
     if any(t.symbolic for t in (start, limit, delta)):

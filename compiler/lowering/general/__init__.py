@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sparsec.compiler.ir import Graph, Node
-from sparsec.compiler.lowering.general import contraction, elementwise, layout, reduction
+from sparsec.compiler.lowering.general import contraction, elementwise, indexing, layout, reduction
 from sparsec.compiler.lowering.general.attention import emit_attention
 from sparsec.compiler.lowering.general.expressions import ELEMENTWISE
 from sparsec.compiler.lowering.general.render import Call, NotGeneral
@@ -28,8 +28,16 @@ EMITTERS: dict[str, Callable[[Call], str]] = {
     "slice": layout.emit_slice,
     "gather": layout.emit_gather,
     "split": layout.emit_split,
+    "gather_elements": indexing.emit_gather_elements,
+    "gather_nd": indexing.emit_gather_nd,
+    "scatter_elements": indexing.emit_scatter_elements,
+    "scatter_nd": indexing.emit_scatter_nd,
+    "argmax": indexing.emit_extreme_index,
+    "argmin": indexing.emit_extreme_index,
+    "topk": indexing.emit_topk,
     "reduce_sum": reduction.emit_reduce,
     "reduce_mean": reduction.emit_reduce,
+    "reduce_prod": reduction.emit_reduce,
     "reduce_max": reduction.emit_reduce,
     "reduce_min": reduction.emit_reduce,
     "softmax": reduction.emit_softmax,

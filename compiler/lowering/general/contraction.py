@@ -39,40 +39,39 @@ def _matrices(a: Shape, b: Shape) -> tuple[Shape, Shape]:
 
 
 def emit_matmul(call: Call) -> str:
-    """Float product in register blocks of rows and vectors; b is read where it lies."""
+    """Float product in register blocks of rows and vectors."""
     a, b = _matrices(call.inputs[0].shape, call.inputs[1].shape)
     m, k, n = Extent.of(a[-2]), Extent.of(a[-1]), Extent.of(b[-1])
     batches = _Batches(a, b)
-    return _blocked(call, batches, m, n, k, along=False)
+    s = suffix(call.outputs[0].dtype)
+    nr = f"OP_NR_{s}"
+    return call.render(
+        "matmul",
+        rows=f"({batches.count} * (({n} + {nr} - 1) / {nr}) * (({m} + OP_MC - 1) / OP_MC))",
+        work=batches.count * m * n * k,
+        type=c_type(call.outputs[0].dtype),
+        block=f"op_gemm_block_{s}",
+        nr=nr,
+        kc=f"OP_KC_{s}",
+        m=m,
+        n=n,
+        k=k,
+        batches=batches,
+    )
 
 
 def emit_linear(call: Call) -> str:
     """Float product with weights ``[N, K]``: dot products along the rows of both."""
     x, w = call.inputs
-    dims = extents(x.shape)
-    k, n = Extent.of(w.shape[1]), Extent.of(w.shape[0])
-    m = product(dims[:-1])
-    return _blocked(call, _Batches((1, 1), (1, 1)), m, n, k, along=True)
-
-
-def _blocked(call: Call, batches: _Batches, m: Extent, n: Extent, k: Extent, *, along: bool) -> str:
-    """Blocks of a product; `along`: b is ``[N, K]``, and products run along its rows."""
-    s = suffix(call.outputs[0].dtype)
-    mr, nr = ("OP_DOT_MR", "2") if along else ("OP_MR", f"OP_NR_{s}")
+    m, k, n = product(extents(x.shape)[:-1]), Extent.of(w.shape[1]), Extent.of(w.shape[0])
     return call.render(
-        "matmul",
-        rows=f"({batches.count} * (({n} + {nr} - 1) / {nr}) * (({m} + {mr} - 1) / {mr}))",
-        work=batches.count * m * n * k,
-        type=c_type(call.outputs[0].dtype),
-        block=f"op_dots_block_{s}" if along else f"op_gemm_block_{s}",
-        mr=mr,
-        nr=nr,
+        "linear",
+        rows=f"((({n} + 1) / 2) * (({m} + OP_DOT_MR - 1) / OP_DOT_MR))",
+        work=m * n * k,
+        block=f"op_dots_block_{suffix(call.outputs[0].dtype)}",
         m=m,
         n=n,
         k=k,
-        batches=batches,
-        column_stride=k if along else ONE,
-        ldb=k if along else n,
     )
 
 

@@ -113,6 +113,10 @@ def emit_group(call: Call) -> str:
     )
 
 
+# Nodes of one loop: more of them would only keep the C compiler busy.
+_MOST = 24
+
+
 def partition(graph: Graph, nodes: Sequence[Node]) -> list[list[Node]]:
     """Group consecutive elementwise nodes of one result shape that are connected.
 
@@ -125,7 +129,8 @@ def partition(graph: Graph, nodes: Sequence[Node]) -> list[list[Node]]:
     for node in nodes:
         fusable = node.op in ELEMENTWISE and len(node.outputs) == 1
         own = graph.values[node.output].shape if fusable else None
-        if fusable and groups and own == shape and touched & set(node.inputs):
+        room = groups and len(groups[-1]) < _MOST
+        if fusable and room and own == shape and touched & set(node.inputs):
             groups[-1].append(node)
         else:
             groups.append([node])

@@ -40,6 +40,8 @@ EXPRESSIONS: dict[str, dict[str, str]] = {
     "relu": {"f": "op_relu_{S}({a})", "i": "op_max_{S}({a}, 0)"},
     "sqrt": _LIBRARY,
     "log": _LIBRARY,
+    "sin": _LIBRARY,
+    "cos": _LIBRARY,
     "floor": _LIBRARY,
     "ceil": _LIBRARY,
     "round": {"f": "rint{F}({a})"},
@@ -121,7 +123,7 @@ def expression(node: Node, graph: Graph, operands: Sequence[str]) -> str:
 
 
 def _quantized(dtype: np.dtype[Any]) -> str:
-    if dtype.name not in ("uint8", "int8", "int32"):
+    if dtype.name not in ("uint8", "int8", "uint16", "int16", "int32"):
         raise NotGeneral(f"quantization to {dtype.name} is not supported")
     return suffix(dtype)
 
@@ -139,9 +141,9 @@ def cast(operand: str, source: np.dtype[Any], to: np.dtype[Any]) -> str:
     if to.kind == "b":
         return f"{operand} != 0"
     if source.kind == "f" and to.kind in "iu":
-        wide = "i64" if to.name == "int64" else "i32"
+        wide = {"int64": "i64", "uint64": "u64", "uint32": "i64"}.get(to.name, "i32")
         whole = f"op_{wide}_of_{suffix(source)}({operand})"
-        return whole if to.itemsize >= 4 else f"({target}){whole}"
+        return whole if to.name in ("int32", "int64", "uint64") else f"({target}){whole}"
     return f"({target}){operand}"
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from sparsec.compiler.lowering.general.extents import (
     ONE,
     ZERO,
@@ -23,15 +27,19 @@ _LIMITS = {
     "float64": ("-INFINITY", "INFINITY"),
     "int64": ("INT64_MIN", "INT64_MAX"),
     "int32": ("INT32_MIN", "INT32_MAX"),
+    "int16": ("INT16_MIN", "INT16_MAX"),
     "int8": ("INT8_MIN", "INT8_MAX"),
+    "uint64": ("0", "UINT64_MAX"),
+    "uint32": ("0", "UINT32_MAX"),
+    "uint16": ("0", "UINT16_MAX"),
     "uint8": ("0", "UINT8_MAX"),
 }
 
 
 def emit_reduce(call: Call) -> str:
-    """Sum, mean, maximum or minimum over any axes.
+    """Sum, product, mean, maximum or minimum over any axes.
 
-    Sums of floats run in double, sums of integers modulo 2**64, and are converted at the end.
+    Floats are added and multiplied in double, integers modulo 2**64, and converted at the end.
     """
     x = call.inputs[0]
     axes = set(call.node.attrs["axes"])
@@ -50,18 +58,18 @@ def emit_reduce(call: Call) -> str:
     count = product(d for i, d in enumerate(whole) if i in axes)
     blocks = f"(({inner} + {COLUMNS - 1}) / {COLUMNS})"
     source = [steps[k] for k in kept]
-    summing = name in ("sum", "mean")
+    operator = {"sum": "+=", "mean": "+=", "prod": "*="}.get(name, "")
     return call.render(
         "reduce",
         rows=rows if along else f"({rows} * {blocks})",
         work=product(whole),
-        name=name,
-        summing=summing,
+        name="sum" if name == "mean" else name,
+        operator=operator,
         suffix=suffix(x.dtype),
         type=c_type(x.dtype),
-        accumulator=("double" if floating else "uint64_t") if summing else c_type(x.dtype),
-        start="0" if summing else _LIMITS[x.dtype.name][name == "min"],
-        finish=_finish(name, floating, c_type(x.dtype), count),
+        accumulator=("double" if floating else "uint64_t") if operator else c_type(x.dtype),
+        start={"+=": "0", "*=": "1"}.get(operator) or _LIMITS[x.dtype.name][name == "min"],
+        finish=_finish(name, x.dtype, count),
         along=along,
         inner=inner,
         columns=COLUMNS,
@@ -72,13 +80,14 @@ def emit_reduce(call: Call) -> str:
     )
 
 
-def _finish(name: str, floating: bool, type_: str, count: Extent) -> str:
+def _finish(name: str, dtype: np.dtype[Any], count: Extent) -> str:
     """C expression of the result; ``%s`` stands for the accumulator."""
     if name != "mean":
-        return f"({type_})%s"
-    if floating:
-        return f"({type_})(%s / (double){count})"
-    return "0" if count == ZERO else f"({type_})((int64_t)%s / {count})"
+        return f"({c_type(dtype)})%s"
+    if dtype.kind == "f":
+        return f"({c_type(dtype)})(%s / (double){count})"
+    total = "%s" if dtype.name == "uint64" else "(int64_t)%s"
+    return "0" if count == ZERO else f"({c_type(dtype)})({total} / {count})"
 
 
 def emit_softmax(call: Call) -> str:

@@ -18,7 +18,11 @@ C_TYPES = {
     "float64": "double",
     "int64": "int64_t",
     "int32": "int32_t",
+    "int16": "int16_t",
     "int8": "int8_t",
+    "uint64": "uint64_t",
+    "uint32": "uint32_t",
+    "uint16": "uint16_t",
     "uint8": "uint8_t",
     "bool": "uint8_t",
 }
@@ -27,7 +31,11 @@ SUFFIXES = {
     "float64": "f64",
     "int64": "i64",
     "int32": "i32",
+    "int16": "i16",
     "int8": "i8",
+    "uint64": "u64",
+    "uint32": "u32",
+    "uint16": "u16",
     "uint8": "u8",
     "bool": "u8",
 }

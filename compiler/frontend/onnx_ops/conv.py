@@ -1,0 +1,178 @@
+"""ONNX convolutions, as products of patches with the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, onnx_op
+from sparsec.compiler.frontend.onnx_ops.layout import pad_constant
+from sparsec.compiler.frontend.onnx_ops.quantization import parameter
+from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
+
+Product = Callable[[Tensor, Tensor, bool], Tensor]
+"""``product(a, b, swapped)`` of matrices; `swapped` where the weights are `a` instead of `b`."""
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Where a convolution's patches lie; one entry per spatial axis."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    out: tuple[int, ...]
+    groups: int
+
+    @property
+    def tiles(self) -> bool:
+        """True where patches neither overlap nor leave gaps, as in an embedding of patches."""
+        return (
+            self.kernel == self.strides
+            and all(d == 1 for d in self.dilations)
+            and not any((*self.before, *self.after))
+        )
+
+
+def _geometry(n: OnnxNode, x: Tensor, w: Tensor) -> _Geometry:
+    rank = len(x.shape) - 2
+    if rank < 1 or len(w.shape) != rank + 2:
+        raise Fail(f"a convolution of {list(x.shape)} with weights {list(w.shape)}")
+    size = tuple(fixed(d) for d in x.shape[2:])
+    kernel = tuple(n.attrs.get("kernel_shape") or map(fixed, w.shape[2:]))
+    strides = tuple(n.attrs.get("strides") or (1,) * rank)
+    dilations = tuple(n.attrs.get("dilations") or (1,) * rank)
+    pads = list(n.attrs.get("pads") or (0,) * (2 * rank))
+    groups = int(n.attrs.get("group", 1))
+    if kernel != tuple(map(fixed, w.shape[2:])):
+        raise Fail(f"kernel_shape {list(kernel)} for weights {list(w.shape)}")
+    if {len(strides), len(dilations)} != {rank} or len(pads) != 2 * rank:
+        raise Fail("strides, dilations or pads do not fit the number of axes")
+    if min((*strides, *dilations)) < 1 or min(pads) < 0:
+        raise Fail("strides and dilations must be positive, and pads not negative")
+    if groups < 1 or w.shape[1] * groups != x.shape[1] or fixed(w.shape[0]) % groups:
+        raise Fail(f"{groups} groups of {list(x.shape)} with weights {list(w.shape)}")
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    auto = n.attrs.get("auto_pad", "NOTSET")
+    if auto == "VALID":
+        pads = [0] * (2 * rank)
+    elif auto in ("SAME_UPPER", "SAME_LOWER"):
+        for i in range(rank):
+            steps = -(-size[i] // strides[i])
+            total = max(0, (steps - 1) * strides[i] + spans[i] - size[i])
+            less, more = total // 2, total - total // 2
+            pads[i], pads[rank + i] = (less, more) if auto == "SAME_UPPER" else (more, less)
+    elif auto not in ("NOTSET", ""):
+        raise Fail(f"auto_pad {auto}")
+    before, after = tuple(pads[:rank]), tuple(pads[rank:])
+    out = tuple((size[i] + before[i] + after[i] - spans[i]) // strides[i] + 1 for i in range(rank))
+    if min(out) < 1:
+        raise Fail(f"a kernel of {list(kernel)} is larger than its input {list(size)}")
+    return _Geometry(kernel, strides, dilations, before, after, out, groups)
+
+
+def _patches(c: Importer, x: Tensor, g: _Geometry, fill: Tensor) -> Tensor:
+    """[N, C, *size] -> [N, C, kernel elements, places]."""
+    rank = len(g.kernel)
+    for i in range(rank):
+        x = pad_constant(c, x, 2 + i, g.before[i], g.after[i], fill)
+    count, places = math.prod(g.kernel), math.prod(g.out)
+    front, size = x.shape[:2], tuple(map(fixed, x.shape[2:]))
+    if g.tiles:
+        x = _cropped(c, x, g)
+        apart = [e for o, k in zip(g.out, g.kernel, strict=True) for e in (o, k)]
+        x = c.reshape(x, (*front, *apart))
+        inner, outer = range(3, 3 + 2 * rank, 2), range(2, 2 + 2 * rank, 2)
+        return c.reshape(c.transpose(x, (0, 1, *inner, *outer)), (*front, count, places))
+    if count * places > FOLD_LIMIT // 8:
+        raise Fail(f"{places} patches of {count} elements are absurdly many")
+    at = np.zeros((), np.int64)
+    for i in range(rank):
+        own = np.arange(g.kernel[i])[:, None] * g.dilations[i]
+        own = own + np.arange(g.out[i]) * g.strides[i]
+        shape = [1] * (2 * rank)
+        shape[i], shape[rank + i] = own.shape
+        at = at + own.reshape(shape) * math.prod(size[i + 1 :])
+    x = c.reshape(x, (*front, math.prod(size)))
+    return c.emit("gather", x, constant(at.reshape(count, places), "patches"), axis=2)
+
+
+def _cropped(c: Importer, x: Tensor, g: _Geometry) -> Tensor:
+    """Without what is left over at the end of each axis."""
+    for i, (o, k) in enumerate(zip(g.out, g.kernel, strict=True), start=2):
+        if x.shape[i] != o * k:
+            x = c.emit("slice", x, starts=(0,), ends=(o * k,), axes=(i,), steps=(1,))
+    return x
+
+
+def _convolve(
+    c: Importer, n: OnnxNode, x: Tensor, w: Tensor, fill: Tensor, product: Product
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The sums as [N, places, M], and what brings that to [N, M, *out]."""
+    g = _geometry(n, x, w)
+    batch, channels, maps = x.shape[0], fixed(x.shape[1]), fixed(w.shape[0])
+    count, places = math.prod(g.kernel), math.prod(g.out)
+    patches = _patches(c, x, g, fill)
+    depth = channels // g.groups * count
+    if g.groups == 1:
+        rows = c.reshape(c.transpose(patches, (0, 3, 1, 2)), (batch, places, depth))
+        sums = product(rows, c.transpose(c.reshape(w, (maps, depth)), (1, 0)), False)
+    else:
+        each = maps // g.groups
+        columns = c.reshape(patches, (batch, g.groups, depth, places))
+        sums = product(c.reshape(w, (g.groups, each, depth)), columns, True)
+        sums = c.reshape(c.transpose(sums, (0, 3, 1, 2)), (batch, places, maps))
+
+    def back(y: Tensor) -> Tensor:
+        return c.reshape(c.transpose(y, (0, 2, 1)), (batch, maps, *g.out))
+
+    return sums, back
+
+
+@onnx_op("Conv")
+def _conv(c: Importer, n: OnnxNode) -> Tensor:
+    x, w = n[0], n[1]
+    sums, back = _convolve(c, n, x, w, c.scalar(0, x), lambda a, b, _: c.emit("matmul", a, b))
+    bias = n.optional(2)
+    return back(sums if bias is None else c.emit("add", sums, bias))
+
+
+def _integer_sums(
+    c: Importer, n: OnnxNode, x: Tensor, w: Tensor, zx: Tensor | None, zw: Tensor | None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Padding counts as 0, so it holds x's zero point."""
+    zx = parameter(c, zx) if zx else None
+    zw = parameter(c, zw) if zw else None
+    groups = int(n.attrs.get("group", 1))
+
+    def product(a: Tensor, b: Tensor, swapped: bool) -> Tensor:
+        if not swapped:
+            return c.emit("matmul_integer", a, b, zx, zw)
+        own = zw
+        if own is not None and own.shape:
+            own = c.reshape(own, (groups, fixed(own.shape[0]) // groups, 1))
+        return c.emit("matmul_integer", a, b, own, zx)
+
+    return _convolve(c, n, x, w, zx if zx is not None else c.scalar(0, x), product)
+
+
+@onnx_op("ConvInteger")
+def _conv_integer(c: Importer, n: OnnxNode) -> Tensor:
+    sums, back = _integer_sums(c, n, n[0], n[1], n.optional(2), n.optional(3))
+    return back(sums)
+
+
+@onnx_op("QLinearConv")
+def _qlinear_conv(c: Importer, n: OnnxNode) -> Tensor:
+    """Integer sums + bias -> float32 * (x's scale * w's scale) -> quantize."""
+    sums, back = _integer_sums(c, n, n[0], n[3], n[2], n[5])
+    bias = n.optional(8)
+    sums = sums if bias is None else c.emit("add", sums, bias)
+    scale = c.emit("mul", parameter(c, n[1]), parameter(c, n[4]))
+    out = c.emit("mul", c.cast(sums, np.float32), scale)
+    return back(c.emit("quantize", out, parameter(c, n[6]), parameter(c, n[7]), axis=0))

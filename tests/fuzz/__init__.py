@@ -1,0 +1,1 @@
+"""Random graphs, mutated models and damaged files: each ends in a correct artifact or an error."""
