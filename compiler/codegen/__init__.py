@@ -11,7 +11,7 @@ import numpy as np
 import sparsec
 from sparsec.compiler.codegen.bucket import BucketSource, emit_bucket
 from sparsec.compiler.ir import Graph
-from sparsec.compiler.lowering import check_supported
+from sparsec.compiler.lowering import check_supported, row_major_products
 from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.tiling import LayerClass, Tilings
@@ -91,6 +91,7 @@ def emit_buckets(
     """
     for graph in graphs:
         check_supported(graph)
+    graphs = [row_major_products(graph) for graph in graphs]
     pool = WeightPool()
     plans = Plans(target, [graph.length for graph in graphs], batch_size, tilings)
     inputs = [spec.name for spec in signature.inputs]

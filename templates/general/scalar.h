@@ -269,8 +269,10 @@ static inline int64_t op_index(int64_t i, int64_t n)
         for (; i + 16 <= n; i += 16)                                                                \
             for (int j = 0; j < 16; j++)                                                            \
                 lane[j] += (A)x[i + j];                                                             \
-        for (int j = 0; j < 16; j++)                                                                \
-            total += lane[j];                                                                       \
+        for (int half = 8; half; half /= 2)                                                         \
+            for (int j = 0; j < half; j++)                                                          \
+                lane[j] += lane[j + half];                                                          \
+        total = lane[0];                                                                            \
         for (; i < n; i++)                                                                          \
             total += (A)x[i];                                                                       \
         return total;                                                                               \
@@ -283,8 +285,10 @@ static inline int64_t op_index(int64_t i, int64_t n)
         for (; i + 16 <= n; i += 16)                                                                \
             for (int j = 0; j < 16; j++)                                                            \
                 lane[j] += (double)x[i + j] * (double)x[i + j];                                     \
-        for (int j = 0; j < 16; j++)                                                                \
-            total += lane[j];                                                                       \
+        for (int half = 8; half; half /= 2)                                                         \
+            for (int j = 0; j < half; j++)                                                          \
+                lane[j] += lane[j + half];                                                          \
+        total = lane[0];                                                                            \
         for (; i < n; i++)                                                                          \
             total += (double)x[i] * (double)x[i];                                                   \
         return total;                                                                               \
@@ -340,8 +344,9 @@ OP_PRODUCT(u8, uint8_t, uint64_t)
                 lane[j] = op_##NAME##_##S(lane[j], x[i + j]);                                       \
         for (; i < n; i++)                                                                          \
             lane[0] = op_##NAME##_##S(lane[0], x[i]);                                               \
-        for (int j = 1; j < 16; j++)                                                                \
-            lane[0] = op_##NAME##_##S(lane[0], lane[j]);                                            \
+        for (int half = 8; half; half /= 2)                                                         \
+            for (int j = 0; j < half; j++)                                                          \
+                lane[j] = op_##NAME##_##S(lane[j], lane[j + half]);                                 \
         return lane[0];                                                                             \
     }
 OP_EXTREMUM(max, f32, float)

@@ -12,6 +12,7 @@ from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, o
 from sparsec.compiler.frontend.onnx_ops.layout import pad_constant
 from sparsec.compiler.frontend.onnx_ops.quantization import parameter
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
+from sparsec.compiler.ir import Shape
 
 Product = Callable[[Tensor, Tensor, bool], Tensor]
 """``product(a, b, swapped)`` of matrices; `swapped` where the weights are `a` instead of `b`."""
@@ -110,41 +111,55 @@ def _cropped(c: Importer, x: Tensor, g: _Geometry) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What a convolution sums up: [N, places, M] for a layer of patches, else [N, M, places]."""
+
+    tensor: Tensor
+    rows: bool
+    shape: Shape
+
+    def per_map(self, c: Importer, p: Tensor) -> Tensor:
+        """A parameter [M], or one number, shaped to broadcast against the sums."""
+        return p if self.rows or not p.shape else c.reshape(p, (*p.shape, 1))
+
+    def back(self, c: Importer, y: Tensor) -> Tensor:
+        """The result, laid out like the sums, as [N, M, *out]."""
+        return c.reshape(c.transpose(y, (0, 2, 1)) if self.rows else y, self.shape)
+
+
 def _convolve(
     c: Importer, n: OnnxNode, x: Tensor, w: Tensor, fill: Tensor, product: Product
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The sums as [N, places, M], and what brings that to [N, M, *out]."""
+) -> _Sums:
     g = _geometry(n, x, w)
     batch, channels, maps = x.shape[0], fixed(x.shape[1]), fixed(w.shape[0])
     count, places = math.prod(g.kernel), math.prod(g.out)
     patches = _patches(c, x, g, fill)
     depth = channels // g.groups * count
-    if g.groups == 1:
+    shape = (batch, maps, *g.out)
+    if g.tiles and g.groups == 1:
+        # An embedding of patches: a linear layer, whose rows are the patches.
         rows = c.reshape(c.transpose(patches, (0, 3, 1, 2)), (batch, places, depth))
-        sums = product(rows, c.transpose(c.reshape(w, (maps, depth)), (1, 0)), False)
-    else:
-        each = maps // g.groups
-        columns = c.reshape(patches, (batch, g.groups, depth, places))
-        sums = product(c.reshape(w, (g.groups, each, depth)), columns, True)
-        sums = c.reshape(c.transpose(sums, (0, 3, 1, 2)), (batch, places, maps))
-
-    def back(y: Tensor) -> Tensor:
-        return c.reshape(c.transpose(y, (0, 2, 1)), (batch, maps, *g.out))
-
-    return sums, back
+        weights = c.transpose(c.reshape(w, (maps, depth)), (1, 0))
+        return _Sums(product(rows, weights, False), True, shape)
+    groups = (g.groups,) if g.groups > 1 else ()
+    columns = c.reshape(patches, (batch, *groups, depth, places))
+    weights = c.reshape(w, (*groups, maps // g.groups, depth))
+    sums = product(weights, columns, True)
+    return _Sums(c.reshape(sums, (batch, maps, places)), False, shape)
 
 
 @onnx_op("Conv")
 def _conv(c: Importer, n: OnnxNode) -> Tensor:
     x, w = n[0], n[1]
-    sums, back = _convolve(c, n, x, w, c.scalar(0, x), lambda a, b, _: c.emit("matmul", a, b))
-    bias = n.optional(2)
-    return back(sums if bias is None else c.emit("add", sums, bias))
+    sums = _convolve(c, n, x, w, c.scalar(0, x), lambda a, b, _: c.emit("matmul", a, b))
+    bias, out = n.optional(2), sums.tensor
+    return sums.back(c, out if bias is None else c.emit("add", out, sums.per_map(c, bias)))
 
 
 def _integer_sums(
     c: Importer, n: OnnxNode, x: Tensor, w: Tensor, zx: Tensor | None, zw: Tensor | None
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+) -> _Sums:
     """Padding counts as 0, so it holds x's zero point."""
     zx = parameter(c, zx) if zx else None
     zw = parameter(c, zw) if zw else None
@@ -155,7 +170,8 @@ def _integer_sums(
             return c.emit("matmul_integer", a, b, zx, zw)
         own = zw
         if own is not None and own.shape:
-            own = c.reshape(own, (groups, fixed(own.shape[0]) // groups, 1))
+            each = fixed(own.shape[0]) // groups
+            own = c.reshape(own, (groups, each, 1) if groups > 1 else (each, 1))
         return c.emit("matmul_integer", a, b, own, zx)
 
     return _convolve(c, n, x, w, zx if zx is not None else c.scalar(0, x), product)
@@ -163,16 +179,16 @@ def _integer_sums(
 
 @onnx_op("ConvInteger")
 def _conv_integer(c: Importer, n: OnnxNode) -> Tensor:
-    sums, back = _integer_sums(c, n, n[0], n[1], n.optional(2), n.optional(3))
-    return back(sums)
+    sums = _integer_sums(c, n, n[0], n[1], n.optional(2), n.optional(3))
+    return sums.back(c, sums.tensor)
 
 
 @onnx_op("QLinearConv")
 def _qlinear_conv(c: Importer, n: OnnxNode) -> Tensor:
     """Integer sums + bias -> float32 * (x's scale * w's scale) -> quantize."""
-    sums, back = _integer_sums(c, n, n[0], n[3], n[2], n[5])
-    bias = n.optional(8)
-    sums = sums if bias is None else c.emit("add", sums, bias)
+    sums = _integer_sums(c, n, n[0], n[3], n[2], n[5])
+    bias, total = n.optional(8), sums.tensor
+    total = total if bias is None else c.emit("add", total, sums.per_map(c, bias))
     scale = c.emit("mul", parameter(c, n[1]), parameter(c, n[4]))
-    out = c.emit("mul", c.cast(sums, np.float32), scale)
-    return back(c.emit("quantize", out, parameter(c, n[6]), parameter(c, n[7]), axis=0))
+    out = c.emit("mul", c.cast(total, np.float32), sums.per_map(c, scale))
+    return sums.back(c, c.emit("quantize", out, parameter(c, n[6]), parameter(c, n[7]), axis=0))

@@ -43,6 +43,9 @@ def emit_matmul(call: Call) -> str:
     a, b = _matrices(call.inputs[0].shape, call.inputs[1].shape)
     m, k, n = Extent.of(a[-2]), Extent.of(a[-1]), Extent.of(b[-1])
     batches = _Batches(a, b)
+    if product(extents(b[:-2])) == ONE:
+        # One matrix on the right: all rows on the left are those of one product.
+        m, batches = product(extents(a[:-1])), _Batches((1, 1), (1, 1))
     s = suffix(call.outputs[0].dtype)
     nr = f"OP_NR_{s}"
     return call.render(

@@ -125,13 +125,16 @@ def emit_gather(call: Call) -> str:
     count = product(extents(indices.shape))
     outer, inner = product(dims[:axis]), product(dims[axis + 1 :])
     c_type(indices.dtype)
+    lines = inner == ONE and outer != ONE  # single elements: a row is all picks of one line
     return call.render(
         "gather",
-        rows=outer * count,
+        rows=outer if lines else outer * count,
         work=outer * count * inner,
         count=count,
         extent=dims[axis],
         inner=inner,
+        run=count if lines else inner,
+        lines=lines,
         single=inner == ONE,
         empty=dims[axis] == ZERO,
     )
