@@ -113,12 +113,21 @@ def _matmul_integer(c: Importer, n: OnnxNode) -> Tensor:
 
 
 def integer_product(
-    c: Importer, a: Tensor, b: Tensor, za: Tensor | None, zb: Tensor | None, scale: Tensor
+    c: Importer,
+    a: Tensor,
+    b: Tensor,
+    za: Tensor | None,
+    zb: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """matmul_integer -> cast -> mul by a scale ([] or [N]); float32."""
+    """matmul_integer -> add an int32 bias -> cast -> mul by a scale ([] or [N]); float32."""
     za = parameter(c, za) if za else None
     zb = parameter(c, zb) if zb else None
-    return c.emit("mul", c.cast(c.emit("matmul_integer", a, b, za, zb), np.float32), scale)
+    total = c.emit("matmul_integer", a, b, za, zb)
+    if bias is not None:
+        total = c.emit("add", total, bias)
+    return c.emit("mul", c.cast(total, np.float32), scale)
 
 
 @onnx_op("QLinearMatMul")
