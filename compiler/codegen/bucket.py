@@ -28,7 +28,7 @@ from sparsec.compiler.lowering.general import (
 )
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
-from sparsec.compiler.lowering.program import BYTES
+from sparsec.compiler.lowering.program import BYTES, Number
 from sparsec.compiler.targets import Target
 
 #: Rows that are computed at a time where the batch can be cut: few enough to keep activations in the
@@ -195,7 +195,7 @@ class _Emitter:
     def _form(self, node: Node, position: int, name: str) -> str | None:
         """The form in which a lane node reads an operand; None for row-major ones."""
         dtype = self.graph.values[name].dtype
-        if node.op == "qlinear":
+        if node.op in ("qlinear", "linear_integer"):
             return "panel_u8" if position == 0 else None
         if node.op == "attention":
             if position > 2:
@@ -449,6 +449,13 @@ class _Emitter:
             return f"LOCAL({begin}, {size})"
         return f"BUF(void, {self.number(slot)})"
 
+    def _number(self, number: float | Number) -> str:
+        """C text of a number that a call passes."""
+        if not isinstance(number, Number):
+            return _float_literal(number)
+        load = f"((const {CTYPES[number.dtype.name]} *){self._pointer(number.slot)})[0]"
+        return f"1.0f / {load}" if number.reciprocal else f"(float){load}"
+
     def _lane_call(self, call: _Call, number: int) -> str:
         kernel = call.kernel
         assert kernel is not None
@@ -476,7 +483,7 @@ class _Emitter:
             offsets = (f"W({self.pool.add(v)})" for v in args.vectors)
             lines.append(f"        .cv = {{{', '.join(offsets)}}},")
         if args.scalars:
-            numbers = (_float_literal(s) for s in args.scalars)
+            numbers = (self._number(s) for s in args.scalars)
             lines.append(f"        .cs = {{{', '.join(numbers)}}},")
         lines.append("    };")
         rows = f"&rt->{call.domain}"

@@ -149,6 +149,12 @@ class Body:
                 return None
             table = graph.constants[name].reshape(graph.length, -1)
             return self._row_load(name, "float", f"cv[{self.args.vector(table)}]", "pos", F32)
+        if rows is None:
+            # The same for all rows: a number, or one for each channel.
+            letter = "f" if dtype == F32 else "i"
+            index = self.args.input((root, "flat"))
+            at = "0" if lanes.is_number(graph.values[root]) else self._column()
+            return f"v{letter}_set1(((const {CTYPES[dtype.name]} *)a->in[{index}])[{at}])"
         if root in self.gathers:
             node = self.gathers[root]
             table = graph.constants[node.inputs[0]]
@@ -159,7 +165,6 @@ class Body:
             expression = f"lane_index({at}, {table.shape[0]})"
             slot = f"cv[{self.args.vector(table)}]"
             return self._row_load(name, CTYPES[table.dtype.name], slot, expression, dtype)
-        assert rows is not None
         if root not in self.lane_made:
             slot = f"in[{self.args.input((root, 'flat'))}]"
             return self._row_load(name, CTYPES[dtype.name], slot, "flat", dtype)
@@ -181,8 +186,12 @@ class Body:
             "index": index,
             "channels": self.group.channels,
         }
-        column = "c" if self.group.channels % 4 == 0 else f"(c < {self.group.channels} ? c : 0)"
-        return f"v{'f' if dtype == F32 else 'i'}_gather_{ctype}(r->{key}, {column})"
+        return f"v{'f' if dtype == F32 else 'i'}_gather_{ctype}(r->{key}, {self._column()})"
+
+    def _column(self) -> str:
+        """C index of a channel; kernels also visit those that pad a group of 4."""
+        channels = self.group.channels
+        return "c" if channels % 4 == 0 else f"(c < {channels} ? c : 0)"
 
     def program(
         self,
@@ -302,7 +311,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "cv_bias": args.vector(plan.bias) if plan.kind == "i8" else -1,
     }
     leaf: dict[str, str] = {}
-    if plan.kind == "i8":
+    if anchor.op == "qlinear":
         scale = graph.constants[anchor.inputs[2]]
         bounds = accumulator_bounds(graph.constants[anchor.inputs[1]], plan.bias[: plan.n])
         prog = body.program(leaf, {anchor.output: Accumulator("acc", scale, *bounds)})

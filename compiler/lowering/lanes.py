@@ -20,6 +20,9 @@ from sparsec.compiler.ops import OPS
 #: Elementwise nodes that one kernel takes at most (``lane_args`` has room for their constants).
 GROUP_LIMIT = 16
 
+#: Layers with weights.
+LINEAR = ("linear", "qlinear", "linear_integer")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -65,6 +68,24 @@ def is_position_table(name: str, graph: Graph, rows: Rows) -> bool:
     return shape == (graph.length, rows.channels)
 
 
+def is_number(value: Value) -> bool:
+    """Whether a value is a single number, which lane kernels read where it lies."""
+    return all(d == 1 for d in value.shape) and value.dtype in program.LANE_DTYPES
+
+
+def is_vector(value: Value, channels: int) -> bool:
+    """Whether a value is a number for each channel and nothing else."""
+    return is_number(Value("", value.dtype, value.shape[:-1])) and value.shape[-1:] == (channels,)
+
+
+def _is_shared(value: Value, out: Value, rows: Rows) -> bool:
+    """Whether all rows read the same of a value that is known at run time only."""
+    if len(value.shape) > len(out.shape):
+        return False
+    vector = out.shape[-1] == rows.channels and is_vector(value, rows.channels)
+    return vector or is_number(value)
+
+
 def _channel_constant(name: str, graph: Graph, out: Value, rows: Rows) -> bool:
     """A constant that is one number, or one for each channel of the last axis."""
     array = graph.constants.get(name)
@@ -99,7 +120,7 @@ def _fits(node: Node, graph: Graph, choice: Choice) -> bool:
         return False
     operands = node.inputs[:1] if node.op in ("quantize", "dequantize") else node.inputs
     if node.op in ("quantize", "dequantize"):
-        scale = graph.constants[node.inputs[1]]
+        scale = graph.constants.get(node.inputs[1], np.ones(1))
         if scale.size != 1 and (scale.size != rows.channels or out.shape[-1] != rows.channels):
             return False
     moving = 0
@@ -108,9 +129,12 @@ def _fits(node: Node, graph: Graph, choice: Choice) -> bool:
             continue
         if _channel_constant(name, graph, out, rows) or is_position_table(name, graph, rows):
             continue
-        if name in graph.constants or graph.values[name].shape != out.shape:
+        value = graph.values[name]
+        if name not in graph.constants and _is_shared(value, out, rows):
+            continue
+        if name in graph.constants or value.shape != out.shape:
             return False
-        if graph.values[name].dtype not in program.LANE_DTYPES:
+        if value.dtype not in program.LANE_DTYPES:
             return False
         moving += 1
     return moving > 0
@@ -164,18 +188,19 @@ def _reorders(node: Node, graph: Graph, choice: Choice, consumers: dict[str, lis
         and before.channels == len(order)
         and node.output not in graph.outputs
         and all(
-            u.op == "qlinear" and _anchor_fits(u, graph, choice) for u in consumers[node.output]
+            u.op in ("qlinear", "linear_integer") and _anchor_fits(u, graph, choice)
+            for u in consumers[node.output]
         )
     )
 
 
 def _anchor_fits(node: Node, graph: Graph, choice: Choice) -> bool:
-    if node.op not in ("linear", "qlinear", "attention", "layernorm"):
+    if node.op not in (*LINEAR, "attention", "layernorm"):
         return False
     rows = choice.rows.get(node.output)
     if rows is None:
         return False
-    if node.op in ("linear", "qlinear"):
+    if node.op in LINEAR:
         x = choice.rows.get(node.inputs[0])
         k = graph.values[node.inputs[0]].shape[-1]
         weights = graph.constants.get(node.inputs[1])
@@ -278,7 +303,7 @@ def choose(graph: Graph) -> Choice:
 
 def _lane_operands(node: Node) -> tuple[str, ...]:
     """Inputs that a lane node reads as rows in lanes."""
-    if node.op in ("linear", "qlinear", "layernorm", "quantize", "dequantize", "gather"):
+    if node.op in (*LINEAR, "layernorm", "quantize", "dequantize", "gather"):
         return node.inputs[:1]
     if node.op == "attention":
         return node.inputs[:3]
@@ -360,7 +385,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
     in_order = {
         choice.root(name)
         for node in graph.nodes
-        if id(node) in choice.nodes and node.op in ("qlinear", "attention")
+        if id(node) in choice.nodes and node.op in ("qlinear", "linear_integer", "attention")
         for name in _lane_operands(node)
     }
     gathers: dict[str, Node] = {}
@@ -400,7 +425,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                 maker[node.output] = maker[node.inputs[1]]
             continue
         rows = choice.rows[node.output]
-        if node.op in ("linear", "qlinear", "attention"):
+        if node.op in (*LINEAR, "attention"):
             lanes = [choice.root(n) for n in _lane_operands(node)]
             for name in lanes:
                 copy_if_flat(name, choice.rows[name])
@@ -480,4 +505,15 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
     return [steps[i] for i in order]
 
 
-__all__ = ["Choice", "Group", "Rows", "Step", "choose", "group", "is_position_table", "rows_of"]
+__all__ = [
+    "Choice",
+    "Group",
+    "Rows",
+    "Step",
+    "choose",
+    "group",
+    "is_number",
+    "is_position_table",
+    "is_vector",
+    "rows_of",
+]
