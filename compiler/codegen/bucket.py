@@ -617,8 +617,9 @@ static void {name}(const sparsec_rt *rt)
                 "static void copy_outputs(const sparsec_rt *rt)\n{\n" + "\n".join(lines) + "\n}\n"
             )
         token_lanes = any(c.domain == "token" for s in stages for c in s.calls)
+        skips = token_lanes and graph.length > 0
         divisible = separable(graph)
-        per_item = max(graph.length, 1)
+        per_item = max(graph.tokens, 1)
         buffers = [
             f"(char *)inputs[{i}] + {_step(graph, n)} * b0" for i, n in enumerate(graph.inputs)
         ]
@@ -629,13 +630,14 @@ static void {name}(const sparsec_rt *rt)
         text = env.get_template("bucket.c.j2").render(
             **context,
             length=graph.length,
+            tokens=graph.tokens,
             target=self.target.name,
             kernels=list(kernels.values()),
             calls=calls,
             stages=names,
             n_inputs=len(graph.inputs),
             n_outputs=len(graph.outputs),
-            supports_lengths=token_lanes,
+            supports_lengths=skips,
             chunk=max(1, CHUNK_ROWS // per_item) if divisible else 0,
             per_item=per_item,
             scratch=scratch,
@@ -657,7 +659,7 @@ static void {name}(const sparsec_rt *rt)
         }
         if self.profile:
             files["profile.h"] = read_template("lanes/profile.h")
-        return BucketSource(graph.length, files, tuple(rows), tuple(self.layers), token_lanes)
+        return BucketSource(graph.length, files, tuple(rows), tuple(self.layers), skips)
 
 
 def _step(graph: Graph, name: str) -> str:

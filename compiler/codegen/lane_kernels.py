@@ -147,7 +147,7 @@ class Body:
                 name, graph, lanes.Rows(self.group.domain, self.group.channels)
             ):
                 return None
-            table = graph.constants[name].reshape(graph.length, -1)
+            table = graph.constants[name].reshape(graph.tokens, -1)
             return self._row_load(name, "float", f"cv[{self.args.vector(table)}]", "pos", F32)
         if rows is None:
             # The same for all rows: a number, or one for each channel.
@@ -469,7 +469,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         "pv": pv,
         "dim": dim,
         "channels": group.channels,
-        "length": graph.length,
+        "length": graph.tokens,
         "keep_q": qk == "i8" and target.lanes == 16 and dim // 4 <= 20,
         "q_zp": bool(q_zp),
         "k_zp": bool(k_zp),
@@ -532,7 +532,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     sums: dict[str, Accumulator] = {}
     if pv == "i8":
         leaf[node.output] = f"(vf_cvt(acc) * vf_set1(a->cs[{args.scalar(attrs['pv_scale'])}]))"
-        most = np.int64(graph.length) * 255 * 255
+        most = np.int64(graph.tokens) * 255 * 255
         sums[node.output] = Accumulator("acc", np.float32(attrs["pv_scale"]), -most, most)
     prog = body.program(leaf, sums)
     panels = body.stores(prog, masked=True)
@@ -574,7 +574,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         }
         any_text = any_text.replace("@NAME@", "@NAME@_any")
         name, text = _named(f"{base}_bytes", "lanes/attention_bytes.c.j2", context, any_text)
-    keys = (graph.length + 3) // 4 * 4
+    keys = (graph.tokens + 3) // 4 * 4
     scratch = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
     work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)
     return LaneKernel(

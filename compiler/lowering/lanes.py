@@ -62,10 +62,10 @@ def rows_of(value: Value, length: int) -> Rows | None:
 def is_position_table(name: str, graph: Graph, rows: Rows) -> bool:
     """A float constant ``[S, C]`` or ``[1, S, C]``: one row of channels for each position."""
     array = graph.constants.get(name)
-    if array is None or array.dtype != F32 or rows.domain != "token" or graph.length < 2:
+    if array is None or array.dtype != F32 or rows.domain != "token" or graph.tokens < 2:
         return False
     shape = array.shape[1:] if array.ndim == 3 and array.shape[0] == 1 else array.shape
-    return shape == (graph.length, rows.channels)
+    return shape == (graph.tokens, rows.channels)
 
 
 def is_number(value: Value) -> bool:
@@ -195,64 +195,72 @@ def _reorders(node: Node, graph: Graph, choice: Choice, consumers: dict[str, lis
 
 
 def _anchor_fits(node: Node, graph: Graph, choice: Choice) -> bool:
+    return not misfit(node, graph, choice)
+
+
+def misfit(node: Node, graph: Graph, choice: Choice) -> str:
+    """Why a layer, attention or layer normalization has no kernel with rows in lanes, or ""."""
     if node.op not in (*LINEAR, "attention", "layernorm"):
-        return False
+        return f"there is no such kernel for {node.op}"
     rows = choice.rows.get(node.output)
     if rows is None:
-        return False
+        shape = list(graph.values[node.output].shape)
+        return f"its result {shape} is not made of rows [batch, {graph.tokens}, ..] or [batch, ..]"
     if node.op in LINEAR:
-        x = choice.rows.get(node.inputs[0])
-        k = graph.values[node.inputs[0]].shape[-1]
-        weights = graph.constants.get(node.inputs[1])
-        return (
-            x is not None
-            and x.domain == rows.domain
-            and x.channels == k
-            and weights is not None
-            and all(n in graph.constants for n in node.inputs[1:] if n)
-            and min(weights.shape) > 0
-        )
+        return _linear_misfit(node, graph, choice, rows)
     if node.op == "attention":
-        q = graph.values[node.inputs[0]]
-        dim = rows.channels // int(node.attrs["heads"])
-        eight_bit = q.dtype in BYTES
-        prob = node.attrs["prob"]
-        p_type = prob.values[prob.outputs[0]].dtype
-        if graph.length < 1 or rows.domain != "token" or q.shape[1] != graph.length:
-            return False
-        if (eight_bit or p_type in BYTES) and dim % 4:
-            return False
-        if p_type in BYTES and p_type == program.U8 and int(node.attrs["p_zp"]) != 0:
-            return False
-        if p_type == program.S8 and int(node.attrs["p_zp"]) != -128:
-            return False
-        batch = BatchDim()
-        full = (batch, int(node.attrs["heads"]), graph.length, graph.length)
-        for name in node.inputs[3:]:
-            extra = graph.values[name]
-            if extra.dtype not in (F32, program.BOOL) or len(extra.shape) > 4:
-                return False
-            shape = (1,) * (4 - len(extra.shape)) + extra.shape
-            if any(d not in (1, f) for d, f in zip(shape, full, strict=True)):
-                return False
-        return all(
-            program.supported(n, g) for g in (node.attrs["score"], prob) for n in g.nodes
-        ) and all(
-            array.size == 1 for g in (node.attrs["score"], prob) for array in g.constants.values()
-        )
-    if node.op == "layernorm":
-        value = graph.values[node.inputs[0]]
-        return value.shape[-1] == rows.channels and all(
-            n in graph.constants for n in node.inputs[1:] if n
-        )
-    return False
+        return _attention_misfit(node, graph, rows)
+    if graph.values[node.inputs[0]].shape[-1] != rows.channels:
+        return "it normalizes over a part of a row"
+    if any(n and n not in graph.constants for n in node.inputs[1:]):
+        return "its parameters are not constant"
+    return ""
+
+
+def _linear_misfit(node: Node, graph: Graph, choice: Choice, rows: Rows) -> str:
+    x = choice.rows.get(node.inputs[0])
+    k = graph.values[node.inputs[0]].shape[-1]
+    weights = graph.constants.get(node.inputs[1])
+    if x is None or x.domain != rows.domain or x.channels != k:
+        return "its input is not made of rows like those of its result"
+    if weights is None or any(n and n not in graph.constants for n in node.inputs[1:]):
+        return "its parameters are not constant"
+    return "" if min(weights.shape) > 0 else "it has no weights"
+
+
+def _attention_misfit(node: Node, graph: Graph, rows: Rows) -> str:
+    q = graph.values[node.inputs[0]]
+    dim = rows.channels // int(node.attrs["heads"])
+    score, prob = node.attrs["score"], node.attrs["prob"]
+    p_type = prob.values[prob.outputs[0]].dtype
+    if graph.tokens < 1 or rows.domain != "token" or q.shape[1] != graph.tokens:
+        return "it is not over the tokens of a sequence"
+    if (q.dtype in BYTES or p_type in BYTES) and dim % 4:
+        return f"its heads of {dim} channels are no multiple of 4"
+    if p_type in BYTES and int(node.attrs["p_zp"]) != np.iinfo(p_type).min:
+        return "the zero point of its probabilities is not the lowest byte"
+    full = (BatchDim(), int(node.attrs["heads"]), graph.tokens, graph.tokens)
+    for name in node.inputs[3:]:
+        extra = graph.values[name]
+        shape = (1,) * (4 - len(extra.shape)) + extra.shape
+        if extra.dtype not in (F32, program.BOOL) or len(shape) > 4:
+            return f"its scores meet {extra}"
+        if any(d not in (1, f) for d, f in zip(shape, full, strict=True)):
+            return f"its scores meet {extra}"
+    for nested in (score, prob):
+        for inner in nested.nodes:
+            if not program.supported(inner, nested):
+                return f"its scores go through {inner.op}"
+        if any(array.size != 1 for array in nested.constants.values()):
+            return "its scores meet constants that are more than a number"
+    return ""
 
 
 def choose(graph: Graph) -> Choice:
     """Mark the nodes that run with rows in lanes."""
     choice = Choice()
     for name, value in graph.values.items():
-        rows = rows_of(value, graph.length)
+        rows = rows_of(value, graph.tokens)
         if rows is not None and value.dtype in program.LANE_DTYPES:
             choice.rows[name] = rows
     consumers = graph.consumers()
@@ -515,5 +523,6 @@ __all__ = [
     "is_number",
     "is_position_table",
     "is_vector",
+    "misfit",
     "rows_of",
 ]

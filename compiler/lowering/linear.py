@@ -346,7 +346,7 @@ class Plans:
             self.classes.setdefault(layer, weights)
             if any((layer, length) not in self._tilings for length in self._blocks):
                 self._tilings.update(by_model(layer, self._target, self._blocks))
-        tiling = self._tilings[self._class_of[key], graph.length]
+        tiling = self._tilings[self._class_of[key], graph.tokens]
         stored = (key, tiling.sparse, tiling.chunks)
         if stored not in self._plans:
             self._plans[stored] = plan_linear(node, graph, self._target, tiling)
