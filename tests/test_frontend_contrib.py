@@ -304,3 +304,28 @@ def test_caches_of_decoders_are_refused(tmp_path: Path) -> None:
     model = save(tmp_path, [causal], HIDDEN, OUT, constants)
     with pytest.raises(UnsupportedError, match="unidirectional"):
         signature(model)
+
+
+@pytest.mark.parametrize(
+    ("bits", "zero"),
+    # ONNX Runtime has no float zero points for 8 bits.
+    [(4, "none"), (4, "packed"), (4, "float"), (8, "none"), (8, "packed")],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_in_blocks(tmp_path: Path, bits: int, zero: str, bias: bool) -> None:
+    n, k, size = 10, 40, 16  # the last block is not full
+    blocks = -(-k // size)
+    constants: dict[str, Any] = {
+        "w": RNG.integers(0, 256, (n, blocks, size * bits // 8)).astype(np.uint8),
+        "s": np.abs(floats(n, blocks)) * 0.1,
+        "b": floats(n),
+    }
+    if zero == "packed":
+        constants["z"] = RNG.integers(0, 256, (n, -(-blocks * bits // 8))).astype(np.uint8)
+    elif zero == "float":
+        constants["z"] = RNG.uniform(0, 15, (n, blocks)).astype(np.float32)
+    inputs = f"x w s {'_' if zero == 'none' else 'z'}" + (" _ b" if bias else "")
+    attrs = {"K": k, "N": n, "bits": bits, "block_size": size}
+    nodes = [node("MatMulNBits", inputs, "y", **MS, **attrs)]
+    model = save(tmp_path, nodes, [("x", FLOAT, [*TOKENS, k])], OUT, constants)
+    assert ops(check(model))["linear"] == 1

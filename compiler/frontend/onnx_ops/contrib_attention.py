@@ -118,7 +118,8 @@ def _attention(c: Importer, n: OnnxNode) -> Tensor:
     for start, end in _projections(c, n, fixed(weights.shape[-1])):
         y = c.emit("matmul", x, _part(c, weights, start, end))
         parts.append(y if bias is None else c.emit("add", y, _part(c, bias, start, end)))
-    return attention(c, n, *parts, mask=n.optional(3), bias=n.optional(5))
+    q, k, v = parts
+    return attention(c, n, q, k, v, n.optional(3), n.optional(5))
 
 
 @onnx_op("QAttention", domain=_MS)
@@ -134,7 +135,8 @@ def _qattention(c: Importer, n: OnnxNode) -> Tensor:
         zero = _part(c, w_zero, start, end) if w_zero is not None else None
         y = integer_product(c, x, _part(c, weights, start, end), x_zero, zero, scale)
         parts.append(c.emit("add", y, _part(c, bias, start, end)))
-    return attention(c, n, *parts, mask=n.optional(5), bias=None)
+    q, k, v = parts
+    return attention(c, n, q, k, v, n.optional(5), None)
 
 
 @onnx_op("MultiHeadAttention", domain=_MS)
@@ -154,7 +156,8 @@ def _multi_head_attention(c: Importer, n: OnnxNode) -> Tensor:
             c.emit("add", t, _part(c, bias, int(start), int(end)))
             for t, start, end in zip(parts, starts, ends, strict=True)
         ]
-    return attention(c, n, *parts, mask=n.optional(4), bias=n.optional(5))
+    q, key, value = parts
+    return attention(c, n, q, key, value, n.optional(4), n.optional(5))
 
 
 def _merged(c: Importer, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
 from sparsec.compiler.frontend.onnx_ops.quantization import integer_product, parameter
-from sparsec.compiler.frontend.tensor import Fail, Tensor
+from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 from sparsec.compiler.ir import element_count
 
 _MS = "com.microsoft"
@@ -95,3 +95,46 @@ def _gemm(c: Importer, n: OnnxNode) -> Tensor:
     zero = n.optional(8)
     like = zero if zero is not None else c.scalar(0, Tensor(np.dtype(np.uint8), ()))
     return _narrow(c, n, out, 7, like)
+
+
+@onnx_op("MatMulNBits", domain=_MS)
+def _matmul_nbits(c: Importer, n: OnnxNode) -> Tensor:
+    """x times weights of 4 or 8 bits with a scale for each block of a column; computed in float32.
+
+    `accuracy_level`, which lets ONNX Runtime round x as well, is not followed.
+    """
+    x = n[0]
+    k, columns, size = (int(n.attrs[name]) for name in ("K", "N", "block_size"))
+    bits = int(n.attrs.get("bits", 4))
+    if bits not in (4, 8):
+        raise Fail(f"weights of {bits} bits are not supported; 4 and 8 are")
+    if n.optional(4) is not None:
+        raise Fail("its input g_idx is not supported")
+    blocks = -(-k // size)
+    stored = [n[1], n[2], n.optional(3)]
+    if not all(t is None or t.known for t in stored):
+        raise Fail("its weights are not constant")
+    q = _numbers(n[1].contents().reshape(columns, -1), bits, blocks * size)
+    scales = n[2].contents().astype(np.float32).reshape(columns, blocks)
+    points = np.full((columns, blocks), 1 << (bits - 1), np.float32)
+    if stored[2] is not None:
+        given = stored[2].contents()
+        if given.dtype == np.uint8:
+            given = _numbers(given.reshape(columns, -1), bits, blocks)
+        points = given.astype(np.float32).reshape(columns, blocks)
+    wide = q.astype(np.float32).reshape(columns, blocks, size) - points[:, :, None]
+    w = (wide * scales[:, :, None]).reshape(columns, blocks * size)[:, :k]
+    if fixed(x.shape[-1]) != k:
+        raise Fail(f"{list(x.shape)} times weights of {k} rows")
+    out = c.emit("matmul", x, constant(np.ascontiguousarray(w.T), n[1].hint))
+    bias = n.optional(5)
+    return out if bias is None else c.emit("add", out, bias)
+
+
+def _numbers(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Bytes [N, ..] as `count` numbers each row; of two in a byte the low one comes first."""
+    if bits == 4:
+        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+    if packed.shape[1] < count:
+        raise Fail(f"its weights or zero points of shape {list(packed.shape)} are too few")
+    return packed[:, :count]
