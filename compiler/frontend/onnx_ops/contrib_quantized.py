@@ -53,7 +53,10 @@ def _unary(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("QLinearSoftmax", domain=_MS)
 def _softmax(c: Importer, n: OnnxNode) -> Tensor:
-    """`opset` says which Softmax: before 13, over all axes from `axis` on together."""
+    """`opset` says which Softmax: before 13, over all axes from `axis` on together.
+
+    A probability of 1 saturates; in ONNX Runtime 1.31 it wraps, to 0 in steps of 1/256.
+    """
     x = _wide(c, n, 0, 1)
     shape, rank = x.shape, len(x.shape)
     axis = normal_axis(n.attrs.get("axis", -1), rank)
