@@ -632,6 +632,12 @@ def test_numbers_known_at_run_time(tmp_path: Path, target: str, channels: int) -
     chosen = lanes.choose(graph)
     lanes_ops = {n.op for n in graph.nodes if id(n) in chosen.nodes}
     assert lanes_ops >= {"linear_integer", "quantize", "dequantize", "sub"}
+    (layer,) = (
+        {n.op for n in step.group.nodes}
+        for step in lanes.group(graph, chosen)
+        if step.group is not None and step.group.nodes[0].op == "linear_integer"
+    )
+    assert layer == {"linear_integer", "sub", "cast", "mul"}  # no pass of its own for the rest
     library = compile_graph(tmp_path, graph, target)
     for batch in (1, 4):
         a = rng.standard_normal((batch, 5, channels)).astype(np.float32)

@@ -444,7 +444,11 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                     before[index] |= {lane_maker[name]} | before[lane_maker[name]]
             continue
         # Elementwise or LayerNorm: join the latest group among the producers of its lane operands.
-        lanes = [choice.root(n) for n in _lane_operands(node) if n and n not in graph.constants]
+        lanes = [
+            choice.root(n)
+            for n in _lane_operands(node)
+            if n and n not in graph.constants and choice.rows.get(n) is not None
+        ]
         homes = [
             maker[n]
             for n in lanes
