@@ -101,7 +101,7 @@ def compile(
     if tune:
         from sparsec.compiler.tune import tune as measure
 
-        lengths = [graph.length for graph in graphs]
+        lengths = [graph.tokens for graph in graphs]
         tilings = measure(emission.classes, lengths, batch_size, isa, compiler, jobs, tell)
         emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size, profile, tilings)
 

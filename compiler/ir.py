@@ -11,8 +11,10 @@ specialized to one bucket; the batch size is a run-time number and stays symboli
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Union
 
@@ -124,6 +126,10 @@ def element_count(shape: Sequence[Dim]) -> Dim:
     return n
 
 
+#: Ops whose results are mostly rows of channels (see `Graph.tokens`).
+_LAYERS = ("linear", "qlinear", "linear_integer", "attention", "layernorm")
+
+
 class FrozenAttrs(Mapping[str, Any]):
     """An immutable attribute mapping that compares by content."""
 
@@ -206,6 +212,22 @@ class Graph:
     constants: Mapping[str, np.ndarray]
     values: Mapping[str, Value]
     output_names: tuple[str, ...] = ()
+
+    @cached_property
+    def tokens(self) -> int:
+        """Rows of a sample: the bucket's length, or what stands for it without a sequence axis.
+
+        That is the extent behind the batch that most layers have (patches of an image), or 0.
+        """
+        if self.length:
+            return self.length
+        counts: Counter[int] = Counter()
+        for node in self.nodes:
+            if node.op in _LAYERS:
+                shape = self.values[node.output].shape
+                if len(shape) == 3 and shape[0] == BATCH and isinstance(shape[1], int):
+                    counts[shape[1]] += 1
+        return max(counts, key=lambda extent: (counts[extent], extent), default=0)
 
     def producers(self) -> dict[str, Node]:
         """Node that produces each value; inputs and constants are absent."""

@@ -79,7 +79,7 @@ def test_scales_in_two_steps(tmp_path: Path) -> None:
         assert ops(graph) == {"quantize": 1, "qlinear": 1}
 
 
-def test_weights_that_do_not_fit_int8_stay_general(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_int8_are_two_layers(tmp_path: Path) -> None:
     w = RNG.integers(0, 256, (K, N)).astype(np.uint8)
     w[0, 0], w[1, 0] = 0, 255
     constants = {**BASE, "w": w, "zw": np.uint8(123), "s": np.float32(0.01)}
@@ -90,7 +90,7 @@ def test_weights_that_do_not_fit_int8_stay_general(tmp_path: Path) -> None:
         node("Mul", "c s", "y"),
     ]
     graph = check(save(tmp_path, nodes, [X], [Y], constants), tolerance=0)
-    assert ops(graph)["matmul_integer"] == 1
+    assert ops(graph)["linear_integer"] == 2
     constants["w"] = np.clip(w, 0, 250)
     assert ops(check(save(tmp_path, nodes, [X], [Y], constants), tolerance=0))["qlinear"] == 1
 
@@ -149,7 +149,7 @@ def test_dynamic_quantization(tmp_path: Path) -> None:
     ]
     model = save(tmp_path, nodes, [X], [Y], constants)
     graph = check(model, tolerance=1e-6)
-    assert ops(graph)["matmul_integer"] == 1
+    assert ops(graph)["linear_integer"] == 1
     assert dialect_name(model) == "dynamic"
 
 
@@ -337,3 +337,44 @@ def test_mixed_dialects_are_named(tmp_path: Path) -> None:
     got = interpret(import_graph(model, 3), [given["x"]])[0]
     want = session(model.path).run(None, given)[0]
     np.testing.assert_allclose(got, want, atol=np.abs(want).max() * 0.02)
+
+
+WIDE = RNG.integers(0, 256, (K, N)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("zero", [np.uint8(131), RNG.integers(100, 156, N).astype(np.uint8)])
+@pytest.mark.parametrize("form", ["integer", "qdq", "dynamic"])
+def test_weights_of_nine_bits(tmp_path: Path, form: str, zero: Any) -> None:
+    """uint8 weights less their zero point do not fit in a byte: two layers, whose sum is exact."""
+    scale = RNG.uniform(0.001, 0.01, zero.shape).astype(np.float32)
+    bias = RNG.integers(-900, 900, N).astype(np.int32)
+    constants = {**BASE, "w": WIDE, "zw": zero, "s": scale, "b": bias}
+    if form == "qdq":
+        nodes = [
+            QUANTIZE,
+            node("DequantizeLinear", "q xs xz", "d"),
+            node("DequantizeLinear", "w s zw", "dw", axis=1),
+            node("MatMul", "d dw", "y"),
+        ]
+    elif form == "integer":
+        nodes = [
+            QUANTIZE,
+            node("MatMulInteger", "q w xz zw", "i"),
+            node("Add", "i b", "ib"),
+            node("Cast", "ib", "c", to=FLOAT),
+            node("Mul", "c s", "y"),
+        ]
+    else:
+        nodes = [
+            node("DynamicQuantizeLinear", "x", "q xr zr"),
+            node("MatMulInteger", "q w zr zw", "i"),
+            node("Cast", "i", "c", to=FLOAT),
+            node("Mul", "xr s", "sr"),
+            node("Mul", "c sr", "y"),
+        ]
+    graph = check(
+        save(tmp_path, nodes, [X], [Y], constants), tolerance=0 if form != "qdq" else 1e-5
+    )
+    assert ops(graph)["linear_integer"] == 2
+    few = [graph.constants[n.inputs[1]] for n in graph.nodes if n.op == "linear_integer"][1]
+    assert np.mean(few != 0) < 0.2

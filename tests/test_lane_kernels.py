@@ -605,3 +605,42 @@ def test_undefined_behaviour_would_be_seen(tmp_path: Path) -> None:
     (tmp_path / "u.c").write_text("int main(int c, char **v) { return 2147483647 + c > 0; }")
     subprocess.run([*cc.command, *UBSAN, "-o", "u", "u.c"], check=True, cwd=tmp_path)
     assert subprocess.run([str(tmp_path / "u")], capture_output=True).returncode != 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("channels", [16, 30])
+def test_numbers_known_at_run_time(tmp_path: Path, target: str, channels: int) -> None:
+    """Quantization whose parameters are computed, and vectors of channels that are."""
+    rng = np.random.default_rng(channels)
+    e = Editor(name="dynamic", length=5)
+    x = e.input("x", np.float32, (BATCH, 5, channels))
+    span = e.input("span", np.float32, (BATCH, 1))
+    highest = e.emit("reduce_max", [span], axes=(0, 1), keepdims=False)
+    zero = e.emit("cast", [e.emit("mul", [highest, e.constant(np.float32(4000))])], to=np.uint8)
+    same = e.emit("linear", [x, e.constant(np.eye(channels, dtype=np.float32))])
+    q = e.emit("quantize", [same, highest, zero])
+    w = rng.integers(-128, 128, (18, channels)).astype(np.int8)
+    total = e.emit("linear_integer", [q, e.constant(w)])
+    sums = e.constant(w.sum(axis=1, dtype=np.int32))
+    part = e.emit("mul", [sums, e.emit("cast", [zero], to=np.int32)])
+    shifted = e.emit("sub", [total, part])
+    scales = e.emit("mul", [highest, e.constant(rng.random(18).astype(np.float32))])
+    y = e.emit("mul", [e.emit("cast", [shifted], to=np.float32), scales])
+    back = e.emit("dequantize", [q, highest, zero])
+    e.outputs = [y, back]
+    graph = e.finish()
+    chosen = lanes.choose(graph)
+    lanes_ops = {n.op for n in graph.nodes if id(n) in chosen.nodes}
+    assert lanes_ops >= {"linear_integer", "quantize", "dequantize", "sub"}
+    (layer,) = (
+        {n.op for n in step.group.nodes}
+        for step in lanes.group(graph, chosen)
+        if step.group is not None and step.group.nodes[0].op == "linear_integer"
+    )
+    assert layer == {"linear_integer", "sub", "cast", "mul"}  # no pass of its own for the rest
+    library = compile_graph(tmp_path, graph, target)
+    for batch in (1, 4):
+        a = rng.standard_normal((batch, 5, channels)).astype(np.float32)
+        b = rng.uniform(0.01, 0.03, (batch, 1)).astype(np.float32)
+        for want, have in zip(interpret(graph, [a, b]), library.run([a, b]), strict=True):
+            np.testing.assert_array_equal(have, want)

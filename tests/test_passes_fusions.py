@@ -274,6 +274,25 @@ def test_what_only_looks_like_gelu(half: float, one: float, root: float, miss: s
     assert ops(after)["erf"] == (1 if miss else 0)
 
 
+@pytest.mark.parametrize("mode", ["erf of quotient", "erf of product", "tanh"])
+def test_gelu_with_constants_of_half_precision(mode: str) -> None:
+    def half(value: float) -> float:
+        return float(np.float16(value))
+
+    b = Builder()
+    x = floats(b)
+    if mode == "tanh":
+        cube = b.op("mul", b.op("mul", x, b.op("mul", x, x)), half(0.044715))
+        argument = b.op("mul", b.op("add", x, cube), half(math.sqrt(2 / math.pi)))
+    elif mode == "erf of quotient":
+        argument = b.op("div", x, half(math.sqrt(2)))
+    else:
+        argument = b.op("mul", x, half(math.sqrt(0.5)))
+    gate = b.op("add", b.op("tanh" if mode == "tanh" else "erf", argument), 1.0)
+    y = b.op("mul", b.op("mul", x, gate), 0.5)
+    assert ops(check(b.graph(y), fuse_gelu, rtol=3e-4)) == {"gelu": 1}
+
+
 def test_gated_gelu() -> None:
     b = Builder()
     x, up = floats(b), floats(b)

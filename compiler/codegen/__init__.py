@@ -93,7 +93,7 @@ def emit_buckets(
         check_supported(graph)
     graphs = [row_major_products(graph) for graph in graphs]
     pool = WeightPool()
-    plans = Plans(target, [graph.length for graph in graphs], batch_size, tilings)
+    plans = Plans(target, [graph.tokens for graph in graphs], batch_size, tilings)
     inputs = [spec.name for spec in signature.inputs]
     context = {
         "model": "".join(

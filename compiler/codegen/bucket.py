@@ -28,7 +28,7 @@ from sparsec.compiler.lowering.general import (
 )
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
-from sparsec.compiler.lowering.program import BYTES
+from sparsec.compiler.lowering.program import BYTES, Number
 from sparsec.compiler.targets import Target
 
 #: Rows that are computed at a time where the batch can be cut: few enough to keep activations in
@@ -209,7 +209,7 @@ class _Emitter:
     def _form(self, node: Node, position: int, name: str) -> str | None:
         """The form in which a lane node reads an operand; None for row-major ones."""
         dtype = self.graph.values[name].dtype
-        if node.op == "qlinear":
+        if node.op in ("qlinear", "linear_integer"):
             return "panel_u8" if position == 0 else None
         if node.op == "attention":
             if position > 2:
@@ -468,6 +468,13 @@ class _Emitter:
             return f"LOCAL({begin}, {size})"
         return f"BUF(void, {self.number(slot)})"
 
+    def _number(self, number: float | Number) -> str:
+        """C text of a number that a call passes."""
+        if not isinstance(number, Number):
+            return _float_literal(number)
+        load = f"((const {CTYPES[number.dtype.name]} *){self._pointer(number.slot)})[0]"
+        return f"1.0f / {load}" if number.reciprocal else f"(float){load}"
+
     def _lane_call(self, call: _Call, number: int) -> str:
         kernel = call.kernel
         assert kernel is not None
@@ -495,7 +502,7 @@ class _Emitter:
             offsets = (f"W({self.pool.add(v)})" for v in args.vectors)
             lines.append(f"        .cv = {{{', '.join(offsets)}}},")
         if args.scalars:
-            numbers = (_float_literal(s) for s in args.scalars)
+            numbers = (self._number(s) for s in args.scalars)
             lines.append(f"        .cs = {{{', '.join(numbers)}}},")
         lines.append("    };")
         rows = f"&rt->{call.domain}"
@@ -632,8 +639,9 @@ static void {name}(const sparsec_rt *rt)
                 "static void copy_outputs(const sparsec_rt *rt)\n{\n" + "\n".join(lines) + "\n}\n"
             )
         token_lanes = any(c.domain == "token" for s in stages for c in s.calls)
+        skips = token_lanes and graph.length > 0
         divisible = separable(graph)
-        per_item = max(graph.length, 1)
+        per_item = max(graph.tokens, 1)
         buffers = [
             f"(char *)inputs[{i}] + {_step(graph, n)} * b0" for i, n in enumerate(graph.inputs)
         ]
@@ -644,13 +652,14 @@ static void {name}(const sparsec_rt *rt)
         text = env.get_template("bucket.c.j2").render(
             **context,
             length=graph.length,
+            tokens=graph.tokens,
             target=self.target.name,
             kernels=list(kernels.values()),
             calls=calls,
             stages=names,
             n_inputs=len(graph.inputs),
             n_outputs=len(graph.outputs),
-            supports_lengths=token_lanes,
+            supports_lengths=skips,
             chunk=max(1, CHUNK_ROWS // per_item) if divisible else 0,
             per_item=per_item,
             scratch=scratch,
@@ -672,7 +681,7 @@ static void {name}(const sparsec_rt *rt)
         }
         if self.profile:
             files["profile.h"] = read_template("lanes/profile.h")
-        return BucketSource(graph.length, files, tuple(rows), tuple(self.layers), token_lanes)
+        return BucketSource(graph.length, files, tuple(rows), tuple(self.layers), skips)
 
 
 def _step(graph: Graph, name: str) -> str:

@@ -147,8 +147,14 @@ class Body:
                 name, graph, lanes.Rows(self.group.domain, self.group.channels)
             ):
                 return None
-            table = graph.constants[name].reshape(graph.length, -1)
+            table = graph.constants[name].reshape(graph.tokens, -1)
             return self._row_load(name, "float", f"cv[{self.args.vector(table)}]", "pos", F32)
+        if rows is None:
+            # The same for all rows: a number, or one for each channel.
+            letter = "f" if dtype == F32 else "i"
+            index = self.args.input((root, "flat"))
+            at = "0" if lanes.is_number(graph.values[root]) else self._column()
+            return f"v{letter}_set1(((const {CTYPES[dtype.name]} *)a->in[{index}])[{at}])"
         if root in self.gathers:
             node = self.gathers[root]
             table = graph.constants[node.inputs[0]]
@@ -159,7 +165,6 @@ class Body:
             expression = f"lane_index({at}, {table.shape[0]})"
             slot = f"cv[{self.args.vector(table)}]"
             return self._row_load(name, CTYPES[table.dtype.name], slot, expression, dtype)
-        assert rows is not None
         if root not in self.lane_made:
             slot = f"in[{self.args.input((root, 'flat'))}]"
             return self._row_load(name, CTYPES[dtype.name], slot, "flat", dtype)
@@ -181,8 +186,12 @@ class Body:
             "index": index,
             "channels": self.group.channels,
         }
-        column = "c" if self.group.channels % 4 == 0 else f"(c < {self.group.channels} ? c : 0)"
-        return f"v{'f' if dtype == F32 else 'i'}_gather_{ctype}(r->{key}, {column})"
+        return f"v{'f' if dtype == F32 else 'i'}_gather_{ctype}(r->{key}, {self._column()})"
+
+    def _column(self) -> str:
+        """C index of a channel; kernels also visit those that pad a group of 4."""
+        channels = self.group.channels
+        return "c" if channels % 4 == 0 else f"(c < {channels} ? c : 0)"
 
     def program(
         self,
@@ -302,7 +311,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "cv_bias": args.vector(plan.bias) if plan.kind == "i8" else -1,
     }
     leaf: dict[str, str] = {}
-    if plan.kind == "i8":
+    if anchor.op == "qlinear":
         scale = graph.constants[anchor.inputs[2]]
         bounds = accumulator_bounds(graph.constants[anchor.inputs[1]], plan.bias[: plan.n])
         prog = body.program(leaf, {anchor.output: Accumulator("acc", scale, *bounds)})
@@ -460,7 +469,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         "pv": pv,
         "dim": dim,
         "channels": group.channels,
-        "length": graph.length,
+        "length": graph.tokens,
         "keep_q": qk == "i8" and target.lanes == 16 and dim // 4 <= 20,
         "q_zp": bool(q_zp),
         "k_zp": bool(k_zp),
@@ -523,7 +532,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     sums: dict[str, Accumulator] = {}
     if pv == "i8":
         leaf[node.output] = f"(vf_cvt(acc) * vf_set1(a->cs[{args.scalar(attrs['pv_scale'])}]))"
-        most = np.int64(graph.length) * 255 * 255
+        most = np.int64(graph.tokens) * 255 * 255
         sums[node.output] = Accumulator("acc", np.float32(attrs["pv_scale"]), -most, most)
     prog = body.program(leaf, sums)
     panels = body.stores(prog, masked=True)
@@ -565,7 +574,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         }
         any_text = any_text.replace("@NAME@", "@NAME@_any")
         name, text = _named(f"{base}_bytes", "lanes/attention_bytes.c.j2", context, any_text)
-    keys = (graph.length + 3) // 4 * 4
+    keys = (graph.tokens + 3) // 4 * 4
     scratch = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
     work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)
     return LaneKernel(

@@ -28,6 +28,11 @@ PROTO_LIMIT = 2**31 - 1
 DENSE_LIMIT = 2**32
 """A sparse initializer may not grow beyond this many bytes when it is made dense."""
 
+_MICROSOFT = "com.microsoft"
+
+_EARLY_OPS = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 2**31}
+"""Ops that ONNX Runtime takes in any opset, and the opset in which ONNX has them, if ever."""
+
 NODE_LIMIT = 2_000_000
 """A model may not have more nodes than this once its functions are inlined."""
 
@@ -97,7 +102,8 @@ def load_model(path: str | Path) -> Model:
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
     _check_order(proto.graph, path)
     _check_functions(proto, path)
-    _run_checker(proto, data, path)
+    moved = _move_early_ops(proto)
+    _run_checker(proto, data, path, moved)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     return Model(
@@ -372,13 +378,48 @@ def _check_functions(proto: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"{path} expands to more than {NODE_LIMIT} nodes")
 
 
-def _run_checker(proto: onnx.ModelProto, data: bytes, path: Path) -> None:
-    external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors(proto))
+def _move_early_ops(proto: onnx.ModelProto) -> bool:
+    """Move what only ONNX Runtime has in so early an opset to its own domain; True if there was.
+
+    Its optimizer writes these ops into graphs of any opset.
+    """
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    early = [
+        node
+        for node in proto.graph.node
+        if node.op_type in _EARLY_OPS
+        and node.domain in ("", "ai.onnx")
+        and opset < _EARLY_OPS[node.op_type]
+    ]
+    for node in early:
+        node.domain = _MICROSOFT
+    if early and not any(o.domain == _MICROSOFT for o in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid(_MICROSOFT, 1))
+    return bool(early)
+
+
+def _run_checker(proto: onnx.ModelProto, data: bytes, path: Path, moved: bool) -> None:
+    external = [t for t in tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
     try:
-        onnx.checker.check_model(str(path) if external else data)
+        if moved:
+            _check_in_memory(proto)
+        else:
+            onnx.checker.check_model(str(path) if external else data)
     except Exception as error:  # the checker raises several unrelated types
         first = " ".join(str(error).split())
         raise ModelError(f"{path} is not a valid ONNX model: {first[:500]}") from None
+
+
+def _check_in_memory(proto: onnx.ModelProto) -> None:
+    """Check a model that differs from its file; external data was checked before."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for tensor in tensors(copy):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            del tensor.external_data[:], tensor.dims[:]
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.dims.append(0)
+    onnx.checker.check_model(copy)
 
 
 def require_tensor(value: onnx.ValueInfoProto) -> onnx.TypeProto.Tensor:

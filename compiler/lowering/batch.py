@@ -44,7 +44,7 @@ def _touches_batch(node: Node, graph: Graph) -> bool:
         return True
     if node.op in ("matmul", "matmul_integer"):
         return any(len(v.shape) < 3 and v is not values[0] for v in batched[:-1])
-    if node.op in ("linear", "qlinear", "attention", "layernorm"):
+    if node.op in ("linear", "qlinear", "linear_integer", "attention", "layernorm"):
         return False
     rank = len(graph.values[node.inputs[0]].shape)
     for key in _AXES:

@@ -20,6 +20,9 @@ from sparsec.compiler.ops import OPS
 #: Elementwise nodes that one kernel takes at most (``lane_args`` has room for their constants).
 GROUP_LIMIT = 16
 
+#: Layers with weights.
+LINEAR = ("linear", "qlinear", "linear_integer")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -59,10 +62,28 @@ def rows_of(value: Value, length: int) -> Rows | None:
 def is_position_table(name: str, graph: Graph, rows: Rows) -> bool:
     """A float constant ``[S, C]`` or ``[1, S, C]``: one row of channels for each position."""
     array = graph.constants.get(name)
-    if array is None or array.dtype != F32 or rows.domain != "token" or graph.length < 2:
+    if array is None or array.dtype != F32 or rows.domain != "token" or graph.tokens < 2:
         return False
     shape = array.shape[1:] if array.ndim == 3 and array.shape[0] == 1 else array.shape
-    return shape == (graph.length, rows.channels)
+    return shape == (graph.tokens, rows.channels)
+
+
+def is_number(value: Value) -> bool:
+    """Whether a value is a single number, which lane kernels read where it lies."""
+    return all(d == 1 for d in value.shape) and value.dtype in program.LANE_DTYPES
+
+
+def is_vector(value: Value, channels: int) -> bool:
+    """Whether a value is a number for each channel and nothing else."""
+    return is_number(Value("", value.dtype, value.shape[:-1])) and value.shape[-1:] == (channels,)
+
+
+def _is_shared(value: Value, out: Value, rows: Rows) -> bool:
+    """Whether all rows read the same of a value that is known at run time only."""
+    if len(value.shape) > len(out.shape):
+        return False
+    vector = out.shape[-1] == rows.channels and is_vector(value, rows.channels)
+    return vector or is_number(value)
 
 
 def _channel_constant(name: str, graph: Graph, out: Value, rows: Rows) -> bool:
@@ -99,7 +120,7 @@ def _fits(node: Node, graph: Graph, choice: Choice) -> bool:
         return False
     operands = node.inputs[:1] if node.op in ("quantize", "dequantize") else node.inputs
     if node.op in ("quantize", "dequantize"):
-        scale = graph.constants[node.inputs[1]]
+        scale = graph.constants.get(node.inputs[1], np.ones(1))
         if scale.size != 1 and (scale.size != rows.channels or out.shape[-1] != rows.channels):
             return False
     moving = 0
@@ -108,9 +129,12 @@ def _fits(node: Node, graph: Graph, choice: Choice) -> bool:
             continue
         if _channel_constant(name, graph, out, rows) or is_position_table(name, graph, rows):
             continue
-        if name in graph.constants or graph.values[name].shape != out.shape:
+        value = graph.values[name]
+        if name not in graph.constants and _is_shared(value, out, rows):
+            continue
+        if name in graph.constants or value.shape != out.shape:
             return False
-        if graph.values[name].dtype not in program.LANE_DTYPES:
+        if value.dtype not in program.LANE_DTYPES:
             return False
         moving += 1
     return moving > 0
@@ -164,70 +188,79 @@ def _reorders(node: Node, graph: Graph, choice: Choice, consumers: dict[str, lis
         and before.channels == len(order)
         and node.output not in graph.outputs
         and all(
-            u.op == "qlinear" and _anchor_fits(u, graph, choice) for u in consumers[node.output]
+            u.op in ("qlinear", "linear_integer") and _anchor_fits(u, graph, choice)
+            for u in consumers[node.output]
         )
     )
 
 
 def _anchor_fits(node: Node, graph: Graph, choice: Choice) -> bool:
-    if node.op not in ("linear", "qlinear", "attention", "layernorm"):
-        return False
+    return not misfit(node, graph, choice)
+
+
+def misfit(node: Node, graph: Graph, choice: Choice) -> str:
+    """Why a layer, attention or layer normalization has no kernel with rows in lanes, or ""."""
+    if node.op not in (*LINEAR, "attention", "layernorm"):
+        return f"there is no such kernel for {node.op}"
     rows = choice.rows.get(node.output)
     if rows is None:
-        return False
-    if node.op in ("linear", "qlinear"):
-        x = choice.rows.get(node.inputs[0])
-        k = graph.values[node.inputs[0]].shape[-1]
-        weights = graph.constants.get(node.inputs[1])
-        return (
-            x is not None
-            and x.domain == rows.domain
-            and x.channels == k
-            and weights is not None
-            and all(n in graph.constants for n in node.inputs[1:] if n)
-            and min(weights.shape) > 0
-        )
+        shape = list(graph.values[node.output].shape)
+        return f"its result {shape} is not made of rows [batch, {graph.tokens}, ..] or [batch, ..]"
+    if node.op in LINEAR:
+        return _linear_misfit(node, graph, choice, rows)
     if node.op == "attention":
-        q = graph.values[node.inputs[0]]
-        dim = rows.channels // int(node.attrs["heads"])
-        eight_bit = q.dtype in BYTES
-        prob = node.attrs["prob"]
-        p_type = prob.values[prob.outputs[0]].dtype
-        if graph.length < 1 or rows.domain != "token" or q.shape[1] != graph.length:
-            return False
-        if (eight_bit or p_type in BYTES) and dim % 4:
-            return False
-        if p_type in BYTES and p_type == program.U8 and int(node.attrs["p_zp"]) != 0:
-            return False
-        if p_type == program.S8 and int(node.attrs["p_zp"]) != -128:
-            return False
-        batch = BatchDim()
-        full = (batch, int(node.attrs["heads"]), graph.length, graph.length)
-        for name in node.inputs[3:]:
-            extra = graph.values[name]
-            if extra.dtype not in (F32, program.BOOL) or len(extra.shape) > 4:
-                return False
-            shape = (1,) * (4 - len(extra.shape)) + extra.shape
-            if any(d not in (1, f) for d, f in zip(shape, full, strict=True)):
-                return False
-        return all(
-            program.supported(n, g) for g in (node.attrs["score"], prob) for n in g.nodes
-        ) and all(
-            array.size == 1 for g in (node.attrs["score"], prob) for array in g.constants.values()
-        )
-    if node.op == "layernorm":
-        value = graph.values[node.inputs[0]]
-        return value.shape[-1] == rows.channels and all(
-            n in graph.constants for n in node.inputs[1:] if n
-        )
-    return False
+        return _attention_misfit(node, graph, rows)
+    if graph.values[node.inputs[0]].shape[-1] != rows.channels:
+        return "it normalizes over a part of a row"
+    if any(n and n not in graph.constants for n in node.inputs[1:]):
+        return "its parameters are not constant"
+    return ""
+
+
+def _linear_misfit(node: Node, graph: Graph, choice: Choice, rows: Rows) -> str:
+    x = choice.rows.get(node.inputs[0])
+    k = graph.values[node.inputs[0]].shape[-1]
+    weights = graph.constants.get(node.inputs[1])
+    if x is None or x.domain != rows.domain or x.channels != k:
+        return "its input is not made of rows like those of its result"
+    if weights is None or any(n and n not in graph.constants for n in node.inputs[1:]):
+        return "its parameters are not constant"
+    return "" if min(weights.shape) > 0 else "it has no weights"
+
+
+def _attention_misfit(node: Node, graph: Graph, rows: Rows) -> str:
+    q = graph.values[node.inputs[0]]
+    dim = rows.channels // int(node.attrs["heads"])
+    score, prob = node.attrs["score"], node.attrs["prob"]
+    p_type = prob.values[prob.outputs[0]].dtype
+    if graph.tokens < 1 or rows.domain != "token" or q.shape[1] != graph.tokens:
+        return "it is not over the tokens of a sequence"
+    if (q.dtype in BYTES or p_type in BYTES) and dim % 4:
+        return f"its heads of {dim} channels are no multiple of 4"
+    if p_type in BYTES and int(node.attrs["p_zp"]) != np.iinfo(p_type).min:
+        return "the zero point of its probabilities is not the lowest byte"
+    full = (BatchDim(), int(node.attrs["heads"]), graph.tokens, graph.tokens)
+    for name in node.inputs[3:]:
+        extra = graph.values[name]
+        shape = (1,) * (4 - len(extra.shape)) + extra.shape
+        if extra.dtype not in (F32, program.BOOL) or len(shape) > 4:
+            return f"its scores meet {extra}"
+        if any(d not in (1, f) for d, f in zip(shape, full, strict=True)):
+            return f"its scores meet {extra}"
+    for nested in (score, prob):
+        for inner in nested.nodes:
+            if not program.supported(inner, nested):
+                return f"its scores go through {inner.op}"
+        if any(array.size != 1 for array in nested.constants.values()):
+            return "its scores meet constants that are more than a number"
+    return ""
 
 
 def choose(graph: Graph) -> Choice:
     """Mark the nodes that run with rows in lanes."""
     choice = Choice()
     for name, value in graph.values.items():
-        rows = rows_of(value, graph.length)
+        rows = rows_of(value, graph.tokens)
         if rows is not None and value.dtype in program.LANE_DTYPES:
             choice.rows[name] = rows
     consumers = graph.consumers()
@@ -278,7 +311,7 @@ def choose(graph: Graph) -> Choice:
 
 def _lane_operands(node: Node) -> tuple[str, ...]:
     """Inputs that a lane node reads as rows in lanes."""
-    if node.op in ("linear", "qlinear", "layernorm", "quantize", "dequantize", "gather"):
+    if node.op in (*LINEAR, "layernorm", "quantize", "dequantize", "gather"):
         return node.inputs[:1]
     if node.op == "attention":
         return node.inputs[:3]
@@ -360,7 +393,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
     in_order = {
         choice.root(name)
         for node in graph.nodes
-        if id(node) in choice.nodes and node.op in ("qlinear", "attention")
+        if id(node) in choice.nodes and node.op in ("qlinear", "linear_integer", "attention")
         for name in _lane_operands(node)
     }
     gathers: dict[str, Node] = {}
@@ -400,7 +433,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                 maker[node.output] = maker[node.inputs[1]]
             continue
         rows = choice.rows[node.output]
-        if node.op in ("linear", "qlinear", "attention"):
+        if node.op in (*LINEAR, "attention"):
             lanes = [choice.root(n) for n in _lane_operands(node)]
             for name in lanes:
                 copy_if_flat(name, choice.rows[name])
@@ -411,7 +444,11 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                     before[index] |= {lane_maker[name]} | before[lane_maker[name]]
             continue
         # Elementwise or LayerNorm: join the latest group among the producers of its lane operands.
-        lanes = [choice.root(n) for n in _lane_operands(node) if n and n not in graph.constants]
+        lanes = [
+            choice.root(n)
+            for n in _lane_operands(node)
+            if n and n not in graph.constants and choice.rows.get(n) is not None
+        ]
         homes = [
             maker[n]
             for n in lanes
@@ -480,4 +517,16 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
     return [steps[i] for i in order]
 
 
-__all__ = ["Choice", "Group", "Rows", "Step", "choose", "group", "is_position_table", "rows_of"]
+__all__ = [
+    "Choice",
+    "Group",
+    "Rows",
+    "Step",
+    "choose",
+    "group",
+    "is_number",
+    "is_position_table",
+    "is_vector",
+    "misfit",
+    "rows_of",
+]

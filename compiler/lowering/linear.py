@@ -229,7 +229,7 @@ def _sparse_stream(
 
 
 def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> LinearPlan:
-    """Pack the weights of a `linear` or `qlinear` node.
+    """Pack the weights of a `linear`, `qlinear` or `linear_integer` node.
 
     Args:
         node, graph: the layer.
@@ -239,12 +239,12 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
     w = graph.constants[node.inputs[1]]
     n, k = w.shape
     quads = -(-n // 4)
-    kind = "i8" if node.op == "qlinear" else "f32"
+    kind = "f32" if node.op == "linear" else "i8"
     bias = np.zeros(0, np.int32)
     rows = packs_of(w)
     packs = rows.shape[1]
     if kind == "i8":
-        x_zp = int(node.attrs["x_zp"])
+        x_zp = int(node.attrs.get("x_zp", 0))
         if graph.values[node.inputs[0]].dtype == np.int8:
             x_zp += 128
         total = np.zeros(quads * 4, np.int64)
@@ -325,7 +325,7 @@ class Plans:
         self._plans: dict[tuple[bytes, bool, int], LinearPlan] = {}
 
     def get(self, node: Node, graph: Graph, panels: bool = True) -> LinearPlan:
-        """The plan of a `linear` or `qlinear` node in the bucket of a graph.
+        """The plan of a `linear`, `qlinear` or `linear_integer` node in the bucket of a graph.
 
         Args:
             panels: whether a result is packed 4 adjacent channels to a dword.
@@ -341,12 +341,12 @@ class Plans:
             weights = graph.constants[node.inputs[1]]
             n, k = weights.shape
             density = float((packs_of(weights)[:n] != 0).mean()) if weights.size else 0.0
-            kind = "i8" if node.op == "qlinear" else "f32"
+            kind = "f32" if node.op == "linear" else "i8"
             layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels)
             self.classes.setdefault(layer, weights)
             if any((layer, length) not in self._tilings for length in self._blocks):
                 self._tilings.update(by_model(layer, self._target, self._blocks))
-        tiling = self._tilings[self._class_of[key], graph.length]
+        tiling = self._tilings[self._class_of[key], graph.tokens]
         stored = (key, tiling.sparse, tiling.chunks)
         if stored not in self._plans:
             self._plans[stored] = plan_linear(node, graph, self._target, tiling)

@@ -90,9 +90,8 @@ def supported(node: Node, graph: Graph) -> bool:
         )
     if node.op in ("quantize", "dequantize"):
         scale = graph.constants.get(node.inputs[1])
-        if scale is None or scale.dtype != F32:
-            return False
-        if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in graph.constants:
+        computed = [n for n in node.inputs[1:] if n and n not in graph.constants]
+        if any(graph.values[n].shape not in ((), (1,)) for n in computed):
             return False
         if node.op == "dequantize" and first not in (*BYTES, I32):
             return False
@@ -101,7 +100,7 @@ def supported(node: Node, graph: Graph) -> bool:
         zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
         if node.op == "quantize" and zero is not None and np.unique(zero).size != 1:
             return False
-        if scale.size != 1:
+        if scale is not None and scale.size != 1:
             rank = len(graph.values[node.inputs[0]].shape)
             return int(node.attrs.get("axis", 1)) % max(rank, 1) == rank - 1
         return True
@@ -112,6 +111,21 @@ def supported(node: Node, graph: Graph) -> bool:
     return first == BOOL and node.op in _BOOL
 
 
+@dataclass(frozen=True)
+class Number:
+    """A number that is known when a kernel is called: the only element of a buffer.
+
+    Attributes:
+        slot: the buffer.
+        dtype: float32 or 8-bit.
+        reciprocal: 1 / the number is meant.
+    """
+
+    slot: Any
+    dtype: np.dtype[Any]
+    reciprocal: bool = False
+
+
 @dataclass
 class Args:
     """What a kernel call passes in ``lane_args``: names of buffers, arrays, numbers, in order."""
@@ -119,7 +133,7 @@ class Args:
     inputs: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     vectors: list[np.ndarray] = field(default_factory=list)
-    scalars: list[float] = field(default_factory=list)
+    scalars: list[float | Number] = field(default_factory=list)
 
     def input(self, key: Any) -> int:
         if key not in self.inputs:
@@ -135,8 +149,10 @@ class Args:
         self.vectors.append(array)
         return len(self.vectors) - 1
 
-    def scalar(self, number: float) -> int:
-        self.scalars.append(float(number))
+    def scalar(self, number: float | Number) -> int:
+        if isinstance(number, Number):
+            self.input(number.slot)  # it has to live until then
+        self.scalars.append(number if isinstance(number, Number) else float(number))
         return len(self.scalars) - 1
 
 
@@ -275,8 +291,20 @@ class Program:
             return self.steps(node.inputs[0])
         if node is None or node.op != "quantize" or name in self._names or self.leaf(name):
             return None
+        if any(n and n not in self.graph.constants for n in node.inputs[1:]):
+            return None
         self._steps[name] = found = self._count_steps(node)
         return found
+
+    def number(self, name: str, reciprocal: bool = False) -> str:
+        """C expression of a single number, constant or not, as a float."""
+        array = self.graph.constants.get(name)
+        if array is None:
+            slot = self.resolve(name), "flat"
+            dtype = self.graph.values[name].dtype
+            return f"a->cs[{self.args.scalar(Number(slot, dtype, reciprocal))}]"
+        number = np.float32(array.reshape(-1)[0])
+        return f"a->cs[{self.args.scalar(np.float32(1.0) / number if reciprocal else number)}]"
 
     def _count_steps(self, node: Node) -> tuple[str, int]:
         graph = self.graph
@@ -335,20 +363,28 @@ class Program:
         dtype = graph.values[node.inputs[0]].dtype
         if node.op == "quantize":
             x = self.demand(node.inputs[0])
-            scale = graph.constants[node.inputs[1]]
-            zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+            scale = graph.constants.get(node.inputs[1])
             out = graph.values[node.output].dtype
             info = np.iinfo(out)
-            step = self.constant(scale)
-            inverse = self.constant(np.asarray(np.float32(1.0) / scale, dtype=np.float32))
-            number = 0.0 if zero is None else float(zero.reshape(-1)[0])
-            zp = f"(int32_t)a->cs[{self.args.scalar(number)}]"
+            if scale is None or scale.size == 1:
+                step = f"vf_set1({self.number(node.inputs[1])})"
+                inverse = f"vf_set1({self.number(node.inputs[1], reciprocal=True)})"
+            else:
+                step = self.constant(scale)
+                inverse = self.constant(np.asarray(np.float32(1.0) / scale, dtype=np.float32))
+            zp = f"(int32_t){self.number(node.inputs[2])}"
             return f"v_quantize({x}, {step}, {inverse}, {zp}, {info.min}, {info.max})"
         if node.op == "dequantize":
             x = self.demand(node.inputs[0])
-            factor = self.constant(graph.constants[node.inputs[1]])
-            zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
-            if zero is not None and np.any(zero):
+            scale = graph.constants.get(node.inputs[1])
+            if scale is None:
+                factor = f"vf_set1({self.number(node.inputs[1])})"
+            else:
+                factor = self.constant(scale)
+            zero = graph.constants.get(node.inputs[2])
+            if zero is None:
+                x = f"({x} - vi_set1((int32_t){self.number(node.inputs[2])}))"
+            elif np.any(zero):
                 x = f"({x} - {self.constant(zero.astype(np.int32))})"
             return f"(vf_cvt({x}) * {factor})"
         if (

@@ -90,8 +90,21 @@ def _linear(attrs: Attrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray]:
     return (np.matmul(x, w.T),)
 
 
+def _infer_linear_integer(attrs: Attrs, x: Value, w: Value) -> list[tuple[Any, Shape]]:
+    if x.dtype not in BYTES or w.dtype != np.int8:
+        raise ValueError(f"linear_integer of {x.dtype} with weights {w.dtype}")
+    if len(w.shape) != 2 or not x.shape or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"linear_integer of {list(x.shape)} with weights {list(w.shape)}")
+    return [(np.int32, (*x.shape[:-1], w.shape[0]))]
+
+
+def _linear_integer(attrs: Attrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray]:
+    return (integer_product(x, w.T),)
+
+
 ROWS = [
     Op("matmul", _infer_matmul, _matmul),
     Op("matmul_integer", _infer_matmul_integer, _matmul_integer),
     Op("linear", _infer_linear, _linear),
+    Op("linear_integer", _infer_linear_integer, _linear_integer),
 ]

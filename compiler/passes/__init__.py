@@ -14,6 +14,7 @@ from sparsec.compiler.passes.fold_constants import fold_constants
 from sparsec.compiler.passes.fuse_attention import fuse_attention
 from sparsec.compiler.passes.fuse_gelu import fuse_gelu
 from sparsec.compiler.passes.fuse_layernorm import fuse_layernorm
+from sparsec.compiler.passes.masked_rows import masked_rows
 from sparsec.compiler.passes.permute_channels import permute_channels
 from sparsec.compiler.passes.remove_identities import remove_identities
 from sparsec.compiler.passes.sink_layout import sink_layout
@@ -29,6 +30,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     # Layout ops meet the operands of the matrix products, where attention is found ...
     ("sink_layout", sink_layout),
     ("fold_moved", fold_constants),
+    ("masked_rows", masked_rows),
     ("fuse_attention", fuse_attention),
     # ... and those around it cancel.
     ("sink_attention_layout", sink_layout),

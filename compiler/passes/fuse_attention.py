@@ -17,6 +17,7 @@ dequantized from bytes directly in front of it.  Otherwise it runs in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -314,32 +315,71 @@ def _pv_product(m: Match, node: Node) -> _Product | None:
     return _integer_product(m, node) if node.op == "matmul_integer" else _float_product(m, node)[0]
 
 
+def _candidates(m: Match, pv: Node) -> Iterator[tuple[Node, Node]]:
+    """Products and softmaxes that may be the first parts of an attention that ends in `pv`."""
+    if pv.op in ("matmul", "matmul_integer"):
+        for softmax in _above(m, pv.inputs[0], "softmax"):
+            for qk in _above(m, softmax.inputs[0], "matmul", "matmul_integer"):
+                yield qk, softmax
+
+
 def _attention(m: Match, pv: Node) -> bool:
-    if pv.op not in ("matmul", "matmul_integer"):
-        return False
-    for softmax in _above(m, pv.inputs[0], "softmax"):
-        if softmax.attrs["axis"] != len(m.type(softmax.output).shape) - 1:
-            continue
-        for qk in _above(m, softmax.inputs[0], "matmul", "matmul_integer"):
-            if _fuse(m, qk, softmax, pv):
-                return True
-    return False
+    return any(_fuse(m, qk, softmax, pv) for qk, softmax in _candidates(m, pv))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What an attention is made of."""
+
+    heads: _Heads
+    qk: _Product
+    pv: _Product
+    before: _Region
+    after: _Region
+
+
+def _parts(m: Match, qk_node: Node, softmax: Node, pv_node: Node) -> _Parts | str:
+    """The parts of an attention, or why it is none that the kernels have."""
+    if softmax.attrs["axis"] != len(m.type(softmax.output).shape) - 1:
+        return "the softmax is not over the last axis"
+    heads = _extents(m, qk_node, pv_node)
+    if heads is None:
+        return "queries, keys and values are not of one shape [batch, heads, length, width]"
+    qk, pv = _qk_product(m, qk_node), _pv_product(m, pv_node)
+    if qk is None or pv is None:
+        return "a product is of bytes whose scale or zero point is known at run time only"
+    s, end = softmax.inputs[0], pv.left.name
+    if m.only_user(s) is not softmax or m.only_user(end) is None:
+        return "scores or probabilities are also read elsewhere"
+    before = _region(m, qk.result, s, heads.spaces())
+    after = _region(m, softmax.output, end, heads.spaces())
+    if before is None or after is None:
+        return "between the products is more than elementwise work, or others read from there"
+    if after.extras:
+        return "the probabilities meet another tensor before they are multiplied with the values"
+    return _Parts(heads, qk, pv, before, after)
+
+
+def why_not(graph: Graph) -> dict[str, str]:
+    """Why products behind a softmax that are still there are no attention, by their output."""
+    m = Match(graph)
+    reasons: dict[str, str] = {}
+    for node in graph.nodes:
+        for qk, softmax in _candidates(m, node):
+            found = _parts(m, qk, softmax, node)
+            if isinstance(found, str):
+                reasons[node.output] = found
+                reasons.setdefault(qk.output, found)
+                reasons.setdefault(softmax.output, found)
+    return reasons
 
 
 def _fuse(m: Match, qk_node: Node, softmax: Node, pv_node: Node) -> bool:
-    heads = _extents(m, qk_node, pv_node)
-    if heads is None:
+    found = _parts(m, qk_node, softmax, pv_node)
+    if isinstance(found, str):
         return False
-    qk, pv = _qk_product(m, qk_node), _pv_product(m, pv_node)
-    if qk is None or pv is None:
-        return False
-    s, end = softmax.inputs[0], pv.left.name
-    if m.only_user(s) is not softmax or m.only_user(end) is None:
-        return False
-    before = _region(m, qk.result, s, heads.spaces())
-    after = _region(m, softmax.output, end, heads.spaces())
-    if before is None or after is None or after.extras:
-        return False
+    heads, qk, pv = found.heads, found.qk, found.pv
+    before, after, s, end = found.before, found.after, softmax.inputs[0], pv.left.name
     score, extras = _nested(m, "score", heads, before, qk.result, s)
     prob, _ = _nested(m, "prob", heads, after, softmax.output, end)
     q = _rows(m, heads, qk.left.name)

@@ -8,7 +8,7 @@
                                                        ->   gelu(x) {approximate: tanh}
 
 The three factors may be multiplied in any order, and the argument of erf or tanh may be written as
-any polynomial with the same coefficients.
+any polynomial with the same coefficients.  In files of half precision these are rounded to it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,22 @@ from sparsec.compiler.passes.patterns import sources, uniform, with_constant
 # Exporters write the constants with as few as five digits.
 _TOLERANCE = 2e-5
 _TANH = math.sqrt(2 / math.pi)
-_ARGUMENTS = {
-    "erf": ("none", {1: math.sqrt(0.5)}),
-    "tanh": ("tanh", {1: _TANH, 3: 0.044715 * _TANH}),
+
+
+def _half(value: float) -> float:
+    """The nearest half-precision number."""
+    return float(np.float16(value))
+
+
+_ARGUMENTS: dict[str, tuple[str, tuple[dict[int, float], ...]]] = {
+    "erf": (
+        "none",
+        tuple({1: c} for c in (math.sqrt(0.5), 1 / _half(math.sqrt(2)), _half(math.sqrt(0.5)))),
+    ),
+    "tanh": (
+        "tanh",
+        tuple({1: c, 3: c * d} for c, d in ((_TANH, 0.044715), (_half(_TANH), _half(0.044715)))),
+    ),
 }
 
 
@@ -44,12 +57,12 @@ def _gate(m: Match, name: str) -> Node | None:
 
 def _is_argument(m: Match, gate: Node, x: str) -> bool:
     found = polynomial(m, gate.inputs[0], x)
-    wanted = _ARGUMENTS[gate.op][1]
-    if found is None:
-        return False
-    return all(
-        math.isclose(found.get(d, 0.0), wanted.get(d, 0.0), rel_tol=_TOLERANCE)
-        for d in {*found, *wanted}
+    return found is not None and any(
+        all(
+            math.isclose(found.get(d, 0.0), wanted.get(d, 0.0), rel_tol=_TOLERANCE)
+            for d in {*found, *wanted}
+        )
+        for wanted in _ARGUMENTS[gate.op][1]
     )
 
 

@@ -24,7 +24,7 @@ from sparsec.compiler.ops import OPS
 from sparsec.compiler.passes.layout_chain import Step, shorten
 from sparsec.compiler.passes.patterns import last_axis_vector
 
-_LAST_AXIS = ("linear", "qlinear", "layernorm", "softmax")
+_LAST_AXIS = ("linear", "qlinear", "linear_integer", "layernorm", "softmax")
 
 
 @dataclass(frozen=True)

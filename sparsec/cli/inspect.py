@@ -75,6 +75,7 @@ def _artifact(path: str) -> dict[str, Any]:
 def _model(path: str, length: int, target: str) -> dict[str, Any]:
     """What the compiler makes of a model, without building it."""
     from sparsec.compiler import frontend, import_buckets, targets
+    from sparsec.compiler import report as reports
     from sparsec.compiler.codegen import emit_buckets
     from sparsec.errors import UnsupportedError
     from sparsec.runtime import cpu
@@ -89,6 +90,9 @@ def _model(path: str, length: int, target: str) -> dict[str, Any]:
         "inputs": [],
         "outputs": [],
         "layers": [],
+        "fusions": {},
+        "general": [],
+        "row_major": {},
         "unsupported": [],
     }
     try:
@@ -102,6 +106,7 @@ def _model(path: str, length: int, target: str) -> dict[str, Any]:
         graphs = import_buckets(model, signature, [length] if signature.has_sequence else [])
         emission = emit_buckets(graphs, signature, isa, model.name)
         report["layers"] = [dict(layer) for layer in emission.layers]
+        report |= reports.describe(graphs[-1])
     except UnsupportedError as error:
         report["unsupported"] = [
             {"node": name, "op": op, "reason": reason} for name, op, reason in error.nodes
@@ -151,7 +156,18 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
         for row in report["unsupported"]:
             lines.append(f"  {row['node']} ({row['op']}): {row['reason']}")
         return lines
-    return lines + _layers(report["layers"], f" (for {report['target']})")
+    counts = ", ".join(f"{name} x {n}" for name, n in report["fusions"].items())
+    lines.append(f"recognized: {counts or 'no pattern'}")
+    lines += _layers(report["layers"], f" (for {report['target']})")
+    if report["general"]:
+        lines.append("on general kernels, which are slower:")
+        for row in report["general"]:
+            lines.append(f"  {row['name']} ({row['op']}): {row['reason']}")
+    others = report["row_major"]
+    if others:
+        listed = ", ".join(f"{op} x {n}" for op, n in others.items())
+        lines.append(f"row-major: {sum(others.values())} small nodes ({listed})")
+    return lines
 
 
 def _tensors(report: Mapping[str, Any]) -> list[str]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.compiler.frontend.dialects import (
-    float as float_dialect,
-)
-from sparsec.compiler.frontend.dialects import (
+    dynamic,
     fold,
     matmul_integer,
     qdq,
+)
+from sparsec.compiler.frontend.dialects import (
+    float as float_dialect,
 )
 from sparsec.compiler.frontend.dialects.detect import dialect_name
 from sparsec.compiler.ir import Graph, Rule, rewrite
@@ -24,6 +25,7 @@ __all__ = ["STAGES", "canonicalize", "dialect_name"]
 STAGES: Sequence[tuple[str, Sequence[Rule]]] = (
     ("move dequantize after layout", qdq.MOVE),
     ("matmul_integer", matmul_integer.RULES),
+    ("dynamic", dynamic.RULES),
     ("qdq", qdq.RULES),
     ("fold constants", fold.RULES),
     ("float", float_dialect.RULES),

@@ -8,6 +8,8 @@ from sparsec.compiler.frontend.load import Model
 
 _CONTRIB = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention", "QGemm", "MatMulNBits"}
 
+_FUSED = {"Attention", "MultiHeadAttention", "SkipLayerNormalization", "EmbedLayerNormalization"}
+
 
 def dialect_name(model: Model) -> str:
     """What wrote the quantization of a model.
@@ -15,8 +17,8 @@ def dialect_name(model: Model) -> str:
     Returns:
         ``sparseml`` (QuantizeLinear -> MatMulInteger), ``qdq`` (DequantizeLinear -> MatMul, Gemm),
         ``qoperator`` (QLinearMatMul), ``dynamic`` (DynamicQuantizeLinear -> MatMulInteger),
-        ``contrib`` (fused ops of ONNX Runtime), ``mixed`` for several of them; ``fp32`` or ``fp16``
-        for a model that is not quantized.
+        ``contrib`` (quantized contrib ops of ONNX Runtime), ``mixed`` for several of them; ``fp32``
+        or ``fp16`` for a model that is not quantized, ``fused`` if ONNX Runtime has fused it.
     """
     graph = model.proto.graph
     made = {out: node for node in graph.node for out in node.output}
@@ -40,6 +42,8 @@ def dialect_name(model: Model) -> str:
         return "mixed"
     if kinds:
         return kinds.pop()
+    if any(n.domain == "com.microsoft" and n.op_type in _FUSED for n in graph.node):
+        return "fused"
     half = sum(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
     return "fp16" if half > len(graph.initializer) // 2 else "fp32"
 

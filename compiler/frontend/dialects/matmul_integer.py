@@ -6,9 +6,15 @@
 
     qlinear -> mul constant   =>   qlinear with the product of the scales
 
-W is u8 or s8 with any constant zero point (absent, scalar or [N]), as long as W minus it fits int8;
-scale is a constant scalar or [N].  Operands come in either order.  A float bias stays an ``add``.
-Products of two activations stay as they are.
+W is u8 or s8 with any constant zero point (absent, scalar or [N]); scale is a constant scalar or
+[N].  Operands come in either order.  A float bias stays an ``add``.  Products of two activations
+stay as they are.
+
+W minus its zero point may need nine bits, as with ONNX Runtime's uint8 weights.  Then it is the sum
+of two int8 matrices, of which the second holds the few weights that are out of range, and so is the
+layer:
+
+    qlinear(x, W)   =>   (linear_integer(x, W1) + linear_integer(x, W2) + shift) * scale
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ def constant_operand(m: Match, node: Node) -> tuple[str, np.ndarray] | None:
 
 
 def weights(w: np.ndarray | None, zero: np.ndarray | None, rank: int) -> np.ndarray | None:
-    """W [K, N] (or [1.., K, N]) and its zero point as int8 [N, K]; None where that cannot be.
+    """W [K, N] (or [1.., K, N]) less its zero point as int16 [N, K]; None where that cannot be.
 
     Args:
         zero: [] or [N], or None for 0.
@@ -53,9 +59,52 @@ def weights(w: np.ndarray | None, zero: np.ndarray | None, rank: int) -> np.ndar
         if point is None:
             return None
         wide = wide - point.astype(np.int16)
-    if wide.size and (wide.min() < -128 or wide.max() > 127):
-        return None
-    return np.ascontiguousarray(wide.T.astype(np.int8))
+    return np.ascontiguousarray(wide.T) if wide.size else None
+
+
+def integer_sums(m: Match, x: str, wide: np.ndarray, hint: str, source: str) -> str:
+    """int32 [..., N]: x times int16 weights [N, K] of nine bits, as one or two layers."""
+    main = np.clip(wide, -128, 127)
+    total = m.edit.emit(
+        "linear_integer", (x, m.edit.constant(main.astype(np.int8), hint)), source=source
+    )
+    rest = wide - main
+    if not rest.any():
+        return total
+    few = m.edit.constant(rest.astype(np.int8), f"{hint}.rest")
+    return m.edit.emit(
+        "add", (total, m.edit.emit("linear_integer", (x, few), source=source)), source=source
+    )
+
+
+def quantized_layer(
+    m: Match,
+    x: str,
+    wide: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray | None,
+    x_zp: int,
+    hint: str,
+    source: str,
+) -> str:
+    """qlinear of int16 weights [N, K], or what stands for it where they need nine bits.
+
+    Args:
+        scale: [] or [N].
+        bias: int32 [N].
+    """
+    factor = m.edit.constant(scale.astype(np.float32), "scale")
+    if wide.min() >= -128 and wide.max() <= 127:
+        operands = [x, m.edit.constant(wide.astype(np.int8), hint), factor]
+        if bias is not None:
+            operands.append(m.edit.constant(bias, "bias"))
+        return m.edit.emit("qlinear", operands, source=source, x_zp=x_zp)
+    shift = -x_zp * wide.sum(axis=1, dtype=np.int32)
+    shift = shift if bias is None else shift + bias
+    total = integer_sums(m, x, wide, hint, source)
+    total = m.edit.emit("add", (total, m.edit.constant(shift, "bias")), source=source)
+    wide_total = m.edit.emit("cast", (total,), source=source, to=_FLOAT32)
+    return m.edit.emit("mul", (wide_total, factor), source=source)
 
 
 def to_qlinear(m: Match, node: Node) -> bool:
@@ -85,21 +134,18 @@ def to_qlinear(m: Match, node: Node) -> bool:
         return False
     rank = len(m.type(product.output).shape)
     w = weights(m.constant(b), m.constant(zb) if zb else None, len(m.type(x).shape))
-    if w is None or not w.size or m.constant(x) is not None:
+    if w is None or m.constant(x) is not None:
         return False
     scale = per_channel(scaled[1], w.shape[0], rank)
-    operands = [x, m.edit.constant(w, b)]
     if scale is None:
         return False
-    operands.append(m.edit.constant(scale.astype(np.float32), "scale"))
+    full: np.ndarray | None = None
     if bias is not None:
         row = per_channel(bias, w.shape[0], rank)
         if row is None or row.dtype != np.int32:
             return False
         full = np.broadcast_to(row, (w.shape[0],)).copy()
-        operands.append(m.edit.constant(full, "bias"))
-    source = product.source
-    out = m.edit.emit("qlinear", operands, source=source, x_zp=int(x_zp))
+    out = quantized_layer(m, x, w, scale, full, int(x_zp), b, product.source)
     m.edit.replace_uses(node.output, out)
     return True
 

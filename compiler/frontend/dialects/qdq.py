@@ -21,7 +21,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.frontend.dialects.matmul_integer import per_channel, weights
+from sparsec.compiler.frontend.dialects.matmul_integer import (
+    per_channel,
+    quantized_layer,
+    weights,
+)
 from sparsec.compiler.ir import Match, Node
 
 _MOVES = ("reshape", "transpose", "slice", "gather")
@@ -119,17 +123,13 @@ def to_qlinear(m: Match, node: Node) -> bool:
     if max(sw.size, zw.size) > 1 and right.attrs["axis"] != w.ndim - 1:
         return False
     rows = weights(w, zw, len(x.shape))
-    if rows is None or not rows.size:
+    if rows is None:
         return False
     scale = per_channel(np.float32(sx) * sw, rows.shape[0], 1)
     if scale is None:
         return False
-    operands = [
-        left.inputs[0],
-        m.edit.constant(rows, right.inputs[0]),
-        m.edit.constant(scale.astype(np.float32), "scale"),
-    ]
-    out = m.edit.emit("qlinear", operands, source=node.source, x_zp=int(zx))
+    hint = right.inputs[0]
+    out = quantized_layer(m, left.inputs[0], rows, scale, None, int(zx), hint, node.source)
     m.edit.replace_uses(node.output, out)
     return True
 

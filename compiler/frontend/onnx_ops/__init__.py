@@ -5,6 +5,8 @@ Importing this package registers them all in :data:`sparsec.compiler.frontend.im
 
 from sparsec.compiler.frontend.onnx_ops import (
     contrib,
+    contrib_attention,
+    contrib_quantized,
     conv,
     einsum,
     elementwise,
@@ -19,6 +21,8 @@ from sparsec.compiler.frontend.onnx_ops import (
 
 __all__ = [
     "contrib",
+    "contrib_attention",
+    "contrib_quantized",
     "conv",
     "einsum",
     "elementwise",

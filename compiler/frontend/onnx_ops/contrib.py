@@ -1,12 +1,16 @@
-"""Fused ops of ONNX Runtime (domain com.microsoft), taken apart again."""
+"""Fused elementwise, normalization and matrix ops of ONNX Runtime, taken apart again.
+
+They are in the domain com.microsoft.  So is, once loaded, a LayerNormalization in front of opset 17
+(`load_model` moves it there): ONNX Runtime has it in every opset.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.compiler.frontend.importer import Importer, OnnxNode, onnx_op
-from sparsec.compiler.frontend.onnx_ops.matmul import scaled
-from sparsec.compiler.frontend.onnx_ops.normalization import layernorm
+from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
+from sparsec.compiler.frontend.onnx_ops.matmul import gemm, scaled
+from sparsec.compiler.frontend.onnx_ops.normalization import layer_normalization, layernorm
 from sparsec.compiler.frontend.tensor import Fail, Tensor
 
 _MS = "com.microsoft"
@@ -17,6 +21,29 @@ def _gelu(c: Importer, n: OnnxNode) -> Tensor:
     bias = n.optional(1)
     x = n[0] if bias is None else c.emit("add", n[0], bias)
     return c.emit("gelu", x, approximate="tanh" if n.op == "FastGelu" else "none")
+
+
+@onnx_op("QuickGelu", domain=_MS)
+def _quick_gelu(c: Importer, n: OnnxNode) -> Tensor:
+    """x * sigmoid(alpha x)."""
+    gate = c.emit("sigmoid", scaled(c, n[0], n.attrs.get("alpha", 1.702)))
+    return c.emit("mul", n[0], gate)
+
+
+@onnx_op("LayerNormalization", domain=_MS)
+def _layer_normalization(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
+    return layer_normalization(c, n)
+
+
+@onnx_op("SimplifiedLayerNormalization", domain=_MS)
+def _rms_normalization(c: Importer, n: OnnxNode) -> Tensor:
+    """x / sqrt(mean(x^2) + epsilon) * gamma, over the axes from `axis` on."""
+    x = n[0]
+    rank = len(x.shape)
+    axes = tuple(range(normal_axis(n.attrs.get("axis", -1), rank), rank))
+    mean = c.emit("reduce_mean", c.emit("mul", x, x), axes=axes, keepdims=True)
+    shifted = c.emit("add", mean, c.scalar(float(n.attrs.get("epsilon", 1e-5)), x))
+    return c.emit("mul", c.emit("div", x, c.emit("sqrt", shifted)), n[1])
 
 
 @onnx_op("SkipLayerNormalization", domain=_MS)
@@ -39,6 +66,18 @@ def _fused_matmul(c: Importer, n: OnnxNode) -> Tensor:
     a = _swap(c, n[0]) if n.attrs.get("transA", 0) else n[0]
     b = _swap(c, n[1]) if n.attrs.get("transB", 0) else n[1]
     return scaled(c, c.emit("matmul", a, b), n.attrs.get("alpha", 1.0))
+
+
+@onnx_op("FusedGemm", domain=_MS)
+def _fused_gemm(c: Importer, n: OnnxNode) -> Tensor:
+    """Gemm and an activation."""
+    out = gemm(c, n)
+    name = n.attrs.get("activation", "")
+    if name in ("Relu", "Tanh", "Sigmoid"):
+        return c.emit(name.lower(), out)
+    if name:
+        raise Fail(f"its activation {name} is not supported")
+    return out
 
 
 def _swap(c: Importer, x: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ def _matmul(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("Gemm")
 def _gemm(c: Importer, n: OnnxNode) -> Tensor:
+    return gemm(c, n)
+
+
+def gemm(c: Importer, n: OnnxNode) -> Tensor:
     """alpha * A' B' + beta * C, as matmul, mul and add."""
     a = c.transpose(n[0], (1, 0)) if n.attrs.get("transA", 0) else n[0]
     b = c.transpose(n[1], (1, 0)) if n.attrs.get("transB", 0) else n[1]

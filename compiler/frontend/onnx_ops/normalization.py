@@ -13,6 +13,10 @@ from sparsec.compiler.ir import element_count
 
 @onnx_op("LayerNormalization")
 def _layer_normalization(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
+    return layer_normalization(c, n)
+
+
+def layer_normalization(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
     """Over the axes from `axis` on; gamma and beta may broadcast."""
     x = n[0]
     axis = normal_axis(n.attrs.get("axis", -1), len(x.shape))

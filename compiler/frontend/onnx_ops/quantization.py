@@ -94,16 +94,27 @@ def _dynamic_quantize(c: Importer, n: OnnxNode) -> list[Tensor]:
 
 
 def dynamic_quantize(c: Importer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Range of x including 0 -> scale and zero point (both at run time) -> quantize to uint8."""
-    axes = tuple(range(len(x.shape)))
+    """Range of x including 0 -> scale and zero point (both at run time) -> quantize to uint8.
+
+    Where all of x is 0 the scale is 1, as in ONNX Runtime and in ONNX's reference.
+    """
     zero = c.scalar(0, x)
-    high = c.emit("max", c.emit("reduce_max", x, axes=axes, keepdims=False), zero)
-    low = c.emit("min", c.emit("reduce_min", x, axes=axes, keepdims=False), zero)
-    scale = c.emit("div", c.emit("sub", high, low), c.scalar(255, x))
+    high = c.emit("max", _extreme(c, "reduce_max", x), zero)
+    low = c.emit("min", _extreme(c, "reduce_min", x), zero)
+    span = c.emit("div", c.emit("sub", high, low), c.scalar(255, x))
+    scale = c.emit("where", c.emit("equal", high, low), c.scalar(1, x), span)
     point = c.emit("round", c.emit("div", c.emit("sub", zero, low), scale))
     point = c.emit("min", c.emit("max", point, zero), c.scalar(255, x))
     point = c.cast(point, np.uint8)
     return c.emit("quantize", x, scale, point, axis=0), scale, point
+
+
+def _extreme(c: Importer, op: str, x: Tensor) -> Tensor:
+    """The extreme of all elements, first of each row, so that rows can be shared out."""
+    rank = len(x.shape)
+    if rank > 1:
+        x = c.emit(op, x, axes=(rank - 1,), keepdims=False)
+    return c.emit(op, x, axes=tuple(range(len(x.shape))), keepdims=False) if rank else x
 
 
 @onnx_op("MatMulInteger")
@@ -113,12 +124,21 @@ def _matmul_integer(c: Importer, n: OnnxNode) -> Tensor:
 
 
 def integer_product(
-    c: Importer, a: Tensor, b: Tensor, za: Tensor | None, zb: Tensor | None, scale: Tensor
+    c: Importer,
+    a: Tensor,
+    b: Tensor,
+    za: Tensor | None,
+    zb: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """matmul_integer -> cast -> mul by a scale ([] or [N]); float32."""
+    """matmul_integer -> add an int32 bias -> cast -> mul by a scale ([] or [N]); float32."""
     za = parameter(c, za) if za else None
     zb = parameter(c, zb) if zb else None
-    return c.emit("mul", c.cast(c.emit("matmul_integer", a, b, za, zb), np.float32), scale)
+    total = c.emit("matmul_integer", a, b, za, zb)
+    if bias is not None:
+        total = c.emit("add", total, bias)
+    return c.emit("mul", c.cast(total, np.float32), scale)
 
 
 @onnx_op("QLinearMatMul")

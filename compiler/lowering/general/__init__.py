@@ -45,6 +45,7 @@ EMITTERS: dict[str, Callable[[Call], str]] = {
     "layernorm": reduction.emit_layernorm,
     "matmul": contraction.emit_matmul,
     "linear": contraction.emit_linear,
+    "linear_integer": contraction.emit_linear_integer,
     "matmul_integer": contraction.emit_matmul_integer,
     "qlinear": contraction.emit_qlinear,
     "attention": emit_attention,

@@ -155,6 +155,24 @@ def emit_qlinear(call: Call) -> str:
     )
 
 
+def emit_linear_integer(call: Call) -> str:
+    """Exact integer product with weights ``[N, K]``, as int32."""
+    x, w = call.inputs
+    k, n = Extent.of(w.shape[1]), Extent.of(w.shape[0])
+    return _integer(
+        call,
+        _Batches((1, 1), (1, 1)),
+        product(extents(x.shape)[:-1]),
+        n,
+        k,
+        a_zero="0",
+        b_zero="0",
+        b_row=ONE,
+        b_column=k,
+        store="(int32_t)sum",
+    )
+
+
 def _integer(
     call: Call,
     batches: _Batches,

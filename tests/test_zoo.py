@@ -1,0 +1,128 @@
+"""Every architecture in every dialect: compiled, and compared with ONNX Runtime (see tests/zoo)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples import encoders
+from examples.encoders.config import EncoderConfig, Export
+from sparsec.compiler import frontend, import_buckets
+from sparsec.compiler.ir import Graph
+from tests.zoo import matrix
+from tests.zoo.check import check
+from tests.zoo.dialects import DIALECTS
+
+#: A mask of -10000, quantized to 8 bits, would leave nothing of the scores.
+CONFIG = EncoderConfig(
+    hidden=32, heads=2, intermediate=64, vocab=100, max_position=32, layers=1, mask_value=-12.0
+)
+
+#: Those that lead to kernels, or ways to call them, which the others do not lead to.
+COMPILED = {"dynamic-channel", "dynamic-u8", "dynamic-all-products", "qdq-u8u8", "qoperator-u8s8"}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The checked-in encoder as the tools see it."""
+
+    model: encoders.Model
+    heads: int = CONFIG.heads
+    width: int = CONFIG.hidden
+    image: bool = False
+
+    def feed(
+        self, batch: int, length: int, seed: int = 0, ragged: bool = True
+    ) -> Mapping[str, np.ndarray]:
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return dict(zip(names, self.model.batch(batch, length, seed, ragged), strict=True))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    path = tmp_path_factory.mktemp("encoder") / "model.onnx"
+    return Encoder(encoders.write_random(path, CONFIG, "fp32", Export(opset=17, fused=True)))
+
+
+def _graph(path: Path) -> Graph:
+    model = frontend.load_model(path)
+    (graph,) = import_buckets(model, frontend.signature(model), [16])
+    return graph
+
+
+@pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "fp32"])
+def test_dialect(encoder: Encoder, dialect: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime.quantization", reason="onnxruntime's quantizer needs more")
+    path = tmp_path / "model.onnx"
+    DIALECTS[dialect](encoder.model.path, path, encoder, 16)
+    outcome = check(
+        path,
+        encoder.model.path,
+        encoder,
+        tmp_path,
+        target="generic",
+        compiled=dialect in COMPILED,
+    )
+    assert outcome.passes, outcome
+    kernels = dict(outcome.kernels)
+    assert kernels["linear f32" if dialect in FLOAT else "linear i8"] >= 6
+    general = {name for name in kernels if name in SLOW}
+    assert bool(general) == (dialect in GENERAL), kernels
+
+
+FLOAT = {"fp16", "ort-extended", "fused", "fused-fast-gelu", "fused-qdq"}
+SLOW = {f"general {op}" for op in ("matmul", "matmul integer", "linear", "qlinear", "attention")}
+#: The probabilities' range has to be known before they are quantized.
+GENERAL = {"dynamic-all-products"}
+#: Forms of one network and one way to quantize it.
+SAME = (
+    ("fp32", "ort-extended", "fused"),
+    ("dynamic-s8", "fused-dynamic", "ort-extended-dynamic"),
+    ("qdq-u8s8", "qoperator-u8s8", "ort-extended-qdq", "qdq-float-weights"),
+)
+
+
+@pytest.mark.parametrize("forms", SAME, ids=lambda forms: forms[0])
+def test_dialects_of_one_network_run_on_the_same_kernels(
+    encoder: Encoder, forms: tuple[str, ...], tmp_path: Path
+) -> None:
+    lists = []
+    for dialect in forms:
+        path = tmp_path / f"{dialect}.onnx"
+        DIALECTS[dialect](encoder.model.path, path, encoder, 16)
+        graph = _graph(path)
+        heavy = ("linear", "qlinear", "linear_integer", "attention", "layernorm", "gelu", "matmul")
+        lists.append(
+            Counter(
+                (n.op, graph.values[n.inputs[0]].dtype.name, graph.values[n.output].shape)
+                for n in graph.nodes
+                if n.op in heavy
+            )
+        )
+    for dialect, kernels in zip(forms[1:], lists[1:], strict=True):
+        assert kernels == lists[0], dialect
+
+
+CELLS = list(matrix.cells())
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the exported models, which dialects share."""
+    for module in ("torch", "transformers", "onnxscript"):
+        pytest.importorskip(module, reason="the zoo's networks need the extra `zoo`")
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.key)
+def test_zoo(zoo: Path, cell: matrix.Cell) -> None:
+    outcome = matrix.run(cell, zoo)
+    if outcome.problem.startswith("tool: "):
+        pytest.skip(outcome.problem)
+    assert outcome.passes, outcome

@@ -1,0 +1,92 @@
+"""torch.onnx: both exporters."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.zoo.architectures import Architecture
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """How a network becomes ONNX.
+
+    Attributes:
+        name: the column's name.
+        dynamo: the newer exporter, on torch.export.
+        opset: the ONNX opset.
+        attention: transformers' implementation of attention, ``eager`` or ``sdpa``.
+        length: a fixed number of tokens, or None for dynamic axes.
+    """
+
+    name: str
+    dynamo: bool
+    opset: int
+    attention: str
+    length: int | None = None
+
+
+EXPORTERS: tuple[Exporter, ...] = (
+    Exporter("ts11-eager", False, 11, "eager"),
+    Exporter("ts14-eager", False, 14, "eager"),
+    Exporter("ts14-sdpa", False, 14, "sdpa"),
+    Exporter("ts17-sdpa", False, 17, "sdpa"),
+    Exporter("ts14-eager-fixed", False, 14, "eager", 16),
+    Exporter("dynamo18-eager", True, 18, "eager"),
+    Exporter("dynamo18-sdpa", True, 18, "sdpa"),
+    Exporter("dynamo20-sdpa", True, 20, "sdpa"),
+    Exporter("dynamo23-sdpa", True, 23, "sdpa"),
+    Exporter("dynamo20-sdpa-fixed", True, 20, "sdpa", 16),
+)
+
+BY_NAME = {e.name: e for e in EXPORTERS}
+
+
+def export(architecture: Architecture, exporter: Exporter, path: Path) -> Path:
+    """Write the architecture's network to `path`."""
+    import torch
+
+    network = architecture.build(exporter.attention)
+    length = exporter.length or 12
+    # A fixed batch size of 1 is what an export without dynamic axes usually has.
+    feed = architecture.feed(1 if exporter.length else 2, length)
+    args = tuple(torch.from_numpy(v) for v in feed.values())
+    with torch.no_grad():
+        count = len(network(*args))
+    outputs = [f"output_{i}" for i in range(count)]
+    names = architecture.inputs
+    fixed = exporter.length is not None
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        if exporter.dynamo:
+            batch = torch.export.Dim("batch")
+            sequence = torch.export.Dim("sequence", max=512)
+            axes = {0: batch} if architecture.image else {0: batch, 1: sequence}
+            torch.onnx.export(
+                network,
+                args,
+                str(path),
+                input_names=names,
+                output_names=outputs,
+                opset_version=exporter.opset,
+                dynamo=True,
+                dynamic_shapes=None if fixed else {"given": tuple(axes for _ in names)},
+                external_data=False,
+                verbose=False,
+            )
+        else:
+            axes_ts = {0: "batch"} if architecture.image else {0: "batch", 1: "sequence"}
+            dynamic = dict.fromkeys(names, axes_ts) | {o: {0: "batch"} for o in outputs}
+            torch.onnx.export(
+                network,
+                args,
+                str(path),
+                input_names=names,
+                output_names=outputs,
+                opset_version=exporter.opset,
+                dynamo=False,
+                dynamic_axes=None if fixed else dynamic,
+            )
+    return path
