@@ -98,6 +98,11 @@ class Runner(abc.ABC):
     def buckets(self) -> tuple[int, ...]:
         """Sequence lengths, ascending; the last is the longest sequence that can run."""
 
+    @property
+    def output_shapes(self) -> Mapping[str, tuple[int | str, ...]]:
+        """Shape of each output, of extents, "batch" and "sequence"; empty if not known."""
+        return {}
+
     @abc.abstractmethod
     def infer(self, items: Sequence[Features]) -> list[Outputs]:
         """Run sequences of any lengths.
@@ -156,6 +161,10 @@ class BatchingRunner(Runner):
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(self._outputs)
+
+    @property
+    def output_shapes(self) -> Mapping[str, tuple[int | str, ...]]:
+        return self._outputs
 
     @property
     def buckets(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ Special tokens are placed by the tokenizer's own post-processor.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.runner import Features, Role, roles
 
+# Special tokens by the names that the usual tokenizers give them.
+_USUAL = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+# What decoding leaves a space before, and does not for a tokenizer that cleans up.
+_TIGHT = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
 _FIELDS = {"ids": "ids", "mask": "attention_mask", "types": "type_ids"}
 
 
@@ -27,21 +38,17 @@ class Text:
 
     Args:
         tokenizer: where truncation and padding are off.
-        pad_id: id of the padding token; 0 where there is none.
-        unknown, mask: the unknown and the mask token, or None.
+        specials: the tokens that are there of pad, unk, cls and mask, by those names.
+        clean: whether decoded text has the spaces before punctuation removed.
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        pad_id: int = 0,
-        unknown: str | None = None,
-        mask: str | None = None,
+        self, tokenizer: Tokenizer, specials: Mapping[str, str] | None = None, clean: bool = False
     ) -> None:
         self.tokenizer = tokenizer
-        self.pad_id = pad_id
-        self.unknown = unknown
-        self.mask = mask
+        self.specials = dict(specials or {})
+        self._ids = {key: tokenizer.token_to_id(token) for key, token in self.specials.items()}
+        self._clean = clean
         # The post-processor would trim byte-level offsets twice if `encode` ran it as well.
         bare = json.loads(tokenizer.to_str())
         bare["post_processor"] = None
@@ -66,21 +73,26 @@ class Text:
         except Exception as error:  # the library raises plain Exception
             raise ModelError(f"{path} is not a tokenizer: {error}") from error
         tokenizer.no_truncation()
-        padding = tokenizer.padding
         tokenizer.no_padding()
 
-        def token(key: str, *usual: str) -> str | None:
-            value = names.get(key)
+        specials = {}
+        for key, usual in _USUAL.items():
+            value = names.get(f"{key}_token")
             value = value.get("content") if isinstance(value, dict) else value
-            for candidate in (value, *usual):
-                if isinstance(candidate, str) and tokenizer.token_to_id(candidate) is not None:
-                    return candidate
-            return None
+            for token in (value, *usual):
+                if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
+                    specials[key] = token
+                    break
+        return cls(tokenizer, specials, bool(settings.get("clean_up_tokenization_spaces", False)))
 
-        pad = token("pad_token", "[PAD]", "<pad>")
-        pad_id = tokenizer.token_to_id(pad) if pad else (padding or {}).get("pad_id", 0)
-        unknown = getattr(tokenizer.model, "unk_token", None) or token("unk_token")
-        return cls(tokenizer, pad_id, unknown, token("mask_token", "[MASK]", "<mask>"))
+    def special_id(self, key: str) -> int | None:
+        """Id of the pad, unk, cls or mask token; None where there is none."""
+        return self._ids.get(key)
+
+    @property
+    def pad_id(self) -> int:
+        """What token ids are filled up with; 0 where there is no padding token."""
+        return self._ids.get("pad") or 0
 
     def check_inputs(self, names: Sequence[str]) -> None:
         """Take note of the model's inputs.
@@ -125,6 +137,25 @@ class Text:
             self.cut(first, one)
             self.cut(second, two)
         return self.join(first, second)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Tokens as text."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if self._clean:
+            for found in _TIGHT:
+                text = text.replace(found, found.strip())
+        return text
+
+    def join_words(self, tokens: Sequence[str]) -> str:
+        """Tokens, by their spelling in the vocabulary, as text."""
+        decoder = self.tokenizer.decoder
+        text: str = " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+        return text
+
+    @property
+    def marks_subwords(self) -> bool:
+        """Whether a token's spelling says that it continues a word."""
+        return bool(getattr(self.tokenizer.model, "continuing_subword_prefix", None))
 
     def cut(self, encoding: Encoding, length: int) -> None:
         """Drop tokens after `length`.

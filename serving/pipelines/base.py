@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, overload
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from sparsec.errors import InputError
+from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles, say
 from sparsec.serving.runner import (
     EngineRunner,
@@ -106,7 +108,7 @@ class Pipeline(abc.ABC):
         tokenizer: str | os.PathLike[str] | None = None,
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         zoo_dir: str | os.PathLike[str] | None = None,
-        progress: Callable[[str], None] | None = say,
+        progress: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> Pipeline:
         """A pipeline for a task.
@@ -125,8 +127,8 @@ class Pipeline(abc.ABC):
             tokenizer: ``tokenizer.json``, or its folder, if it is not beside the model.
             config: ``config.json``, its folder or its contents, if it is not beside the model.
             zoo_dir: where models of the former SparseZoo are; ``$SPARSEZOO_MODELS_PATH`` if absent.
-            progress: called with each line of progress of downloading and compiling; by default
-                they go to standard error.
+            progress: called with each line of progress of downloading and compiling.  None: a line
+                on standard error when that begins.
             kwargs: options of the task.
 
         Raises:
@@ -144,7 +146,11 @@ class Pipeline(abc.ABC):
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
         model = ModelFiles.find(
-            model_path, tokenizer=tokenizer, config=config, zoo_dir=zoo_dir, progress=progress
+            model_path,
+            tokenizer=tokenizer,
+            config=config,
+            zoo_dir=zoo_dir,
+            progress=progress or say,
         )
         buckets = _buckets(sequence_length, model)
         text = Text.load(model)
@@ -157,7 +163,7 @@ class Pipeline(abc.ABC):
                 batch_size=batch_size or 1,
                 num_cores=num_cores,
                 pad_id=text.pad_id,
-                progress=progress,
+                progress=progress or _Once(model),
             )
         else:
             runner = OnnxRuntimeRunner(
@@ -281,6 +287,40 @@ class Pipeline(abc.ABC):
         )
 
 
+def output_named(runner: Runner, *parts: str) -> str:
+    """The first output with one of `parts` in its name, tried in order; else the first of all."""
+    for part in parts:
+        for name in runner.output_names:
+            if part in name.lower():
+                return name
+    return runner.output_names[0]
+
+
+def width(runner: Runner, name: str, rank: int) -> int | None:
+    """Extent of an output's last axis, None if it is not known.
+
+    Raises:
+        ModelError: the output does not have that rank.
+    """
+    shape = runner.output_shapes.get(name)
+    if shape is None:
+        return None
+    if len(shape) != rank:
+        raise ModelError(
+            f"the model's output {name} has the shape [{', '.join(map(str, shape))}], which is not "
+            f"what this task needs: rank {rank}"
+        )
+    return shape[-1] if isinstance(shape[-1], int) else None
+
+
+def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
+    """Over the last axis."""
+    x = np.asarray(x, np.float64)
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    total: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return total
+
+
 # ---- the registry --------------------------------------------------------------------------------
 
 _tasks: dict[str, type[Pipeline]] = {}
@@ -344,6 +384,19 @@ def _check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str
             f"tokenizer, config, zoo_dir, progress"
         )
     return dict(options)
+
+
+class _Once:
+    """Says that a model is being compiled, in one line."""
+
+    def __init__(self, model: ModelFiles) -> None:
+        self.model = model
+        self.said = False
+
+    def __call__(self, line: str) -> None:
+        if not self.said:
+            say(f"compiling {self.model.path}; this is done once")
+        self.said = True
 
 
 def _buckets(
