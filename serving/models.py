@@ -73,6 +73,20 @@ class ModelFiles:
         path, folders = _places(path)
         return cls(path, _tokenizer(tokenizer, folders), _config(config, folders))
 
+    @classmethod
+    def find_tokenizer(
+        cls, tokenizer: str | os.PathLike[str] | None, model: str | os.PathLike[str] | None
+    ) -> ModelFiles:
+        """What is needed to count tokens: of a model, or of a tokenizer alone.
+
+        Raises:
+            ModelError: as for :meth:`find`.
+        """
+        if model is not None:
+            return cls.find(model, tokenizer=tokenizer)
+        path = _tokenizer(tokenizer, [])
+        return cls(path.parent, path, _config(None, [path.parent]))
+
     @property
     def is_artifact(self) -> bool:
         """Whether the model is compiled already."""

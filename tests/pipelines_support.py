@@ -16,71 +16,9 @@ from examples.encoders import EncoderConfig, Weights, random_weights, write_fp32
 from examples.encoders.config import Export
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = [
-    "mary",
-    "john",
-    "is",
-    "was",
-    "fly",
-    "##ing",
-    "##s",
-    "##ed",
-    "from",
-    "nairobi",
-    "new",
-    "york",
-    "to",
-    "attend",
-    "a",
-    "the",
-    "conference",
-    "in",
-    "of",
-    "who",
-    "where",
-    "what",
-    "when",
-    "lives",
-    "lived",
-    "paris",
-    "berlin",
-    "and",
-    "works",
-    "at",
-    "acme",
-    ".",
-    ",",
-    "?",
-    "!",
-    "-",
-    "'",
-    "(",
-    ")",
-    "good",
-    "bad",
-    "movie",
-    "I",
-    "i",
-    "this",
-    "that",
-    "not",
-    "very",
-    "text",
-    "about",
-    "sport",
-    "##y",
-    "news",
-    "weather",
-    "e",
-    "##e",
-    "cafe",
-    "東",
-    "京",
-    "大",
-    "学",
-    "😀",
-    "##🎉",
-]
+WORDS = """mary john is was fly ##ing ##s ##ed from nairobi new york to attend a the conference
+    in of who where what when lives lived paris berlin and works at acme . , ? ! - ' ( ) good bad
+    movie i this that not very text about sport ##y news weather e ##e cafe 東 京 大 学 😀 ##🎉"""
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 CONFIG = EncoderConfig(
@@ -105,7 +43,7 @@ TEXTS = [
 
 def vocabulary() -> list[str]:
     """Tokens of the WordPiece tokenizer, by id."""
-    tokens = [*SPECIALS, *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    tokens = [*SPECIALS, *WORDS.split(), *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     return list(dict.fromkeys(tokens))
 
 
@@ -183,9 +121,10 @@ def make(
         byte_level(folder / "tokenizer.json")
         names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         special = dict(zip(("cls", "pad", "sep", "unk", "mask"), names, strict=True))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({f"{key}_token": token for key, token in special.items()})
-    )
+    entries: dict[str, Any] = {f"{key}_token": token for key, token in special.items()}
+    if kind != "wordpiece":
+        entries["add_prefix_space"] = True
+    (folder / "tokenizer_config.json").write_text(json.dumps(entries))
     entries = {"vocab_size": config.vocab, "max_position_embeddings": config.max_position}
     if labels:
         entries["id2label"] = {str(i): label for i, label in enumerate(labels)}
