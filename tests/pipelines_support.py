@@ -38,6 +38,7 @@ TEXTS = [
     "हिन्दी text e\u0301e\u0301 and \u202eworks\u202c",
     "Supercalifragilistic 2023-11-21 a-b-c (new)",
     "New\tYork\n\nJohn\u00a0works\u3000at acme",
+    "Mary [SEP] works [UNK] at <s>Acme</s> [PAD]",
 ]
 
 

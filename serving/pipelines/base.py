@@ -204,12 +204,11 @@ class Pipeline(abc.ABC):
             InputError: a name is taken by another class.
         """
         if isinstance(task, type):
-            return _register(task)
+            return _register(task, task.task, task.aliases)
         name, others = task, tuple(task_aliases)
 
         def decorate(kind: type[P]) -> type[P]:
-            kind.task, kind.aliases = name, others
-            return _register(kind)
+            return _register(kind, name, others)
 
         return decorate
 
@@ -330,8 +329,8 @@ def _key(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def _register(kind: type[P]) -> type[P]:
-    names = [_key(name) for name in (kind.task, *kind.aliases)]
+def _register(kind: type[P], task: str, aliases: tuple[str, ...]) -> type[P]:
+    names = [_key(name) for name in (task, *aliases)]
     if not names[0]:
         raise InputError(f"{kind.__name__} has no task name")
     for name in names:
@@ -339,6 +338,7 @@ def _register(kind: type[P]) -> type[P]:
         # A class that is defined again, in a notebook for example, replaces itself.
         if other and (other.__module__, other.__name__) != (kind.__module__, kind.__name__):
             raise InputError(f"the task name {name!r} belongs to {other.__name__}")
+    kind.task, kind.aliases = task, aliases
     _tasks.update(dict.fromkeys(names, kind))
     return kind
 
