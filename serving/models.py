@@ -18,11 +18,9 @@ Progress = Callable[[str], None]
 # Where a downloaded repository may have its model, best first.
 _PLACES = ("model.onnx", "onnx/model.onnx", "deployment/model.onnx")
 
-# What is fetched of a repository: models, tokenizers, configurations.
-_PATTERNS = [
-    "*.json", "*.txt", "model.onnx*", "model.data", "onnx/model.onnx*", "deployment/*",
-    "*.sparsec/*", "manifest.json", "*.so", "sparsec.h",
-]  # fmt: skip
+# What is fetched of a repository: models, tokenizers, configurations.  No artifacts: they are
+# machine code, and a repository may be anybody's.
+_PATTERNS = ["*.json", "*.txt", *(f"{place}*" for place in _PLACES), "*model.data"]
 
 
 def say(line: str) -> None:
@@ -70,7 +68,7 @@ class ModelFiles:
             path = Path(name)
         if not path.exists():
             raise ModelError(f"{path} does not exist")
-        path, folders = _places(path)
+        path, folders = _places(path, artifacts=not name.startswith("hf:"))
         return cls(path, _tokenizer(tokenizer, folders), _config(config, folders))
 
     @classmethod
@@ -134,7 +132,7 @@ class ModelFiles:
         return [names[i] for i in range(count)]
 
 
-def _places(path: Path) -> tuple[Path, list[Path]]:
+def _places(path: Path, artifacts: bool) -> tuple[Path, list[Path]]:
     """(the model, folders to look for its companions in)."""
     from sparsec.facade import is_artifact
 
@@ -142,13 +140,14 @@ def _places(path: Path) -> tuple[Path, list[Path]]:
         # With the companions, if it is the file that its folder stands for.
         whole = path.name == "model.onnx"
         return (path.parent if whole else path), [path.parent, path.parent.parent]
-    if is_artifact(path):
+    if artifacts and is_artifact(path):
         return path, [path]
     for place in _PLACES:
         file = path / place
         if file.is_file():
-            return file.parent, [file.parent, path]
-    found = sorted(p for p in path.iterdir() if is_artifact(p))
+            # The folder goes for an artifact if it has a manifest: then name the file.
+            return (file.parent if artifacts else file), [file.parent, path]
+    found = sorted(p for p in path.iterdir() if artifacts and is_artifact(p))
     if len(found) == 1:
         return found[0], [found[0], path]
     raise ModelError(

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsec.errors import EngineClosedError, InputError, ModelError
-from sparsec.runtime import Artifact
+from sparsec.facade import DEFAULT_BUCKETS, Engine, is_artifact
+from sparsec.runtime import Artifact, cpu
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]
@@ -263,8 +264,6 @@ class EngineRunner(BatchingRunner):
         pad_id: int = 0,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        from sparsec.facade import Engine, is_artifact
-
         compiled = isinstance(model, Artifact) or is_artifact(model)
         self._engine = Engine(
             model,
@@ -285,7 +284,7 @@ class EngineRunner(BatchingRunner):
         )
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> Engine:
         """The :class:`sparsec.Engine`."""
         return self._engine
 
@@ -325,9 +324,6 @@ class OnnxRuntimeRunner(BatchingRunner):
             raise InputError(
                 'engine_type="onnxruntime" needs ONNX Runtime: pip install onnxruntime'
             ) from None
-        from sparsec.facade import DEFAULT_BUCKETS
-        from sparsec.runtime import cpu
-
         path = Path(model)
         if path.is_dir():
             path = path / "model.onnx"

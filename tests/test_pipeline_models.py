@@ -307,3 +307,30 @@ def test_hub_code_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(SparsecError, match=r"pip install 'sparsec\[hub\]'"):
         create("hf:acme/tiny")
+
+
+def test_default_lengths(model: Path, tmp_path: Path) -> None:
+    """Without sequence_length, no more tokens than the model has positions for."""
+    config = json.loads((model / "config.json").read_text())
+    for positions, buckets in ((128, (16, 128)), (100, (16, 100)), (12, (12,))):
+        given = {**config, "max_position_embeddings": positions}
+        with create(model, config=given, engine_type="onnxruntime") as pipeline:
+            assert pipeline.runner.buckets == buckets
+    with pytest.raises(InputError, match="model_path is needed"):
+        Pipeline.create("ner")
+
+
+def test_a_hub_cannot_send_machine_code(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An artifact in a downloaded folder is not taken for the model."""
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="pip install .[hub]")
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "evil.sparsec").mkdir()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
+    with pytest.raises(ModelError, match="neither an artifact nor a folder"):
+        create("hf:acme/tiny")
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    assert not ModelFiles.find("hf:acme/tiny").is_artifact

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from sparsec.errors import InputError, ModelError
+from sparsec.facade import DEFAULT_BUCKETS
 from sparsec.serving.models import ModelFiles, say
 from sparsec.serving.runner import (
     EngineRunner,
@@ -99,7 +100,7 @@ class Pipeline(abc.ABC):
     def create(
         cls,
         task: str,
-        model_path: str | os.PathLike[str],
+        model_path: str | os.PathLike[str] | None = None,
         *,
         batch_size: int | None = 1,
         sequence_length: int | Sequence[int] | None = None,
@@ -137,6 +138,8 @@ class Pipeline(abc.ABC):
                 and loading raise.
         """
         kind = find(task)
+        if model_path is None:
+            raise InputError("model_path is needed: tasks have no default models")
         options = _check_options(kind, kwargs)
         engine = _ENGINE_ALIASES.get(engine_type.lower(), engine_type.lower())
         if engine not in ENGINES:
@@ -402,17 +405,20 @@ class _Once:
 def _buckets(
     sequence_length: int | Sequence[int] | None, model: ModelFiles
 ) -> tuple[int, ...] | None:
+    longest = model.max_positions
     if sequence_length is None:
-        return None
+        if model.is_artifact or longest is None or longest >= DEFAULT_BUCKETS[-1]:
+            return None
+        return tuple(sorted({*(n for n in DEFAULT_BUCKETS if n < longest), longest}))
     given = (sequence_length,) if isinstance(sequence_length, int) else tuple(sequence_length)
     if not given or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given):
         raise InputError(
             f"sequence_length must be a number of tokens or a list of such, not {sequence_length!r}"
         )
-    if model.max_positions is not None and max(given) > model.max_positions:
+    if longest is not None and max(given) > longest:
         raise InputError(
             f"sequence_length {max(given)} is too long: the model has positions for "
-            f"{model.max_positions} tokens"
+            f"{longest} tokens"
         )
     return tuple(sorted(set(given)))
 
