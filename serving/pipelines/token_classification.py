@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -81,18 +81,20 @@ class TokenClassificationJob(Job):
 
 @dataclass(frozen=True)
 class _Token:
-    """A token or a word with the scores of all labels."""
+    """A token or a word with the scores of all labels; a word has the tokens it is made of."""
 
     word: str
     scores: NDArray[np.float64]
+    best: int
     start: int
     end: int
     index: int
     continues: bool
+    pieces: tuple[str, ...] = ()
 
     @property
-    def best(self) -> int:
-        return int(self.scores.argmax())
+    def score(self) -> float:
+        return float(self.scores[self.best])
 
 
 @Pipeline.register("token-classification", task_aliases=["ner"])
@@ -189,11 +191,7 @@ class TokenClassificationPipeline(Pipeline):
             if self._labels is None:
                 self._labels = self.model.labels(scores.shape[-1])
             tokens = self._tokens(window, job.texts[window.text], scores)
-            found[window.text] += [
-                result
-                for result in self._results(tokens, self._labels)
-                if result.entity not in self.ignore_labels
-            ]
+            found[window.text] += self._results(tokens, self._labels)
             counts[window.text] += 1
         return TokenClassificationOutput(
             predictions=[
@@ -208,6 +206,7 @@ class TokenClassificationPipeline(Pipeline):
         unknown = self.text.special_id("unk")
         by_spelling = self.text.marks_subwords
         tokens = []
+        best = scores.argmax(axis=-1).tolist()
         rows = zip(
             encoding.tokens, encoding.ids, encoding.offsets, encoding.word_ids,
             encoding.special_tokens_mask, strict=True,
@@ -225,22 +224,23 @@ class TokenClassificationPipeline(Pipeline):
             else:
                 # Nothing in the token tells: it continues a word unless there is a space.
                 continues = start > 0 and " " not in text[start - 1 : start + 1]
-            tokens.append(_Token(token, scores[index], start, end, index, continues))
+            tokens.append(_Token(token, scores[index], best[index], start, end, index, continues))
         return tokens
 
     def _results(self, tokens: list[_Token], labels: list[str]) -> list[TokenClassificationResult]:
-        """One text's results, ignored labels included."""
+        """One text's results, without ignored labels."""
         if self.aggregation_strategy == "none":
             return [
                 TokenClassificationResult(
                     entity=labels[token.best],
-                    score=float(token.scores[token.best]),
+                    score=token.score,
                     word=token.word,
                     start=token.start,
                     end=token.end,
                     index=token.index,
                 )
                 for token in tokens
+                if labels[token.best] not in self.ignore_labels
             ]
         if self.aggregation_strategy != "simple":
             tokens = self._words(tokens)
@@ -254,17 +254,22 @@ class TokenClassificationPipeline(Pipeline):
             else:
                 groups.append([token])
             last = kind
-        return [
-            TokenClassificationResult(
-                entity=labels[group[0].best].split("-", 1)[-1],
-                score=float(np.mean([token.scores[token.best] for token in group])),
-                word=self.text.join_words([token.word for token in group]),
-                start=group[0].start,
-                end=group[-1].end,
-                is_grouped=True,
+        results = []
+        for group in groups:
+            entity = labels[group[0].best].split("-", 1)[-1]
+            if entity in self.ignore_labels:
+                continue
+            results.append(
+                TokenClassificationResult(
+                    entity=entity,
+                    score=sum(token.score for token in group) / len(group),
+                    word=self.text.join_words([self._spelling(token) for token in group]),
+                    start=group[0].start,
+                    end=group[-1].end,
+                    is_grouped=True,
+                )
             )
-            for group in groups
-        ]
+        return results
 
     def _words(self, tokens: list[_Token]) -> list[_Token]:
         """Tokens joined to words; the strategy says whose scores a word gets."""
@@ -274,19 +279,24 @@ class TokenClassificationPipeline(Pipeline):
                 words[-1].append(token)
             else:
                 words.append([token])
-        return [
-            replace(
-                word[0],
-                word=self.text.join_words([token.word for token in word]),
-                scores=self._scores(word),
-                end=word[-1].end,
-            )
-            for word in words
-        ]
+        joined = []
+        for word in words:
+            first = word[0]
+            scores, best = first.scores, first.best
+            if len(word) > 1 and self.aggregation_strategy != "first":
+                scores = self._scores(word)
+                best = int(scores.argmax())
+            pieces = tuple(token.word for token in word)
+            end = word[-1].end
+            joined.append(_Token("", scores, best, first.start, end, first.index, False, pieces))
+        return joined
+
+    def _spelling(self, token: _Token) -> str:
+        """A token's, or a word's."""
+        return self.text.join_words(token.pieces) if token.pieces else token.word
 
     def _scores(self, word: list[_Token]) -> NDArray[Any]:
-        if self.aggregation_strategy == "first":
-            return word[0].scores
+        """The most certain token's, or the average."""
         if self.aggregation_strategy == "max":
             return max(word, key=lambda token: float(token.scores.max())).scores
         mean: NDArray[Any] = np.mean([token.scores for token in word], axis=0)
