@@ -10,7 +10,12 @@ import pytest
 from sparsec.serving.pipelines import base
 from tests.docs_snippets import ROOT, prepare, rendered
 
-PAGES = [*sorted((ROOT / "docs" / "pipelines").glob("*.md")), ROOT / "docs" / "buckets.md"]
+DOCS = ROOT / "docs"
+PAGES = [
+    *sorted((DOCS / "pipelines").glob("*.md")),
+    DOCS / "buckets.md",
+    DOCS / "migrating-from-deepsparse.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sparsec.errors import InputError, ModelError
@@ -100,7 +101,7 @@ class FillMaskPipeline(Pipeline):
             for mask in masks:
                 scores = softmax(output[self._output][mask])
                 row = []
-                for token in np.argsort(-scores, kind="stable")[: self.top_k].tolist():
+                for token in _best(scores, self.top_k):
                     filled = [*ids[:mask], token, *ids[mask + 1 :]]
                     # Other masks are special tokens too, and stay visible.
                     row.append(
@@ -114,3 +115,11 @@ class FillMaskPipeline(Pipeline):
                 rows.append(row)
             predictions.append(rows[0] if len(rows) == 1 else rows)
         return FillMaskOutput(predictions=predictions)
+
+
+def _best(scores: NDArray[np.float64], count: int) -> list[int]:
+    """Indices of the highest, best first."""
+    count = min(count, len(scores))
+    found = np.argpartition(-scores, count - 1)[:count]
+    best: list[int] = found[np.lexsort((found, -scores[found]))].tolist()
+    return best
