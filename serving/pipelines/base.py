@@ -157,6 +157,7 @@ class Pipeline(abc.ABC):
         )
         buckets = _buckets(sequence_length, model)
         text = Text.load(model)
+        once = _Once(model)
         model = kind.adapt(model, **options)
         runner: Runner
         if engine == "sparsec":
@@ -166,7 +167,7 @@ class Pipeline(abc.ABC):
                 batch_size=batch_size or 1,
                 num_cores=num_cores,
                 pad_id=text.pad_id,
-                progress=progress or _Once(model),
+                progress=progress or once,
             )
         else:
             runner = OnnxRuntimeRunner(
