@@ -109,12 +109,26 @@ class Text:
     # ---- text to tokens --------------------------------------------------------------------------
 
     def encode(self, text: str) -> Encoding:
-        """All tokens of a text, special ones and truncation left out."""
-        return self._bare.encode(text, add_special_tokens=False)
+        """All tokens of a text, special ones and truncation left out.
+
+        Raises:
+            InputError: the text holds half a character.
+        """
+        return self._encode(text)
 
     def encode_words(self, words: Sequence[str]) -> Encoding:
         """The same of words; offsets are inside each word."""
-        return self._bare.encode(list(words), is_pretokenized=True, add_special_tokens=False)
+        return self._encode(list(words), is_pretokenized=True)
+
+    def _encode(self, text: str | list[str], is_pretokenized: bool = False) -> Encoding:
+        try:
+            return self._bare.encode(
+                text, is_pretokenized=is_pretokenized, add_special_tokens=False
+            )
+        except TypeError:
+            raise InputError(
+                "the text is not valid Unicode: it has a surrogate (U+D800 to U+DFFF) of its own"
+            ) from None
 
     def join(self, first: Encoding, second: Encoding | None = None) -> Encoding:
         """Put the special tokens around one or two encodings."""

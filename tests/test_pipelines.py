@@ -492,6 +492,14 @@ def test_calls(ner_model: Path) -> None:
         pipeline("x")
 
 
+def test_half_a_character(ner_model: Path) -> None:
+    """Lone surrogates, as broken JSON has them, are no text."""
+    with create(ner_model) as pipeline:
+        for bad in ("a \ud800 b", [["a", "\udfff"]]):
+            with pytest.raises(InputError, match="not valid Unicode"):
+                pipeline(inputs=bad)
+
+
 def test_labels_without_names(ner_model: Path) -> None:
     with create(ner_model, config={}, ignore_labels=[]) as pipeline:
         found = {r.entity for row in pipeline(TEXTS).predictions for r in row}
