@@ -380,8 +380,9 @@ def test_zero_shot_by_hand(tokenizer: Path) -> None:
         made(labels=["x"])("a", labels=["y"])
     with pytest.raises(InputError, match="needed by the call"):
         made()("a")
-    with pytest.raises(InputError, match=r"must have \{\}"):
-        made(hypothesis_template="nothing")
+    for template in ("nothing", "{:>99999999}", "{0.__class__}"):
+        with pytest.raises(InputError, match=r"must have \{\}"):
+            made(hypothesis_template=template)
     with pytest.raises(InputError, match="model_config has wrong"):
         made(model_config={"wrong": 1})
     with pytest.raises(InputError, match="must differ"):
@@ -455,7 +456,13 @@ def create(folder: Path, task: str = "ner", **options: Any) -> Pipeline:
         ({"scheduler": "x"}, InputError, "scheduler is an argument of DeepSparse only"),
         ({"aggregation_strategy": "best"}, InputError, "none, simple, first, average, max"),
         ({"stride": 3}, InputError, "other than none"),
-        ({"batch_size": 0}, InputError, "batch_size must be at least 1"),
+        ({"batch_size": 0}, InputError, "batch_size: Input should be greater than 0"),
+        ({"batch_size": "x"}, InputError, "batch_size: Input should be a valid integer"),
+        ({"num_cores": 0}, InputError, "num_cores: Input should be greater than 0"),
+        ({"task": 3}, InputError, "unknown task 3"),
+        ({"model_path": 3}, InputError, "model_path: "),
+        ({"stride": "x"}, InputError, "stride: Input should be a valid integer"),
+        ({"ignore_labels": "O"}, InputError, "ignore_labels: "),
         ({"sequence_length": []}, InputError, "a number of tokens or a list"),
         ({"sequence_length": [16, 0]}, InputError, "a number of tokens or a list"),
         ({"sequence_length": 512}, InputError, "positions for 128 tokens"),
@@ -468,8 +475,9 @@ def create(folder: Path, task: str = "ner", **options: Any) -> Pipeline:
 def test_wrong_options(
     ner_model: Path, options: dict[str, Any], error: type[SparsecError], message: str
 ) -> None:
+    options = {"task": "ner", "model_path": ner_model, "engine_type": "onnxruntime", **options}
     with pytest.raises(error, match=message):
-        create(ner_model, **options)
+        Pipeline.create(**options)
 
 
 def test_calls(ner_model: Path) -> None:

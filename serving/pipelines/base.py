@@ -12,11 +12,18 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar, overload
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_type_hints, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import (
+    BaseModel,
+    PositiveInt,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from sparsec.errors import InputError, ModelError
 from sparsec.facade import DEFAULT_BUCKETS
@@ -141,13 +148,14 @@ class Pipeline(abc.ABC):
         if model_path is None:
             raise InputError("model_path is needed: tasks have no default models")
         options = _check_options(kind, kwargs)
-        engine = _ENGINE_ALIASES.get(engine_type.lower(), engine_type.lower())
+        batch_size = _typed("batch_size", PositiveInt | None, batch_size)
+        num_cores = _typed("num_cores", PositiveInt | None, num_cores)
+        model_path = _typed("model_path", str | Path, model_path)
+        engine = _ENGINE_ALIASES.get(str(engine_type).lower(), str(engine_type).lower())
         if engine not in ENGINES:
             raise InputError(
                 f"engine_type must be one of {', '.join(ENGINES)}, not {engine_type!r}"
             )
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
         model = ModelFiles.find(
             model_path,
             tokenizer=tokenizer,
@@ -361,7 +369,7 @@ def find(task: str) -> type[Pipeline]:
         InputError: there is none of that name.
     """
     known = tasks()
-    if _key(task) not in _tasks:
+    if not isinstance(task, str) or _key(task) not in _tasks:
         raise InputError(f"unknown task {task!r}; there are {', '.join(known)}")
     return _tasks[_key(task)]
 
@@ -376,18 +384,37 @@ def options_of(kind: type[Pipeline]) -> dict[str, inspect.Parameter]:
 
 
 def _check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task, of the types that its class declares."""
     known = options_of(kind)
-    for name in options:
+    try:
+        hints = get_type_hints(kind.__init__)
+    except NameError:  # a task of somebody else's, with names that are not there at run time
+        hints = {}
+    checked = {}
+    for name, value in options.items():
         if name in known:
-            continue
-        if name in _GONE:
+            checked[name] = _typed(name, hints.get(name, Any), value)
+        elif name in _GONE:
             raise InputError(f"{name} is an argument of DeepSparse only: {_GONE[name]}")
-        raise InputError(
-            f"{kind.task} has no option {name!r}; it has {', '.join(known) or 'none'}, besides "
-            f"those of all pipelines: batch_size, sequence_length, num_cores, engine_type, "
-            f"tokenizer, config, zoo_dir, progress"
-        )
-    return dict(options)
+        else:
+            raise InputError(
+                f"{kind.task} has no option {name!r}; it has {', '.join(known) or 'none'}, besides "
+                f"those of all pipelines: batch_size, sequence_length, num_cores, engine_type, "
+                f"tokenizer, config, zoo_dir, progress"
+            )
+    return checked
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """An argument as its type."""
+    try:
+        adapter = TypeAdapter(hint)
+    except PydanticSchemaGenerationError:  # a class that only the task knows
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"{name}: {explain(error)}") from None
 
 
 class _Once:
