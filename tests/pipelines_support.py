@@ -87,6 +87,26 @@ def byte_level(path: Path) -> Path:
     return path
 
 
+def unigram(path: Path) -> Path:
+    """Write XLM-RoBERTa's kind of tokenizer: pieces with probabilities, spaces as a character."""
+    words = [f"▁{word}" for word in WORDS.split() if not word.startswith("#")]
+    letters = ["▁", *LETTERS, *LETTERS.upper()]
+    pieces = [*("<s>", "<pad>", "</s>", "<unk>", "<mask>"), *words, "▁New", "ing", *letters]
+    vocab = [(piece, -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(pieces[:5])
+    tokenizer.save(str(path))
+    return path
+
+
 def make(
     folder: Path, head: str, *, seed: int = 0, kind: str = "wordpiece", **settings: Any
 ) -> tuple[EncoderConfig, Weights]:
@@ -96,7 +116,7 @@ def make(
         folder: made if it is missing.
         head: as in :class:`EncoderConfig`, or ``masked-lm``.
         seed: of the weights.
-        kind: ``wordpiece`` or ``byte-level``, the tokenizer.
+        kind: ``wordpiece``, ``byte-level`` or ``unigram``, the tokenizer.
         settings: further entries of config.json; ``labels`` becomes ``id2label``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +139,7 @@ def make(
         word_piece(folder / "tokenizer.json")
         special = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True))
     else:
-        byte_level(folder / "tokenizer.json")
+        (byte_level if kind == "byte-level" else unigram)(folder / "tokenizer.json")
         names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         special = dict(zip(("cls", "pad", "sep", "unk", "mask"), names, strict=True))
     entries: dict[str, Any] = {f"{key}_token": token for key, token in special.items()}

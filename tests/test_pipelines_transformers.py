@@ -47,7 +47,7 @@ class Case:
         self.model = reference_model(head, self.config, self.weights, kind, settings)
         self.tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
         self.tokenizer.model_max_length = BUCKETS[-1]
-        if kind == "byte-level":
+        if kind != "wordpiece":
             self.tokenizer.model_input_names = ["input_ids", "attention_mask"]
 
     def reference(self, task: str, **options: Any) -> Callable[..., Any]:
@@ -145,7 +145,7 @@ def compare_tokens(results: list[Any], expected: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", ["wordpiece", "byte-level"])
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-level", "unigram"])
 def test_token_classification(cases: Callable[..., Case], kind: str, engine: str) -> None:
     case = cases("token-classification", kind, labels=NER_LABELS)
     for strategy in ("none", "simple", "first", "average", "max"):
@@ -184,7 +184,7 @@ def test_long_text_in_windows(cases: Callable[..., Case], engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", ["wordpiece", "byte-level"])
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-level", "unigram"])
 @pytest.mark.parametrize(
     "options", [{}, {"doc_stride": 3}, {"max_answer_len": 2}, {"version_2_with_negative": True}]
 )
