@@ -30,6 +30,10 @@ _USUAL = {
 # What decoding leaves a space before, and does not for a tokenizer that cleans up.
 _TIGHT = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
+# Characters of a text from which on it is tokenized as a batch of one: only for batches does the
+# library release the GIL.
+LONG = 4096
+
 _FIELDS = {"ids": "ids", "mask": "attention_mask", "types": "type_ids"}
 
 
@@ -121,10 +125,11 @@ class Text:
         return self._encode(list(words), is_pretokenized=True)
 
     def _encode(self, text: str | list[str], is_pretokenized: bool = False) -> Encoding:
+        options = {"is_pretokenized": is_pretokenized, "add_special_tokens": False}
         try:
-            return self._bare.encode(
-                text, is_pretokenized=is_pretokenized, add_special_tokens=False
-            )
+            if len(text) > LONG:
+                return self._bare.encode_batch([text], **options)[0]
+            return self._bare.encode(text, **options)
         except TypeError:
             raise InputError(
                 "the text is not valid Unicode: it has a surrogate (U+D800 to U+DFFF) of its own"

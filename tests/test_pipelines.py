@@ -503,7 +503,7 @@ def test_calls(ner_model: Path) -> None:
 def test_half_a_character(ner_model: Path) -> None:
     """Lone surrogates, as broken JSON has them, are no text."""
     with create(ner_model) as pipeline:
-        for bad in ("a \ud800 b", [["a", "\udfff"]]):
+        for bad in ("a \ud800 b", "long " * 9999 + "\ud800", [["a", "\udfff"]]):
             with pytest.raises(InputError, match="not valid Unicode"):
                 pipeline(inputs=bad)
 

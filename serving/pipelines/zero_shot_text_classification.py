@@ -202,7 +202,7 @@ def _labels(labels: str | Sequence[str]) -> list[str]:
 
 
 def _template(template: str) -> str:
-    # Not str.format: a template may come with a request, and ask for gigabytes of padding.
+    # Not str.format: templates come over the network, and {:>999999999} is a format too.
     if "{}" not in template:
         raise InputError(f"hypothesis_template must have {{}} for the label: {template!r}")
     return template
