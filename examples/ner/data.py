@@ -29,7 +29,7 @@ OTHER_WORDS = 0.3  # of the sentences get some words that make no sense, so that
 def plain_sentences(held_out: bool) -> list[str]:
     """Lines of examples/minilm/calibration.txt in which only the first word is capitalized."""
     lines = read_lines(MINILM / "calibration.txt")
-    words = {w for line in lines for w in re.findall(r"(?<![.!?] )(?<!^)\b[a-z]+", line)}
+    words = {w for line in lines for w in re.findall(r"\b[a-z]+", line)}
     names = {part.lower() for name in ALL_NAMES for part in name.split()}
     common = words - names
     kept = []

@@ -91,7 +91,7 @@ TASK = Task(
     pieces=5_000,
     words=ALL_NAMES,
     sample=sample,
-    steps=800,
-    sparse_steps=800,
-    batch=24,
+    steps=450,
+    sparse_steps=300,
+    batch=16,
 )
