@@ -48,5 +48,7 @@ def trim(source: Path, size: int, texts: Iterable[str]) -> tuple[str, list[int]]
         token["ids"] = [renumbered[t] for t in token["tokens"]]
     letters = {f"{p}{c}" for p in ("", "##") for c in "abcdefghijklmnopqrstuvwxyz0123456789"}
     if not letters <= set(kept):
-        raise ValueError(f"{size} pieces are too few to keep single letters: words have no spelling")
+        raise ValueError(
+            f"{size} pieces are too few to keep single letters: words have no spelling"
+        )
     return json.dumps(raw, ensure_ascii=False, separators=(",", ":")), ids
