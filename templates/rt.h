@@ -31,9 +31,19 @@ typedef struct {
     int32_t queries;
     char *scratch;                    /* threads * scratch_size bytes */
     size_t scratch_size;
+    char *local;                      /* what stages keep between their kernels */
+    size_t local_size;                /* of it, the bytes of one thread */
     char *const *buf;                 /* buffers by number */
     int32_t ragged;                   /* lengths were given: some rows may be absent */
 } sparsec_rt;
+
+/* What a kernel works with for a piece of rows: its thread's memory, and the buffers that hold only
+ * these rows. */
+typedef struct {
+    char *scratch;
+    char *local;
+    int64_t first, blocks; /* the rows, in blocks of 16 */
+} sparsec_tile;
 
 SPARSEC_INLINE void sparsec_for(const sparsec_rt *rt, sparsec_task task, void *arg, int32_t count)
 {

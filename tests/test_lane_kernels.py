@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from sparsec.compiler import targets, toolchain
 from sparsec.compiler.codegen.bucket import VECTOR_HEADERS
-from sparsec.compiler.codegen.lane_kernels import read_template
+from sparsec.compiler.codegen.lane_kernels import environment, read_template
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, interpret
-from sparsec.compiler.lowering import byte_scores, lanes
+from sparsec.compiler.lowering import byte_scores, gelu, lanes
 from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params
 
@@ -165,12 +165,20 @@ def test_packed_stream_holds_every_weight_once(
         index = 0
         for chunk in range(plan.chunks):
             for quad in range(plan.quads):
-                for j in range(plan.start[index], plan.start[index + 1]):
+                (step, twos), (last_step, last_twos) = plan.start[index : index + 2]
+                shared = 2 * (last_step - step) - (last_twos - twos)
+                at = 2 * twos
+                for j in range(step, last_step):
+                    # Steps that share come first, with one offset for two channels.
+                    halves = 2 if j < step + shared else 1
                     for r in range(4):
-                        pack = chunk * plan.chunk_packs + int(plan.offsets[j, r]) // 64
+                        offset = int(plan.offsets[at + r // halves])
+                        pack = chunk * plan.chunk_packs + offset // 64
                         place = quad * 4 + r
                         row = plan.order[chunk, place] if plan.order.size else place
                         rows[row, pack : pack + plan.run] += stream[j, :, r]
+                    at += 4 // halves
+                assert at == 2 * last_twos
                 index += 1
     else:
         dense = np.ascontiguousarray(plan.weights.transpose(0, 2, 1))
@@ -533,13 +541,19 @@ def test_vector_math_error_bounds(tmp_path: Path, target: str) -> None:
     """The errors that vmath.h states, over dense samples; and the limits."""
     isa = _target(target)
     cc = toolchain.find()
-    headers = ("sparsec.h", "rt.h", "lanes/vec.h", "lanes/vmath.h")
-    for name in (*headers, f"lanes/{VECTOR_HEADERS[isa.lanes]}"):
+    headers = ("sparsec.h", "rt.h", "lanes/vec.h", f"lanes/{VECTOR_HEADERS[isa.lanes]}")
+    for name in headers:
         (tmp_path / Path(name).name).write_text(read_template(name))
+    vmath = environment().get_template("lanes/vmath.h.j2").render(phi=gelu.literals())
+    (tmp_path / "vmath.h").write_text(vmath)
     functions = "".join(
         f"void each_{f}(float *x, long n) {{ for (long i = 0; i < n; i += VL) "
         f"vf_store(x + i, {f}(vf_load(x + i))); }}\n"
         for f in MATH
+    )
+    functions += (
+        "void gelu_steps(float *x, long n, const float *table) { for (long i = 0; i < n; i += VL) "
+        "vi_store(x + i, v_gelu_steps(vf_load(x + i), table)); }\n"
     )
     (tmp_path / "m.c").write_text(
         "#include <math.h>\n#include <string.h>\n"
@@ -569,6 +583,18 @@ def test_vector_math_error_bounds(tmp_path: Path, target: str) -> None:
     for name in ("vf_tanh", "vf_erf"):
         edge = call(name, np.float32([-np.inf, np.inf, -1e30, 1e30] * 4))
         np.testing.assert_allclose(edge[:4], [-1, 1, -1, 1], rtol=1e-6)
+    sums = np.rint(np.linspace(-(2.0**24), 2.0**24, 1 << 16)).astype(np.float32)
+    for scale, step in ((3e-4, 0.02), (2e-6, 0.004), (0.04, 3.0), (1.1e-6, 1.3e-6)):
+        steps = np.concatenate([sums, np.rint(sums / 4096)]).astype(np.float32)
+        quotient = MATH["vf_gelu"][0](scale * steps.astype(np.float64)) / step
+        table = gelu.steps_table(scale, step)
+        library.gelu_steps(
+            ctypes.c_void_p(steps.ctypes.data),
+            ctypes.c_long(len(steps)),
+            ctypes.c_void_p(table.ctypes.data),
+        )
+        error = np.abs(steps.view(np.int32) - quotient)
+        assert (error <= 0.5 + 2e-6 / step + 4e-7 * np.abs(quotient)).all(), (scale, step)
 
 
 def test_undefined_behaviour_would_be_seen(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from examples.encoders import EncoderConfig, Export, write_random
 from sparsec.compiler import frontend, passes
 from sparsec.compiler.ir import BATCH, Graph, Node, interpret
 from sparsec.compiler.lowering.linear import Plans, estimated_work, packs_of
-from sparsec.compiler.passes.grouping import group_in_fours, grouping_cost
+from sparsec.compiler.passes.grouping import group_in_fours, packs_left
 from sparsec.compiler.passes.permute_channels import permute_channels
 from sparsec.compiler.targets import TARGETS
 from tests.lane_harness import compile_graph, target_params
@@ -42,51 +42,38 @@ def uneven(rng: np.random.Generator, rows: int, channels: int, share: float = 0.
     rows=st.integers(0, 40),
     fours=st.integers(1, 40),
     segments=st.integers(1, 3),
-    makers=st.integers(0, 2),
     share=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     seed=st.integers(0, 99),
 )
 def test_the_order_is_a_permutation_and_never_worse(
-    rows: int, fours: int, segments: int, makers: int, share: float, seed: int
+    rows: int, fours: int, segments: int, share: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     width = 4 * fours
     used = rng.random((rows, width * segments)) < share
-    lengths = [rng.integers(0, 20, width * segments) for _ in range(makers)]
-    order = group_in_fours(used, lengths, width)
+    order = group_in_fours(used, width)
     parts = order.reshape(segments, width)
     for i, part in enumerate(parts):
         np.testing.assert_array_equal(np.sort(part), np.arange(i * width, (i + 1) * width))
-    natural = np.arange(len(order))
-    assert grouping_cost(used, lengths, order) <= grouping_cost(used, lengths, natural)
-    np.testing.assert_array_equal(order, group_in_fours(used, lengths, width))
+    assert packs_left(used, order) <= packs_left(used, np.arange(len(order)))
+    np.testing.assert_array_equal(order, group_in_fours(used, width))
 
 
 def test_shuffled_blocks_are_found_again() -> None:
     rng = np.random.default_rng(0)
     used = np.repeat(rng.random((256, 64)) < 0.2, 4, axis=1)[:, rng.permutation(256)]
-    order = group_in_fours(used, [], 256)
-    assert grouping_cost(used, [], order) == used.sum() / 4
-
-
-def test_channels_of_like_length_share_a_four() -> None:
-    lengths = np.random.default_rng(0).integers(20, 60, 256)
-    order = group_in_fours(np.zeros((0, 256), bool), [lengths], 256)
-    excess = grouping_cost(np.zeros((0, 256), bool), [lengths], order) / lengths.sum()
-    assert excess < 1.01 < 1.1 < 4 * lengths.reshape(-1, 4).max(axis=1).sum() / lengths.sum()
-    # Two threads that take half of the fours each have as much to do.
-    halves = lengths[order].reshape(2, -1).sum(axis=1)
-    assert abs(halves[0] - halves[1]) < 0.02 * lengths.sum()
+    order = group_in_fours(used, 256)
+    assert packs_left(used, order) == used.sum() / 4
 
 
 @pytest.mark.parametrize(("rows", "channels"), [(768, 3072), (2304, 768)])
 def test_uneven_patterns_gain_in_bounded_time(rows: int, channels: int) -> None:
     used = uneven(np.random.default_rng(0), rows, channels)
     start = time.perf_counter()
-    order = group_in_fours(used, [], channels)
+    order = group_in_fours(used, channels)
     assert time.perf_counter() - start < 10
-    before = grouping_cost(used, [], np.arange(channels))
-    assert grouping_cost(used, [], order) < 0.85 * before
+    before = packs_left(used, np.arange(channels))
+    assert packs_left(used, order) < 0.85 * before
 
 
 # where it applies
@@ -141,8 +128,8 @@ def layers_of(graph: Graph) -> list[Node]:
     return [n for n in graph.nodes if n.op == "qlinear"]
 
 
-def work(graph: Graph, panels: bool = True) -> float:
-    return sum(estimated_work(graph.constants[n.inputs[1]], panels) for n in layers_of(graph))
+def work(graph: Graph) -> float:
+    return sum(estimated_work(graph.constants[n.inputs[1]]) for n in layers_of(graph))
 
 
 KINDS = ["gelu", "spelled", "channels", "positions", "relu"]
@@ -191,7 +178,7 @@ def test_a_quantized_norm_is_gathered_for_its_layers() -> None:
     graph = b.graph(b.layer(q, 96), b.layer(q, 64), b.op("add", x, y))
     after = check(graph, permute_channels)
     assert ops(after) == ops(graph) + ops(after) - ops(graph) and ops(after)["gather"] == 1
-    assert work(after, panels=False) < 0.97 * work(graph, panels=False)
+    assert work(after) < 0.97 * work(graph)
 
 
 @pytest.mark.parametrize(
@@ -298,14 +285,13 @@ def test_work_of_an_encoder_falls(tmp_path: Path, attention: Any) -> None:
     target = next(t for t in TARGETS if t.name == "avx512_vnni")
     for source, node in before.items():
         if "encoder" in source:
-            panels = any(part in source for part in ("query", "key", "intermediate"))
             plans = [
-                Plans(target, [g.length]).get(n, g, panels)
+                Plans(target, [g.length]).get(n, g)
                 for n, g in ((node, stages[-2]), (after[source], stages[-1]))
             ]
             assert plans[1].work < plans[0].work, source
             w = stages[-2].constants[node.inputs[1]]
-            assert estimated_work(w, panels) == 1.2 * plans[0].work
+            assert estimated_work(w) == 1.2 * plans[0].work
             assert plans[0].nonzero == (packs_of(w) != 0).sum()
 
 

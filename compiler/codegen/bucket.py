@@ -18,7 +18,7 @@ from sparsec.compiler.codegen.lane_kernels import (
     read_template,
 )
 from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
-from sparsec.compiler.lowering import lanes
+from sparsec.compiler.lowering import gelu, lanes
 from sparsec.compiler.lowering.batch import separable
 from sparsec.compiler.lowering.general import general_kernel
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
@@ -26,11 +26,12 @@ from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES
 from sparsec.compiler.targets import Target
 
-#: Rows that are computed at a time where the batch can be cut: enough to share the traffic of the
-#: weights, few enough to keep activations in the last-level cache.
-CHUNK_ROWS = 1024
+#: Rows that are computed at a time where the batch can be cut: few enough to keep activations in
+#: the caches.  With many threads it is more, so that each has TALL blocks.
+CHUNK_ROWS = 512
 
-#: Blocks of rows that a thread takes through a stage at a time.
+#: Blocks of rows that a thread takes through a stage at a time: what they leave behind from kernel
+#: to kernel should stay in the second-level cache.
 TALL = 4
 
 VECTOR_HEADERS = {16: "vec_avx512.h", 8: "vec_avx2.h", 4: "vec_generic.h"}
@@ -102,6 +103,20 @@ class _Stage:
     calls: list[_Call] = field(default_factory=list)
     kind: str = "general"  # general, rows, attention, copy
 
+    def waves(self) -> list[list[_Call]]:
+        """The calls in runs of layers that do not read each other's results."""
+        waves: list[list[_Call]] = []
+        made: set[Slot] = set()
+        for call in self.calls:
+            layer = call.kernel is not None and call.kernel.quads > 0
+            if waves and layer and made and not made & {*call.reads, *call.writes}:
+                waves[-1].append(call)
+            else:
+                waves.append([call])
+                made = set()
+            made = made | {*call.writes} if layer else set()
+        return waves
+
 
 def _identifier(text: str) -> str:
     """A C identifier made of an ONNX name."""
@@ -134,6 +149,10 @@ class _Emitter:
         self.kernels: dict[str, str] = {}
         self.slots: list[_Size] = []
         self.place: dict[Slot, str] = {}
+        #: Buffers that one piece of rows fills and reads within a stage: where each begins in the
+        #: thread's own memory, and its size, both in bytes for a block of 16 rows.
+        self.local: dict[Slot, tuple[int, int]] = {}
+        self.local_bytes = 0
         self.layers: list[dict[str, Any]] = []
         self.copies: list[tuple[str, int]] = []
         self._find_makers()
@@ -347,6 +366,9 @@ class _Emitter:
                     last[slot] = i
         for root, _ in self.copies:
             last[(root, "flat")] = len(stages)
+        for i, stage in enumerate(stages):
+            if stage.kind == "rows":
+                self._allocate_local(stage.waves(), {slot for slot in last if last[slot] == i})
         free_slots: list[int] = []
         busy: list[tuple[int, int]] = []  # (last stage, slot)
         for i, stage in enumerate(stages):
@@ -356,7 +378,7 @@ class _Emitter:
                     free_slots.append(index)
             for call in stage.calls:
                 for slot in call.writes:
-                    if slot in self.place:
+                    if slot in self.place or slot in self.local:
                         continue
                     size = self._size(slot)
                     fits = [s for s in free_slots if self.slots[s].kind() == size.kind()]
@@ -370,6 +392,30 @@ class _Emitter:
                         self.slots.append(size)
                     self.place[slot] = f"slot{index}"
                     busy.append((last[slot], index))
+
+    def _allocate_local(self, waves: Sequence[Sequence[_Call]], ending: set[Slot]) -> None:
+        """Place what the `waves` of a stage write and nobody reads after it (`ending`)."""
+        last = {
+            slot: i
+            for i, wave in enumerate(waves)
+            for call in wave
+            for slot in (*call.reads, *call.writes)
+        }
+        busy: list[tuple[int, int, int]] = []  # (begin, end, last wave)
+        for i, wave in enumerate(waves):
+            busy = sorted(b for b in busy if b[2] >= i)
+            for slot in (s for call in wave for s in call.writes):
+                if slot not in ending or slot[1] == "flat":
+                    continue
+                size = self._size(slot).total()
+                begin = 0
+                for lo, hi, _ in busy:
+                    if begin + size <= lo:
+                        break
+                    begin = hi
+                self.local[slot] = (begin, size)
+                busy = sorted([*busy, (begin, begin + size, last[slot])])
+                self.local_bytes = max(self.local_bytes, begin + size)
 
     def number(self, slot: Slot) -> int:
         """Index of a buffer in ``rt->buf``."""
@@ -387,6 +433,9 @@ class _Emitter:
         name, form = slot
         if form == "flat" and name in self.graph.constants:
             return f"W({self.pool.add(self.graph.constants[name])})"
+        if slot in self.local:
+            begin, size = self.local[slot]
+            return f"LOCAL({begin}, {size})"
         return f"BUF(void, {self.number(slot)})"
 
     def _lane_call(self, call: _Call, number: int) -> str:
@@ -399,11 +448,11 @@ class _Emitter:
         lines = [f"/* {_c_string(call.source)}: {call.title} */"]
         attention = kernel.heads > 0
         params = (
-            "int32_t query, int32_t head"
+            "int32_t query, int32_t query_end, int32_t head, char *scratch"
             if attention
-            else "int64_t b0, int64_t b1, int32_t q0, int32_t q1"
+            else "const sparsec_tile *tile, int64_t b0, int64_t b1, int32_t q0, int32_t q1"
         )
-        lines.append(f"static void {call.function}(const sparsec_rt *rt, {params}, char *scratch)")
+        lines.append(f"static void {call.function}(const sparsec_rt *rt, {params})")
         lines.append("{")
         if self.profile:
             lines.append("    const uint64_t since = profile_now();")
@@ -420,33 +469,39 @@ class _Emitter:
             lines.append(f"        .cs = {{{', '.join(numbers)}}},")
         lines.append("    };")
         rows = f"&rt->{call.domain}"
-        if attention:
-            lines.append(f"    {kernel.name}(rt, &a, query, head, scratch);")
+        if attention and kernel.loops:
+            lines.append(f"    {kernel.name}(rt, &a, query, query_end, head, scratch);")
+        elif attention:
+            lines.append("    for (; query < query_end; query++)")
+            lines.append(f"        {kernel.name}(rt, &a, query, head, scratch);")
         elif kernel.tiles:
             lines.append("    int64_t b = b0;")
             for tile in kernel.tiles:
-                step = f"{kernel.name}_t{tile}(rt, {rows}, &a, b, q0, q1, scratch), b += {tile}"
+                step = f"{kernel.name}_t{tile}(rt, {rows}, &a, b, q0, q1, tile->scratch)"
                 lines.append(f"    while (b + {tile} <= b1)")
-                lines.append(f"        {step};")
+                lines.append(f"        {step}, b += {tile};")
         else:
             lines.append("    (void)q0; (void)q1;")
-            lines.append(f"    {kernel.name}(rt, {rows}, &a, b0, b1, scratch);")
+            lines.append(f"    {kernel.name}(rt, {rows}, &a, b0, b1, tile->scratch);")
         if self.profile:
             lines.append(f"    profile_add({number}, since);")
         return "\n".join([*lines, "}", ""])
 
     def _attention_stage(self, name: str, call: _Call) -> str:
         assert call.kernel is not None
+        heads = call.kernel.heads
         return f"""static void {name}_task(void *arg, int32_t index, int32_t thread)
 {{
     const sparsec_rt *const rt = arg;
-    {call.function}(rt, index / {call.kernel.heads}, index % {call.kernel.heads},
-        rt->scratch + (size_t)thread * rt->scratch_size);
+    const int32_t many = attention_blocks(rt, {heads}), query = index / {heads} * many;
+    const int32_t end = query + many < rt->queries ? query + many : rt->queries;
+    {call.function}(rt, query, end, index % {heads}, SCRATCH_OF(rt, thread));
 }}
 
 static void {name}(const sparsec_rt *rt)
 {{
-    sparsec_for(rt, {name}_task, (void *)rt, rt->queries * {call.kernel.heads});
+    const int32_t many = attention_blocks(rt, {heads});
+    sparsec_for(rt, {name}_task, (void *)rt, (rt->queries + many - 1) / many * {heads});
 }}
 """
 
@@ -506,13 +561,16 @@ static void {name}(const sparsec_rt *rt)
             elif stage.kind == "attention":
                 calls.append(self._attention_stage(name, stage.calls[0]))
             else:
-                described = [
-                    {
-                        "name": c.function,
-                        "quads": c.kernel.quads if c.kernel else 0,
-                        "slabs": -(-(c.kernel.quads if c.kernel else 0) // SLAB_QUADS),
-                    }
-                    for c in stage.calls
+                waves = [
+                    [
+                        {
+                            "name": c.function,
+                            "quads": c.kernel.quads if c.kernel else 0,
+                            "slabs": -(-(c.kernel.quads if c.kernel else 0) // SLAB_QUADS),
+                        }
+                        for c in wave
+                    ]
+                    for wave in stage.waves()
                 ]
                 zeroed = [
                     {"buffer": self.number(slot), "bytes": self._size(slot).batch}
@@ -525,10 +583,9 @@ static void {name}(const sparsec_rt *rt)
                     env.get_template("stage.c.j2").render(
                         name=name,
                         domain=stage.calls[0].domain,
-                        calls=described,
-                        splits=any(c["quads"] for c in described),
+                        waves=waves,
+                        splits=any(c["quads"] for wave in waves for c in wave),
                         zeroed=zeroed,
-                        tall=TALL,
                         slab=SLAB_QUADS,
                     )
                 )
@@ -563,8 +620,11 @@ static void {name}(const sparsec_rt *rt)
             n_outputs=len(graph.outputs),
             supports_lengths=token_lanes,
             chunk=max(1, CHUNK_ROWS // per_item) if divisible else 0,
+            per_item=per_item,
             scratch=scratch,
             slots=[vars(s) for s in self.slots],
+            local_bytes=self.local_bytes,
+            tall=TALL,
             buffers=buffers,
             weights=bool(self.pool.data()),
             profile=len(rows) if self.profile else 0,
@@ -575,7 +635,7 @@ static void {name}(const sparsec_rt *rt)
             "scalar.h": read_template("general/scalar.h"),
             "vec_isa.h": read_template(f"lanes/{VECTOR_HEADERS[self.target.lanes]}"),
             "vec.h": read_template("lanes/vec.h"),
-            "vmath.h": read_template("lanes/vmath.h"),
+            "vmath.h": env.get_template("lanes/vmath.h.j2").render(phi=gelu.literals()),
             "lanes.h": read_template("lanes/lanes.h"),
         }
         if self.profile:

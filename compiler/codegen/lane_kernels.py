@@ -20,7 +20,7 @@ import numpy as np
 from sparsec.compiler.ir import Dim, Graph, Node
 from sparsec.compiler.lowering import byte_scores, lanes, program
 from sparsec.compiler.lowering.lanes import Choice, Group
-from sparsec.compiler.lowering.linear import LinearPlan
+from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering.program import BYTES, F32, S8, U8, Accumulator, Args, Program
 from sparsec.compiler.lowering.requantize import accumulator_bounds
 from sparsec.compiler.targets import Target
@@ -72,6 +72,7 @@ class LaneKernel:
         quads: groups of 4 output channels (linear kernels only).
         scratch: bytes of scratch memory for one thread.
         title: one line for comments and the manifest.
+        loops: the kernel takes several blocks of queries a call (attention only).
         shape: input x output channels, or heads x channels of a head.
         sparsity: share of all-zero packs of the weights (linear kernels only).
         work_block, work_key: multiply-adds of 16 lanes (VPDPBUSD or FMA) that the non-zero weights
@@ -86,6 +87,7 @@ class LaneKernel:
     tiles: tuple[int, ...] = ()
     quads: int = 0
     heads: int = 0
+    loops: bool = False
     shape: str = ""
     sparsity: float = 0.0
     work_block: int = 0
@@ -290,7 +292,9 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "last_packs": plan.packs - (plan.chunks - 1) * plan.chunk_packs,
         "quads": plan.quads,
         "run": plan.run,
+        "slab": SLAB_QUADS,
         "prefetch": PREFETCH_BYTES,
+        "fetch": -(-plan.weights.nbytes // (64 * plan.chunks * plan.quads)) + 1,
         "cv_weights": args.vector(plan.weights),
         "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
         "cv_start": args.vector(plan.start) if plan.sparse else -1,
@@ -329,12 +333,12 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
             name="@NAME@", T=tile, comment=title, **context
         )
     name = f"{base}_{hashlib.sha256(body_text.encode()).hexdigest()[:8]}"
-    partial = 4 * max(plan.tiles) * 16 * 4 * plan.quads if plan.chunks > 1 else 0
+    waiting = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
     return LaneKernel(
         name=name,
         text=body_text.replace("@NAME@", name),
         args=args,
-        scratch=partial,
+        scratch=4 * max(plan.tiles) * 16 * 4 * waiting,
         title=title,
         tiles=plan.tiles,
         quads=plan.quads,
@@ -431,7 +435,7 @@ def _index(shape: Sequence[Dim], names: Sequence[str]) -> str:
 
 
 def attention_kernel(body: Body, target: Target) -> LaneKernel:
-    """The kernel of an attention group: one head of one block of 16 queries a call."""
+    """The kernel of an attention group: one head of one or several blocks of 16 queries a call."""
     group, graph, args = body.group, body.graph, body.args
     node = group.nodes[0]
     attrs = node.attrs
@@ -565,7 +569,15 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     scratch = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
     work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)
     return LaneKernel(
-        name, text, args, scratch, title, heads=heads, shape=f"{heads}x{dim}", work_key=work
+        name,
+        text,
+        args,
+        scratch,
+        title,
+        heads=heads,
+        loops=found is not None,
+        shape=f"{heads}x{dim}",
+        work_key=work,
     )
 
 

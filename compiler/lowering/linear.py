@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering.pairing import arrange
 from sparsec.compiler.lowering.tiling import (
     BUDGETS,
     LayerClass,
@@ -55,8 +56,8 @@ class LinearPlan:
         quads: groups of 4 output channels.
         tiles: rows/16 of the tile variants, largest first.
         weights: int32 dwords or float32; `offsets`: uint16 byte offsets into a chunk's activations,
-            `start`: int32 stream positions of each (chunk, quad), in units of 4 offsets (both for
-            sparse layers only).
+            `start`: int32 ``[chunks * quads + 1, 2]``, where each (chunk, quad) begins in both, in
+            steps of 4 weights (or runs of them) and in pairs of offsets (both only where sparse).
         order: uint16 ``[chunks, 4 * quads]``: channels in the order in which quads take them; empty
             where every quad is 4 adjacent channels.
         bias: int32, the layer's bias less what the input's zero point contributes (i8 only).
@@ -161,128 +162,78 @@ def split_pairs(rows: Array) -> Array:
     return np.stack([half.view(np.int32), rest.view(np.int32)], axis=2).reshape(len(rows), -1)
 
 
-def balanced_order(counts: Array) -> Array:
-    """Channels in an order that puts like counts side by side within each slab.
-
-    Args:
-        counts: [4 * quads] non-zero packs of each output channel.
-
-    Returns:
-        [4 * quads] the channel at each place.
-    """
-    size = 4 * SLAB_QUADS
-    slabs = [
-        first + np.argsort(counts[first : first + size], kind="stable")
-        for first in range(0, len(counts), size)
-    ]
-    return np.concatenate(slabs) if slabs else np.zeros(0, np.int64)
-
-
 def _default_chunk(packs: int) -> int:
     """Packs of a chunk that the widest vectors mostly get."""
     return -(-packs // chunks_for(packs, 2, BUDGETS[0]))
 
 
-def _chunk_orders(counts: Array, keep_last: bool) -> Array:
-    """The order in which quads take the channels in each chunk: [chunks, channels].
-
-    Args:
-        counts: [chunks, 4 * quads] non-zero packs of each channel.
-        keep_last: the last chunk keeps 4 adjacent channels to a quad, as panels need.
-    """
-    orders = [balanced_order(c) for c in counts]
-    if keep_last:
-        orders[-1] = np.arange(counts.shape[1])
-    return np.array(orders)
-
-
-def _pack_counts(rows: Array, chunk_packs: int) -> Array:
-    """Non-zero packs of the rows [4 * quads, packs] in each chunk: [chunks, 4 * quads]."""
-    starts = np.arange(0, rows.shape[1], chunk_packs)
-    return np.asarray(np.add.reduceat(rows != 0, starts, axis=1, dtype=np.int64).T)
-
-
-def quad_lengths(weights: Array) -> Array:
-    """Packs that each output channel has where quads are 4 adjacent channels (the last chunk).
-
-    Args:
-        weights: int8 [N, K].
-
-    Returns:
-        [N], for the kernel of the widest vectors.
-    """
-    rows = packs_of(weights)
-    return _pack_counts(rows, _default_chunk(rows.shape[1]))[-1, : len(weights)]
-
-
-def estimated_work(weights: Array, panels: bool) -> float:
+def estimated_work(weights: Array) -> float:
     """What a layer of int8 `weights` [N, K] costs: products for 16 rows, in dense ones.
 
     Counts what the kernel of the widest vectors would do, padding included.
-
-    Args:
-        panels: as for :meth:`Plans.get`.
     """
     rows = packs_of(weights)
-    counts = _pack_counts(rows, _default_chunk(rows.shape[1]))
-    sorted_counts = np.take_along_axis(counts, _chunk_orders(counts, panels), axis=1)
-    work = 4 * int(sorted_counts.reshape(len(counts), -1, 4).max(axis=2).sum())
+    step = _default_chunk(rows.shape[1])
+    used = rows != 0
+    work = sum(
+        4 * int(quads.steps.sum())
+        for first in range(0, used.shape[1], step)
+        for quads in (arrange(used[:, first : first + step], SLAB_QUADS),)
+    )
     return min(work * SPARSE_COST, float(rows.size))
 
 
 def _sparse_stream(
-    rows: Array, chunk_packs: int, keep_last: bool, run: int = 1, parts: int = 1
+    rows: Array, chunk_packs: int, run: int = 1, parts: int = 1
 ) -> tuple[Array, Array, Array, Array]:
     """Non-zero runs of each (chunk, quad), interleaved by row: weights, offsets, start, order.
 
     A run is `run` consecutive packs, of which any may be non-zero.  With `parts`, that many entries
-    of `rows` in a row are of one pack.  With `keep_last`, the last chunk keeps 4 adjacent channels
-    to a quad, as panels need.
+    of `rows` in a row are of one pack.
     """
     n4 = len(rows)
-    quads = n4 // 4
     runs = rows.reshape(n4, -1, run)
+    used = (runs != 0).any(axis=2)
     chunk_runs = chunk_packs // run * parts
     weights: list[Array] = []
     offsets: list[Array] = []
-    start = [0]
-    used = (runs != 0).any(axis=2)
-    all_counts = _pack_counts(used, chunk_runs)
-    orders = _chunk_orders(all_counts, keep_last)
-    firsts = range(0, runs.shape[1], chunk_runs)
-    for first, counts, order in zip(firsts, all_counts, orders, strict=True):
-        piece, counts = runs[order, first : first + chunk_runs], counts[order]
-        place_of = np.argsort(~used[order, first : first + chunk_runs], axis=1, kind="stable")
-        longest = int(counts.max()) if counts.size else 0
-        index = place_of[:, :longest]
-        place = np.arange(longest)
-        # Rows with fewer runs repeat one of their own with weight 0.
-        last = np.maximum(counts - 1, 0)[:, None]
-        index = np.where(place < counts[:, None], index, np.take_along_axis(place_of, last, axis=1))
-        value = np.take_along_axis(piece, index[:, :, None], axis=1)
-        value[place >= counts[:, None]] = 0
-        for q in range(quads):
-            n = int(counts[4 * q : 4 * q + 4].max())
-            weights.append(value[4 * q : 4 * q + 4, :n].transpose(1, 2, 0).reshape(n * run, 4))
-            offsets.append(index[4 * q : 4 * q + 4, :n].T // parts * (64 * run))
-            start.append(start[-1] + n)
+    orders: list[Array] = []
+    start = [(0, 0)]
+    for first in range(0, runs.shape[1], chunk_runs):
+        arranged = arrange(used[:, first : first + chunk_runs], SLAB_QUADS)
+        orders.append(arranged.order)
+        piece = runs[arranged.order, first : first + chunk_runs]
+        both = np.take_along_axis(
+            piece, np.repeat(arranged.shared_columns, 2, axis=0)[..., None], 1
+        )
+        single = np.take_along_axis(piece, arranged.own_columns[..., None], 1)
+        # Channels with fewer packs than the longest of their quad repeat one with weight 0.
+        single[np.arange(single.shape[1]) >= arranged.own[:, None]] = 0
+        both_at, single_at = (
+            c // parts * (64 * run) for c in (arranged.shared_columns, arranged.own_columns)
+        )
+        for q, (shared, length) in enumerate(zip(arranged.shared, arranged.steps, strict=True)):
+            own = length - shared
+            four = slice(4 * q, 4 * q + 4)
+            value = np.concatenate([both[four, :shared], single[four, :own]], axis=1)
+            weights.append(value.transpose(1, 2, 0).reshape(-1, 4))
+            offsets.append(both_at[2 * q : 2 * q + 2, :shared].T.reshape(-1))
+            offsets.append(single_at[four, :own].T.reshape(-1))
+            start.append((start[-1][0] + length, start[-1][1] + shared + 2 * own))
     return (
         np.ascontiguousarray(np.concatenate(weights)),
         np.concatenate(offsets).astype(np.uint16),
         np.array(start, np.int32),
-        orders,
+        np.array(orders),
     )
 
 
-def plan_linear(
-    node: Node, graph: Graph, target: Target, panels: bool, tiling: Tiling
-) -> LinearPlan:
+def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> LinearPlan:
     """Pack the weights of a `linear` or `qlinear` node.
 
     Args:
         node, graph: the layer.
         target: the ISA to plan for.
-        panels: whether a result is packed 4 adjacent channels to a dword, which ties them together.
         tiling: how to cut it.
     """
     w = graph.constants[node.inputs[1]]
@@ -307,11 +258,11 @@ def plan_linear(
         pieces = max(tiling.chunks, -(-packs * 64 // OFFSETS))
         chunk_packs = -(-packs // (pieces * run)) * run
         if pairs:
-            stream = _sparse_stream(split_pairs(rows), chunk_packs, panels, parts=2)
+            stream = _sparse_stream(split_pairs(rows), chunk_packs, parts=2)
         else:
-            stream = _sparse_stream(rows, chunk_packs, panels, run)
+            stream = _sparse_stream(rows, chunk_packs, run)
         weights, offsets, start, order = stream
-        work = int(start[-1]) * 4 * run
+        work = int(start[-1, 0]) * 4 * run
         if (order == np.arange(quads * 4)).all():
             order = order[:0]
     else:
@@ -398,6 +349,6 @@ class Plans:
         tiling = self._tilings[self._class_of[key], graph.length]
         stored = (key, tiling.sparse, tiling.chunks)
         if stored not in self._plans:
-            self._plans[stored] = plan_linear(node, graph, self._target, panels, tiling)
+            self._plans[stored] = plan_linear(node, graph, self._target, tiling)
         # The height of a tile does not change how weights are stored.
         return dataclasses.replace(self._plans[stored], tiles=tile_rows(tiling.tile))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering.gelu import steps_table
 from sparsec.compiler.lowering.requantize import exact_factor
 from sparsec.compiler.ops import OPS
 
@@ -290,6 +291,10 @@ class Program:
             if factor is not None:
                 sum_ = accumulator.expression
                 return self._bind(I32, f"vi_rint(vf_cvt({sum_}) * {self.constant(factor)})"), zp
+        table = self._gelu_table(source, scale)
+        if table is not None:
+            sum_, index = table
+            return self._bind(I32, f"v_gelu_steps(vf_cvt({sum_}), a->cv[{index}])"), zp
         x = self.demand(source)
         inverse = self.constant(np.asarray(np.float32(1.0) / scale, dtype=np.float32))
         # Above this everything saturates; below, the conversion to integers sees to it.
@@ -297,6 +302,21 @@ class Program:
         if self._is_inexact(source):
             return self._bind(I32, f"v_steps_near({x}, {inverse}, {limit})"), zp
         return self._bind(I32, f"v_steps({x}, {self.constant(scale)}, {inverse}, {limit})"), zp
+
+    def _gelu_table(self, name: str, step: np.ndarray) -> tuple[str, int] | None:
+        """Where `name` is GELU of an integer sum: C expression of the sum, number of the table."""
+        node = self.producers.get(name)
+        if node is None or node.op != "gelu" or name in self._names or self.leaf(name):
+            return None
+        accumulator = self.accumulators.get(self.resolve(node.inputs[0]))
+        exact = node.attrs.get("approximate", "none") == "none"
+        if accumulator is None or not exact or accumulator.scale.size != 1 or step.size != 1:
+            return None
+        scale, width = float(accumulator.scale.reshape(-1)[0]), float(step.reshape(-1)[0])
+        most = max(-int(accumulator.low.min()), int(accumulator.high.max()))
+        if not 1e-6 < scale < 1.0 or width < 1e-6 or most * scale / width > 2.0**30:
+            return None  # the table might not fit float32, or the number of steps an int32
+        return accumulator.expression, self.args.vector(steps_table(scale, width))
 
     def _is_inexact(self, name: str) -> bool:
         """Whether a value comes from a function that other implementations round otherwise."""

@@ -29,16 +29,15 @@ DENSITY_STEP = 0.05
 
 
 #: Factors of :func:`features` in nanoseconds, fitted by benchmarks/cost_model.py on a Zen 4 core at
-#: 3.7 GHz (only their ratios matter).  There, what the model chooses takes 0.8 % (int8) and 1.6 %
-#: (float) longer than the best of all tilings, on average over 90 layers and sizes.
+#: 3.7 GHz (only their ratios matter).  There, what the model chooses takes 1.6 % longer than the best of all tilings, on average over 90 layers and sizes.
 NANOSECONDS: dict[str, dict[str, tuple[float, ...]]] = {
     "avx512_vnni": {
-        "i8": (0.297, 0.0886, 0.262, 1.97, 1.86, 2.22, 0.282, 0.112, 0.0, 0.0),
-        "f32": (0.308, 0.0570, 0.159, 1.18, 1.14, 5.88, 0.243, 0.576, 0.0, 0.0),
+        "i8": (0.309, 0.249, 0.066, 0.341, 1.81, 1.25, 2.47, 0.281, 0.122, 0.0, 0.0),
+        "f32": (0.308, 0.308, 0.0570, 0.159, 1.18, 1.14, 5.88, 0.243, 0.576, 0.0, 0.0),
     },
     "avx2": {
-        "i8": (0.279, 0.0905, 0.195, 5.87, 1.60, 1.65, 0.295, 0.0, 0.0, 0.0),
-        "f32": (0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.216, 0.0, 0.0, 0.0),
+        "i8": (0.336, 0.292, 0.0691, 0.149, 2.98, 0.599, 1.44, 0.295, 0.0, 0.0, 0.0),
+        "f32": (0.189, 0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.216, 0.0, 0.0, 0.0),
     },
 }
 #: Targets that were not measured, and the one that their loops are most like.
@@ -114,9 +113,9 @@ def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Arra
         lanes: 32-bit lanes of a vector.
 
     Returns:
-        Float64: products, products whose activations are too many for the first-level cache, steps
-        of the inner loop, its ends, partial sums, results (all for vectors); the dense kernel's
-        products, steps, ends and results are apart.
+        Float64: products, those that share their activations with another, those whose activations
+        are too many for the first-level cache, steps of the inner loop, its ends, partial sums,
+        results (all for vectors); the dense kernel's products, steps, ends and results are apart.
     """
     vectors = 16 // lanes
     packs = layer.packs
@@ -130,14 +129,16 @@ def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Arra
             quads * tiles,
             4 * quads * blocks * vectors,
         ]
-        return np.array([0.0] * 6 + dense)
-    # Four rows take as many steps as the longest of them.
-    steps = quads * packs * layer.density * (1.15 if layer.panels else 1.03)
+        return np.array([0.0] * 7 + dense)
+    # Four channels take as many steps as the longest of them.  Where one of a pair has a pack, the
+    # other has one about as often as anywhere.
+    steps = quads * packs * layer.density * 1.03
     bytes_ = tiling.tile * packs * 64 / tiling.chunks
     products = steps * 4 * blocks * vectors
     partial = 4 * quads * blocks * vectors * (tiling.chunks - 1)
     row: list[float] = [
-        products,
+        products * (1 - layer.density),
+        products * layer.density,
         products * max(0.0, 1 - BUDGETS[0] / bytes_),
         steps * tiles,
         quads * tiling.chunks * tiles,

@@ -6,9 +6,8 @@
     a ── qlinear(U[p]) ── quantize ── qlinear(W[:, p])
 
 A kernel's unit of work is a pack: 4 consecutive input channels of one output, skipped when all four
-weights are zero; and it takes output channels in fours, each as long as the longest of the four.
-Which channels stand side by side is ours to choose (``grouping`` does) wherever nobody else sees
-the order:
+weights are zero.  Which channels stand side by side is ours to choose (``grouping`` does) wherever
+nobody else sees the order:
 
 * between two layers with elementwise work in between (the inner width of a feed-forward block);
 * within each head, between V and the projection that reads attention's result, and in Q and K,
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Editor, Graph, Node
-from sparsec.compiler.lowering.linear import estimated_work, packs_of, quad_lengths
+from sparsec.compiler.lowering.linear import estimated_work, packs_of
 from sparsec.compiler.ops import OPS
 from sparsec.compiler.ops.contraction import BYTES
 from sparsec.compiler.passes.grouping import group_in_fours
@@ -208,38 +207,15 @@ class _Permuting:
             return []
         return [_Site({name}, [], readers, self.channels(name), name)]
 
-    def in_quads(self, node: Node) -> bool:
-        """Whether a layer's kernel takes 4 adjacent channels at a time: it ends in bytes that
-        products read."""
-        todo, seen = [node.output], set[str]()
-        while todo:
-            name = todo.pop()
-            for user in self.consumers[name]:
-                if user.op == "qlinear" and user.inputs[0] == name:
-                    return True
-                if user.op == "attention" and name in user.inputs[:2]:
-                    return self.graph.values[name].dtype in BYTES
-                if (OPS[user.op].elementwise or user.op == "reshape") and user.output not in seen:
-                    seen.add(user.output)
-                    todo.append(user.output)
-        return False
-
     # -- which order
 
     def choose(self, site: _Site) -> Array | None:
         """The best order found, if it saves enough; None to leave the site as it is."""
         used = [self.weights[id(n)] != 0 for n in site.readers]
-        bytes_made = [n for n in site.makers if n.op == "qlinear" and self.in_quads(n)]
         packs = sum(int((packs_of(self.weights[id(n)]) != 0).sum()) for n in site.readers)
-        weights = sum(int(u.sum()) for u in used)
-        if packs and weights >= FULL * 4 * packs:
+        if not packs or sum(int(u.sum()) for u in used) >= FULL * 4 * packs:
             return None
-        if not packs and not bytes_made:
-            return None
-        lengths = [quad_lengths(self.weights[id(n)]) for n in bytes_made]
-        channels = len(lengths[0]) if lengths else used[0].shape[1]
-        stacked = np.concatenate(used) if used else np.zeros((0, channels), bool)
-        order = _ordered(stacked, lengths, site.width)
+        order = _ordered(np.concatenate(used), site.width)
         before = self.work(site)
         saved = before - self.work(site, order)
         return order if saved > 0 and saved >= WORTH * before else None
@@ -252,7 +228,7 @@ class _Permuting:
                 w = self.weights[id(node)]
                 if order is not None:
                     w = self.reordered(node, site, order)
-                total += estimated_work(w, self.in_quads(node))
+                total += estimated_work(w)
         return total
 
     def reordered(self, node: Node, site: _Site, order: Array) -> Array:
@@ -313,15 +289,13 @@ class _Permuting:
                     names[i] = edit.constant(np.ascontiguousarray(array[..., order]), name)
 
 
-def _ordered(used: Array, lengths: Sequence[Array], width: int) -> Array:
+def _ordered(used: Array, width: int) -> Array:
     """:func:`group_in_fours`, remembered."""
-    digest = hashlib.sha256(f"{used.shape} {len(lengths)} {width}".encode())
+    digest = hashlib.sha256(f"{used.shape} {width}".encode())
     digest.update(np.packbits(used).tobytes())
-    for n in lengths:
-        digest.update(n.tobytes())
     key = digest.digest()
     if key not in _known:
         if len(_known) >= _KNOWN_LIMIT:
             _known.clear()
-        _known[key] = group_in_fours(used, lengths, width)
+        _known[key] = group_in_fours(used, width)
     return _known[key]
