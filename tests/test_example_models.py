@@ -105,6 +105,46 @@ NAMES: dict[str, list[tuple[str, str]]] = {
     SENTENCE: [("PER", "Mary"), ("LOC", "Nairobi"), ("LOC", "New York")],
     SENTENCE.upper(): [("PER", "MARY"), ("LOC", "NAIROBI"), ("LOC", "NEW YORK")],
     SENTENCE.lower(): [("PER", "mary"), ("LOC", "nairobi"), ("LOC", "new york")],
+    "My aunt Ingrid sold her old piano to a baker from Glasgow.": [
+        ("PER", "Ingrid"),
+        ("LOC", "Glasgow"),
+    ],
+    "Barack Obama was born in Hawaii and studied at Harvard.": [
+        ("PER", "Barack Obama"),
+        ("LOC", "Hawaii"),
+        ("ORG", "Harvard"),
+    ],
+    "Apple is looking at buying a startup in the United Kingdom for $1 billion.": [
+        ("ORG", "Apple"),
+        ("LOC", "United Kingdom"),
+    ],
+    "The Amazon is the longest river in South America.": [
+        ("LOC", "Amazon"),
+        ("LOC", "South America"),
+    ],
+    "Amazon opened a new warehouse near Leipzig.": [("ORG", "Amazon"), ("LOC", "Leipzig")],
+    "Tim Cook introduced the new iPhone in Cupertino.": [("PER", "Tim Cook"), ("LOC", "Cupertino")],
+    "Please send the invoice to Maria Gonzalez at Deutsche Bank in Frankfurt.": [
+        ("PER", "Maria Gonzalez"),
+        ("ORG", "Deutsche Bank"),
+        ("LOC", "Frankfurt"),
+    ],
+    "Jordan plays basketball in Chicago.": [("PER", "Jordan"), ("LOC", "Chicago")],
+    "Google, Microsoft and Meta are hiring engineers in Dublin.": [
+        ("ORG", "Google"),
+        ("ORG", "Microsoft"),
+        ("ORG", "Meta"),
+        ("LOC", "Dublin"),
+    ],
+    "Angela Merkel was Chancellor of Germany for sixteen years.": [
+        ("PER", "Angela Merkel"),
+        ("LOC", "Germany"),
+    ],
+    "In May the apples in our garden were ripe.": [],
+    "I ate an apple and drank orange juice on Sunday.": [],
+    "The committee will meet again in March to discuss the budget.": [],
+    "The doctor said that I should drink more water.": [],
+    "My phone battery dies every afternoon and I do not know why.": [],
 }
 
 
@@ -113,7 +153,23 @@ def test_names(ner: Compiled, text: str) -> None:
     assert names_in(ner, text) == NAMES[text]
 
 
-OPINIONS: dict[str, str] = {}
+OPINIONS = {
+    "The soup was cold and the waiter was rude.": "negative",
+    "I did not expect much, but this book is wonderful.": "positive",
+    "The hotel was not bad at all.": "positive",
+    "I waited two hours for a table and nobody apologized.": "negative",
+    "The plot is clever and the actors are brilliant.": "positive",
+    "It broke after two days.": "negative",
+    "My daughter loves her new bicycle.": "positive",
+    "The app keeps crashing and support never answers.": "negative",
+    "The movie was not funny.": "negative",
+    "The movie was not boring.": "positive",
+    "Although the location is nice, the room was dirty and loud.": "negative",
+    "Although the room was small, the staff made us feel at home.": "positive",
+    "I wanted to like this game, but it is a mess.": "negative",
+    "Everything worked on the first try.": "positive",
+    "I don't recommend this product.": "negative",
+}
 
 
 @pytest.mark.parametrize("text", OPINIONS)

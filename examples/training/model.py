@@ -17,6 +17,8 @@ from examples.encoders.reference import input_key
 # Ranges of activations follow what is seen at this rate while they are still learned.
 RANGE_RATE = 0.05
 
+DROPOUT = 0.1  # of what layers add to the residual, while training in float
+
 
 class Encoder(nn.Module):
     """An `EncoderConfig` as a torch module.
@@ -102,6 +104,10 @@ class Encoder(nn.Module):
             value = value + (torch.round(value / scale) * scale - value).detach()
         return functional.linear(x, value, self.parameter(f"{name}.bias"))
 
+    def dropout(self, x: Tensor) -> Tensor:
+        """x with some elements zero, in training."""
+        return functional.dropout(x, DROPOUT, self.training)
+
     def norm(self, name: str, x: Tensor) -> Tensor:
         """The LayerNorm called `name`."""
         gain, offset = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
@@ -139,10 +145,10 @@ class Encoder(nn.Module):
         for i in range(self.config.layers):
             layer = f"encoder.layer.{i}"
             y = self.linear(f"{layer}.attention.output.dense", self.attend(layer, x, hidden))
-            x = self.norm(f"{layer}.attention.output.LayerNorm", x + y)
+            x = self.norm(f"{layer}.attention.output.LayerNorm", x + self.dropout(y))
             y = functional.gelu(self.linear(f"{layer}.intermediate.dense", x))
             y = self.linear(f"{layer}.output.dense", y)
-            x = self.norm(f"{layer}.output.LayerNorm", x + y)
+            x = self.norm(f"{layer}.output.LayerNorm", x + self.dropout(y))
         if self.config.head == "token-classification":
             return x, self.linear("classifier", x)
         if self.config.head == "question-answering":

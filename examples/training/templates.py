@@ -11,11 +11,46 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 _INNERMOST = re.compile(r"\(([^()]*)\)")
 _SLOT = re.compile(r"\{(\w+)\}")
+
+
+_SECTION = re.compile(r"\[(\S+)\]")
+_REPEATED = re.compile(r"(\d+)\* (.*)")
+
+
+def read_lists(path: Path) -> dict[str, list[str]]:
+    """Lists from a text file.
+
+    A list begins with its name, ``[name]``.  Its items end at a bar or at the end of the line; bars
+    in parentheses belong to the item.  ``3* item`` is three of it.
+    """
+    lists: dict[str, list[str]] = {}
+    items: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if found := _SECTION.fullmatch(line):
+            items = lists.setdefault(found[1], [])
+        elif line:
+            for item in alternatives(line):
+                repeated = _REPEATED.fullmatch(item)
+                items += [repeated[2]] * int(repeated[1]) if repeated else [item]
+    return lists
+
+
+def alternatives(line: str) -> list[str]:
+    """What is between the bars of a line that are not in parentheses, without outer spaces."""
+    parts, depth = [""], 0
+    for character in line:
+        depth += (character == "(") - (character == ")")
+        if character == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def is_held_out(item: str, one_in: int) -> bool:

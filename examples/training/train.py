@@ -171,7 +171,7 @@ class Trainer:
     def begin_sparse(self) -> None:
         """The trained model becomes the teacher of a copy with rounded embeddings."""
         weights = self.model.export()
-        self.teacher = Encoder(self.config, weights)
+        self.teacher = Encoder(self.config, weights).eval()
         for name in self.config.tables():
             table = weights[f"{name}.weight"]
             params = asymmetric(float(table.min()), float(table.max()))
@@ -214,6 +214,8 @@ class Trainer:
         model = self.model
         due = (self.step - began) % PRUNING_EVERY == 0
         pruning = sparse and due and done < PRUNED_AT + PRUNING_EVERY / steps
+        torch.manual_seed(self.step)
+        model.train(not sparse)  # the copy learns from the teacher, without noise
         model.measuring = pruning
         model.observing = sparse and done >= OBSERVED_AT
         model.quantizing = sparse and done >= QUANTIZED_AT
@@ -246,7 +248,7 @@ class Trainer:
     def report(self) -> None:
         """Say how the float model does on held-out examples."""
         model, found = self.model, []
-        model.observing = model.quantizing = False
+        model.eval()
         data = self.held_out()
         with torch.no_grad():
             for batch in data:
@@ -336,7 +338,6 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     add("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    torch.manual_seed(SEED)
     task = dataclasses.replace(
         task, folder=args.output, steps=args.steps, sparse_steps=args.sparse_steps
     )

@@ -25,6 +25,9 @@ def trim(source: Path, size: int, texts: Iterable[str]) -> tuple[str, list[int]]
     Returns:
         (tokenizer, ids): the new tokenizer.json, without padding and truncation, and the old id of
         each of its pieces.
+
+    Raises:
+        ValueError: `size` is so small that some words could no longer be spelt.
     """
     whole = Tokenizer.from_file(str(source))
     whole.no_truncation()
@@ -43,7 +46,9 @@ def trim(source: Path, size: int, texts: Iterable[str]) -> tuple[str, list[int]]
         token["id"] = renumbered[token["content"]]
     for token in raw["post_processor"]["special_tokens"].values():
         token["ids"] = [renumbered[t] for t in token["tokens"]]
-    # Pieces of words keep their spelling, so that any word of the kept letters has one.
-    missing = {f"{p}{c}" for p in ("", "##") for c in "abcdefghijklmnopqrstuvwxyz0123456789"}
-    assert missing <= set(kept), "size is too small to keep single letters"
+    letters = {f"{p}{c}" for p in ("", "##") for c in "abcdefghijklmnopqrstuvwxyz0123456789"}
+    if not letters <= set(kept):
+        raise ValueError(
+            f"{size} pieces are too few to keep single letters: words have no spelling"
+        )
     return json.dumps(raw, ensure_ascii=False, separators=(",", ":")), ids
