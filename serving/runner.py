@@ -117,6 +117,10 @@ class Runner(abc.ABC):
             EngineClosedError: the runner was closed.
         """
 
+    def padding(self, lengths: Sequence[int]) -> int:
+        """How many padded tokens are computed when sequences of these lengths run together."""
+        return 0
+
     @abc.abstractmethod
     def close(self) -> None:
         """Wait for running calls and give up the model.  Later calls raise EngineClosedError."""
@@ -182,6 +186,19 @@ class BatchingRunner(Runner):
             for i, outputs in zip(call, self._run(batch), strict=True):
                 results[i] = outputs
         return results
+
+    def padding(self, lengths: Sequence[int]) -> int:
+        if self.free_padding:
+            return 0
+        return sum(
+            len(call) * self._computed(max(lengths[i] for i in call))
+            - sum(lengths[i] for i in call)
+            for call in self._calls(lengths)
+        )
+
+    def _computed(self, longest: int) -> int:
+        """Tokens computed for each sequence of a call."""
+        return self._bucket(longest)
 
     def _bucket(self, length: int) -> int:
         """The smallest bucket that fits."""
@@ -380,6 +397,9 @@ class OnnxRuntimeRunner(BatchingRunner):
 
     def _length(self, longest: int) -> int:
         return self._fixed or longest
+
+    def _computed(self, longest: int) -> int:
+        return self._length(longest)
 
     def _call(self, arrays: dict[str, Array]) -> Sequence[Array]:
         session = self._session
