@@ -259,6 +259,12 @@ class Pipeline(abc.ABC):
         except ValidationError as error:
             raise InputError(f"{self.task}: {explain(error)}") from error
 
+    def count(self, inputs: BaseModel) -> int:
+        """How many sequences `prepare` will make, or the least number: a server refuses too many
+        before it tokenizes them."""
+        first = getattr(inputs, next(iter(self.input_schema.model_fields)))
+        return len(first) if isinstance(first, list) else 1
+
     @abc.abstractmethod
     def prepare(self, inputs: BaseModel) -> Job:
         """Tokenize.

@@ -148,6 +148,11 @@ class TokenClassificationPipeline(Pipeline):
         if (count := width(runner, self._output, 3)) is not None:
             self._labels = model.labels(count)
 
+    def count(self, inputs: BaseModel) -> int:
+        assert isinstance(inputs, TokenClassificationInput)
+        words = inputs.is_split_into_words and inputs.inputs and isinstance(inputs.inputs[0], str)
+        return 1 if words else super().count(inputs)
+
     def prepare(self, inputs: BaseModel) -> TokenClassificationJob:
         assert isinstance(inputs, TokenClassificationInput)
         given = inputs.inputs

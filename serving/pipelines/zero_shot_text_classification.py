@@ -134,6 +134,12 @@ class ZeroShotTextClassificationPipeline(Pipeline):
             raise InputError(f"index {given} is not one of the model's {self._count} outputs")
         return given % self._count if self._count else given
 
+    def count(self, inputs: BaseModel) -> int:
+        assert isinstance(inputs, ZeroShotTextClassificationInput)
+        labels = inputs.labels if self.labels is None else self.labels
+        each = labels.count(",") + 1 if isinstance(labels, str) else len(labels or ())
+        return super().count(inputs) * each
+
     def prepare(self, inputs: BaseModel) -> ZeroShotTextClassificationJob:
         assert isinstance(inputs, ZeroShotTextClassificationInput)
         if (inputs.labels is None) == (self.labels is None):

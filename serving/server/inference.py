@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sparsec.serving.pipelines.base import Job, explain
+from sparsec.serving.pipelines.base import Job, Pipeline, explain
 from sparsec.serving.runner import Features, Outputs
 from sparsec.serving.server.batching import QueueFullError
 from sparsec.serving.server.config import Limits
@@ -39,12 +39,14 @@ def parse(endpoint: Endpoint, body: bytes) -> BaseModel:
         raise HttpError(422, explain(error)) from None
 
 
-def check(inputs: Sequence[BaseModel], limits: Limits) -> int:
+def check(pipeline: Pipeline, inputs: Sequence[BaseModel], limits: Limits) -> int:
     """Hold the inputs against the limits; returns their characters.
 
     Raises:
-        HttpError: 422, a text is too long.
+        HttpError: 422, a text is too long, or there are too many.
     """
+    if sum(pipeline.count(one) for one in inputs) > limits.items:
+        raise _too_many(limits)
     characters = 0
     for one in inputs:
         for text in _texts(one.__dict__):
@@ -57,6 +59,11 @@ def check(inputs: Sequence[BaseModel], limits: Limits) -> int:
                 )
             characters += len(text) + 1
     return characters
+
+
+def _too_many(limits: Limits) -> HttpError:
+    message = f"the request makes more than {limits.items} sequences: send it in parts"
+    return HttpError(422, message, "too_many_items")
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -82,7 +89,7 @@ async def predict(
         InputError: the inputs make no sense for the task.
     """
     pipeline = endpoint.pipeline
-    characters = check(inputs, limits)
+    characters = check(pipeline, inputs, limits)
     with deadline(limits.request_timeout):
         prepare = _prepare(endpoint, inputs, limits)
         jobs = await _away(prepare, characters > INLINE_CHARACTERS)
@@ -114,11 +121,7 @@ def _prepare(
             job = endpoint.pipeline.prepare(one)
             count += len(job.items)
             if count > limits.items:
-                raise HttpError(
-                    422,
-                    f"the request makes more than {limits.items} sequences: send it in parts",
-                    "too_many_items",
-                )
+                raise _too_many(limits)
             jobs.append(job)
         return jobs
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.serving.models import say
 from sparsec.serving.pipelines import Pipeline
 from sparsec.serving.runner import Features, Runner
 from sparsec.serving.server import tensors
@@ -214,13 +215,12 @@ class Registry:
         options = dict(config.kwargs)
         if config.lengths is not None:
             options["sequence_length"] = config.lengths
-        if self._quiet:
-            options["progress"] = None
         pipeline = Pipeline.create(
             config.task,
             config.model,
             batch_size=config.batch_size,
             num_cores=self._num_cores,
+            progress=None if self._quiet else say,
             **options,
         )
         try:

@@ -63,7 +63,7 @@ class Supervisor:
         config_file: watched if `hot_reload`; SIGHUP reads it again in any case.
         hot_reload: follow changes of the file.
         overrides: settings that replace the file's.
-        tell: called with lines for people.
+        tell: called with lines for people; None: workers say nothing either.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Supervisor:
         self.config_file = config_file
         self.hot_reload = hot_reload
         self._overrides = overrides or {}
+        self._quiet = tell is None
         self._tell = tell or (lambda line: None)
         self._stopping = False
         self._reload = False
@@ -140,14 +141,10 @@ class Supervisor:
 
     def _start(self, slot: _Slot, listener: socket.socket, lifeline: int) -> None:
         self.state.forget(slot.number)
-        environment = {
-            **os.environ,
-            "PROMETHEUS_MULTIPROC_DIR": str(self.state.metrics),
-            "SPARSEC_SERVER_CORES": str(slot.cores),
-        }
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self.state.metrics)}
         arguments = [
             str(self.state.folder), str(slot.number), str(listener.fileno()), str(lifeline),
-            ",".join(map(str, slot.cpus)),
+            ",".join(map(str, slot.cpus)), str(slot.cores), str(int(self._quiet)),
         ]  # fmt: skip
         slot.process = subprocess.Popen(
             [sys.executable, "-m", "sparsec.serving.server.worker", *arguments],

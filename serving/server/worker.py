@@ -1,7 +1,7 @@
 """One worker process: an event loop with Sanic, a thread that runs the models.
 
 Started by the supervisor as ``python -m sparsec.serving.server.worker FOLDER NUMBER SOCKET PIPE
-CPUS``.  When the pipe's other end closes, the supervisor is gone and the worker drains.
+CPUS CORES QUIET``.  When the pipe's other end closes, the supervisor is gone and the worker drains.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import uvloop
+
 from sparsec.errors import SparsecError
 from sparsec.serving.server import errors
 from sparsec.serving.server.app import Service, create_app
 from sparsec.serving.server.batching import Scheduler
-from sparsec.serving.server.config import EndpointConfig, ServerConfig, complete
+from sparsec.serving.server.config import EndpointConfig, complete
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.registry import Registry
 from sparsec.serving.server.state import State, Status, Wanted
@@ -42,18 +44,19 @@ class Worker:
     Args:
         state: the shared folder.
         number: which worker this is, from 0.
-        config: the server's settings.
-        cores: threads that a call of a model may use; None: all usable ones.
+        cores: threads that a call of a model may use.
+        quiet: no lines about compiling.
     """
 
-    def __init__(self, state: State, number: int, config: ServerConfig, cores: int | None) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, state: State, number: int, cores: int, quiet: bool = False) -> None:
         self.state = state
         self.number = number
-        self.config = config
-        self.scheduler = Scheduler(loop)
-        self.registry = Registry(self.scheduler, cores, quiet=number > 0)
-        self.service = Service(config, self.registry, self)
+        self.config = state.config()
+        self.loop = asyncio.get_event_loop()
+        self.scheduler = Scheduler(self.loop)
+        # Of several workers that want the same model, one compiles and the others wait.
+        self.registry = Registry(self.scheduler, cores, quiet=quiet or number > 0)
+        self.service = Service(self.config, self.registry, self)
         self.stop = asyncio.Event()
         self._changing = asyncio.Lock()
         self._stamp = (0, 0)
@@ -114,6 +117,11 @@ class Worker:
                 status = Status(os.getpid(), wanted.version, text, 1)
             self._report(status)
             return status
+
+    def on_pipe(self, pipe: int) -> None:
+        """Nothing is ever written: readable means that the supervisor is gone."""
+        self.loop.remove_reader(pipe)
+        self.stop.set()
 
     def _report(self, status: Status) -> None:
         self.state.report(self.number, status)
@@ -209,7 +217,7 @@ class Worker:
                 self.state.publish(new)
                 return new
 
-        wanted = await asyncio.get_running_loop().run_in_executor(None, write)
+        wanted = await self.loop.run_in_executor(None, write)
         await self._apply()
         return wanted
 
@@ -232,38 +240,20 @@ def _without(old: Wanted, name: str) -> Wanted:
     return Wanted(old.version + 1, endpoints, old.added - {name})
 
 
-async def _run(folder: str, number: int, descriptor: int, pipe: int, cores: int | None) -> int:
-    state = State(folder)
-    worker = Worker(state, number, state.config(), cores)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, worker.stop.set)
-    loop.add_reader(pipe, _on_pipe, loop, pipe, worker.stop)
-    return await worker.serve(socket.socket(fileno=descriptor))
-
-
-def _on_pipe(loop: asyncio.AbstractEventLoop, pipe: int, stop: asyncio.Event) -> None:
-    """Nothing is ever written: readable means that the supervisor is gone."""
-    loop.remove_reader(pipe)
-    stop.set()
-
-
 def main(argv: list[str]) -> int:
     """Run a worker."""
-    folder, number, descriptor, pipe, cpus = argv
+    folder, number, descriptor, pipe, cpus, cores, quiet = argv
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     errors.configure_logging()
     sys.setswitchinterval(SWITCH)
     if cpus:
         os.sched_setaffinity(0, {int(number) for number in cpus.split(",")})
-    import uvloop
-
-    from sparsec.runtime import cpu
-
-    limit = os.environ.get("SPARSEC_SERVER_CORES", "")
-    cores = min(cpu.usable_cores()[0], int(limit)) if limit else None
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(_run(folder, int(number), int(descriptor), int(pipe), cores))
+    worker = Worker(State(folder), int(number), int(cores), quiet=quiet == "1")
+    loop.add_signal_handler(signal.SIGTERM, worker.stop.set)
+    loop.add_reader(int(pipe), worker.on_pipe, int(pipe))
+    return loop.run_until_complete(worker.serve(socket.socket(fileno=int(descriptor))))
 
 
 if __name__ == "__main__":
