@@ -154,4 +154,5 @@ class Server:
 
 def endpoint(models: TextModels, task: str, **more: Any) -> dict[str, Any]:
     """An entry of a configuration file."""
-    return {"task": task, "model": str(models[task]), **more}
+    # DeepSparse's spelling.
+    return {"task": task.replace("-", "_"), "model": str(models[task]), **more}

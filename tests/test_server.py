@@ -34,7 +34,7 @@ def server(text_models: TextModels, tmp_path_factory: pytest.TempPathFactory) ->
     """All tasks, one worker."""
     config = {
         "endpoints": [
-            endpoint(text_models, "token_classification", name="ner"),
+            endpoint(text_models, "token-classification", name="ner"),
             endpoint(text_models, "question-answering", name="qa", route="/qa"),
             endpoint(text_models, "text-classification", name="sentiment", route="/sentiment"),
             endpoint(text_models, "zero-shot-text-classification", name="zero"),
