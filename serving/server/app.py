@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 from sanic import HTTPResponse, Request, Sanic
+from sanic.application.state import ApplicationServerInfo
 from sanic.http import Http
+from sanic.http.constants import HTTP
 
 from sparsec import __version__
 from sparsec.serving.pipelines.base import explain
@@ -95,7 +97,7 @@ class Service:
         start = perf_counter()
         ctx = request.ctx
         ctx.target = None
-        ctx.failure = None
+        ctx.code = ""
         self.active += 1
         metrics.IN_FLIGHT.inc()
         try:
@@ -107,10 +109,7 @@ class Service:
             metrics.IN_FLIGHT.dec()
         target: Endpoint | None = ctx.target
         counted = target.metrics if target else self.metrics
-        counted.done(
-            response.status, ctx.failure.code if ctx.failure else "", perf_counter() - start
-        )
-        ctx.counted = True
+        counted.done(response.status, ctx.code, perf_counter() - start)
         response.headers[errors.REQUEST_ID] = errors.request_id(request)
         self._allow_origin(request, response)
         if self.draining and isinstance(request.stream, Http):
@@ -311,10 +310,10 @@ def create_app(service: Service) -> Sanic[Any, Any]:
             "KEEP_ALIVE_TIMEOUT": limits.keep_alive,
             "FALLBACK_ERROR_FORMAT": "json",
             "ACCESS_LOG": False,
-            # Leaves signals out that nobody listens to; `create_server` does not do it by itself.
-            "TOUCHUP": True,
         }
     )
+    # `create_server` leaves this out; without, each response has an empty Alt-Svc header.
+    app.state.server_info.append(ApplicationServerInfo(settings={"version": HTTP.VERSION_1}))
     for uri in ("/", "/<path:path>"):
         app.add_route(service.dispatch, uri, methods=METHODS, name=f"all{len(uri)}")
     return app

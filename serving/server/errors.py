@@ -116,7 +116,7 @@ def response(request: Request, error: BaseException) -> HTTPResponse:
         "status": shown.status,
         "request_id": identity,
     }
-    request.ctx.failure = shown
+    request.ctx.code = shown.code
     hidden = shown.status >= 500 and shown is not error
     if shown.code == "not_ready" and request.method == "GET":
         level = logging.DEBUG  # what probes ask while models are loaded
@@ -159,7 +159,7 @@ class JsonErrors(ErrorHandler):
 
     def response(self, request: Request, exception: Exception) -> HTTPResponse:
         answer = response(request, exception)
-        self._counted.done(answer.status, request.ctx.failure.code, 0.0)
+        self._counted.done(answer.status, request.ctx.code, 0.0)
         return answer
 
     @staticmethod

@@ -4,6 +4,7 @@ configuration file.  It imports neither Sanic nor a model."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import select
@@ -94,6 +95,10 @@ class Supervisor:
             listener = stack.enter_context(_listen(self.config.host, self.config.port))
             folder = Path(tempfile.mkdtemp(prefix="sparsec-serve-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            # Cleaners of temporary folders leave alone what is locked.
+            lock = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_SH)
             self.state = State(folder)
             self.state.metrics.mkdir()
             self.state.write_config(self.config)
@@ -191,14 +196,15 @@ class Supervisor:
         for process in running:
             process.terminate()
         limit = time.monotonic() + self.config.limits.drain_timeout + 5
-        code = 0
+        codes = set()
         for process in running:
             try:
-                code = process.wait(max(0.0, limit - time.monotonic())) or code
+                codes.add(process.wait(max(0.0, limit - time.monotonic())))
             except subprocess.TimeoutExpired:
                 logger.error("a worker did not end within the drain timeout")
-                code = 1
-        return 1 if code else 0
+                codes.add(1)
+        # SIGTERM may come before a worker can handle it; nothing is lost then.
+        return 0 if codes <= {0, -signal.SIGTERM} or not self.state.started else 1
 
     # ---- the configuration file ------------------------------------------------------------------
 

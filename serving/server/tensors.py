@@ -22,6 +22,9 @@ from sparsec.serving.pipelines import Pipeline
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.oip import Array, InferRequest, texts
 
+# Parameters that clients send to any server, and that mean nothing here.
+_FOREIGN = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers"}
+
 _SCALARS = {str: "BYTES", bool: "BOOL", int: "INT64", float: "FP32"}
 
 
@@ -102,7 +105,9 @@ def to_inputs(pipeline: Pipeline, request: InferRequest) -> list[BaseModel]:
     if len(set(counts.values())) > 1 or 0 in counts.values():
         raise HttpError(400, f"inputs must have equally many rows, at least one, not {counts}")
     shared: dict[str, Any] = {
-        _canonical(schema, name): value for name, value in request.parameters.items()
+        _canonical(schema, name): value
+        for name, value in request.parameters.items()
+        if name not in _FOREIGN
     }
     for name, array in tensors.items():
         if name not in required:

@@ -7,6 +7,7 @@ CPUS CORES QUIET``.  When the pipe's other end closes, the supervisor is gone an
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -79,6 +80,9 @@ class Worker:
             await server.after_start()
         code = await self._load()
         if not code:
+            # What is there now stays: it need not be looked at again and again.
+            gc.collect()
+            gc.freeze()
             if not first:
                 await server.start_serving()
                 await server.after_start()
