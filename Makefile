@@ -34,6 +34,7 @@ help:
 	@echo "make bench      the benchmarks"
 	@echo "make bench-peers  sparsec beside DeepSparse, OpenVINO, ONNX Runtime"
 	@echo "make examples-models  train the models of examples/models again"
+	@echo "make bench-serve  the server under load"
 	@echo "make docs       man pages, in build/man"
 
 $(READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
@@ -79,6 +80,11 @@ tree:
 	@for part in compiler templates runtime serving; do \
 		if [ -e $$part/__init__.py ]; then ln -s $(CURDIR)/$$part build/tree/sparsec/$$part; fi; done
 
+# The server under load, beside DeepSparse's and a plain one; half an hour.
+# make bench-serve SERVE_OPTIONS="--preset tiny --seconds 2 --requests 2000"
+bench-serve: $(READY)
+	$(BIN)/python benchmarks/serve.py --peers deepsparse,fastapi $(SERVE_OPTIONS)
+
 bench: $(READY)
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/bert_base.py
@@ -94,4 +100,4 @@ docs: $(READY)
 	$(BIN)/python setup.py -q build_man
 	@ls build/man
 
-.PHONY: help demo examples-models test test-slow lint tree bench bench-peers docs
+.PHONY: help demo examples-models test test-slow lint tree bench bench-serve bench-peers docs

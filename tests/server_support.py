@@ -65,12 +65,15 @@ class Server:
         config_file: its file, which may be written again.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], *flags: str) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any], *flags: str, cwd: Path | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.config_file = folder / "config.yaml"
         self.write(config)
         self.lines: list[str] = []
         self._flags = flags
+        self._cwd = cwd
         self.url = ""
 
     def write(self, config: dict[str, Any]) -> None:
@@ -87,6 +90,7 @@ class Server:
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
+            cwd=self._cwd,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

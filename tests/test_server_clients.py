@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests import docs_server
 from tests.server_support import TOKEN, Server, TextModels, endpoint
 
 TEXTS = ["Mary is flying from Nairobi to New York", "東京 😀", ""]
@@ -307,3 +308,13 @@ def test_openapi_is_valid(server: Server) -> None:
         if operation.get("tags") == ["Predictions"]:
             example = operation["requestBody"]["content"]["application/json"]["example"]
             assert httpx.post(server.url + path, json=example).status_code == 200, path
+
+
+# ---- documentation -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_guide_prints_what_it_says(tmp_path: Path) -> None:
+    page = docs_server.PAGE.read_text(encoding="utf-8")
+    got = docs_server.rendered(page, tmp_path)
+    assert docs_server.rounded(got) == docs_server.rounded(page)

@@ -267,14 +267,16 @@ def parse(text: str, source: str) -> tuple[Any, dict[Path_, int]]:
         InputError: it is not YAML, or a key is there twice.
     """
     lines: dict[Path_, int] = {}
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return {}, lines
         for path, line in _walk(loader, node, (), source):
             lines[path] = line
         return loader.construct_document(node), lines
+    except InputError:  # which is a ValueError
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
@@ -283,8 +285,6 @@ def parse(text: str, source: str) -> tuple[Any, dict[Path_, int]]:
         raise InputError(f"{source}: {error}") from None
     except RecursionError:
         raise InputError(f"{source}: nested too deeply") from None
-    finally:
-        loader.dispose()
 
 
 def _walk(
