@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -228,13 +229,16 @@ class Browser:
             for target in httpx.get(f"http://127.0.0.1:{port}/json/list").json()
             if target["type"] == "page"
         )
-        self._socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=30)
+        self._stack = contextlib.ExitStack()
+        self._socket = self._stack.enter_context(
+            connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=30)
+        )
         for domain in ("Network", "Page", "Runtime"):
             self.call(f"{domain}.enable")
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._socket.close()
+        self._stack.close()
         self._process.kill()
         self._process.wait()
 
@@ -283,7 +287,10 @@ def test_docs_work_without_a_network(server: Server, tmp_path: Path) -> None:
         browser.run(f"{block}.querySelector('.execute').click()")
         live = f"{block}.querySelector('.live-responses-table')"
         browser.wait(lambda: browser.run(f"{live} !== null"))
-        assert browser.run(f"{live}.querySelector('.response-col_status').innerText")[:3] == "200"
+        assert (
+            browser.run(f"{live}.querySelector('.response .response-col_status').innerText")[:3]
+            == "200"
+        )
         assert "predictions" in browser.run(f"{live}.innerText")
         browser.run(f"{block}.scrollIntoView()")
         picture = os.environ.get("SPARSEC_SCREENSHOT")
