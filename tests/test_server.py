@@ -40,6 +40,8 @@ def server(text_models: TextModels, tmp_path_factory: pytest.TempPathFactory) ->
             endpoint(text_models, "zero-shot-text-classification", name="zero"),
             endpoint(text_models, "embedding", name="embedding",
                      kwargs={"extraction_strategy": "reduce_mean"}),
+            endpoint(text_models, "embedding", name="arrays",
+                     kwargs={"extraction_strategy": "reduce_mean", "return_numpy": True}),
             endpoint(text_models, "fill-mask", name="fill", bucketing={"sequence_lengths": [16]}),
         ],
         "limits": {"body_bytes": 200_000, "input_characters": 5000, "items": 50},
@@ -118,6 +120,12 @@ def test_embeddings(text_models: TextModels, client: httpx.Client) -> None:
         "embedding", text_models["embedding"], extraction_strategy="reduce_mean"
     ) as pipeline:
         assert got == [pytest.approx(row, abs=1e-6) for row in pipeline([TEXT, "a"]).embeddings]
+    arrays = client.post("/predict/arrays", json={"inputs": [TEXT, "a"]}).json()["embeddings"]
+    assert arrays == [pytest.approx(row, abs=1e-6) for row in got]
+    tensor = {"name": "inputs", "shape": [2], "datatype": "BYTES", "data": [TEXT, "a"]}
+    (output,) = client.post("/v2/models/arrays/infer", json={"inputs": [tensor]}).json()["outputs"]
+    assert output["shape"] == [2, len(got[0])]
+    assert output["data"] == pytest.approx([x for row in got for x in row], abs=1e-6)
 
 
 def test_many_requests_at_once_get_their_own_answers(server: Server, client: httpx.Client) -> None:
@@ -165,7 +173,8 @@ def test_compressed_bodies(client: httpx.Client) -> None:
 def test_index_health_and_ready(client: httpx.Client) -> None:
     index = client.get("/").json()
     assert [e["route"] for e in index["endpoints"]] == [
-        "/predict", "/qa", "/sentiment", "/predict/zero", "/predict/embedding", "/predict/fill",
+        "/predict", "/qa", "/sentiment", "/predict/zero", "/predict/embedding",
+        "/predict/arrays", "/predict/fill",
     ]  # fmt: skip
     assert index["endpoints"][0]["sequence_length"] == [16, 64]
     assert index["endpoints"][-1]["sequence_length"] == [16]

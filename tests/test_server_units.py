@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsec.errors import InputError
-from sparsec.serving.runner import Features, Outputs, Runner
+from sparsec.serving.runner import BatchingRunner, Features, Outputs, Runner
 from sparsec.serving.server import config, cores, datalog, oip
 from sparsec.serving.server.batching import ModelQueue, QueueFullError, Scheduler
 from sparsec.serving.server.config import Batching, EndpointConfig
@@ -328,6 +328,21 @@ def test_nothing_to_run() -> None:
 
     runner, _ = with_queue(Batching(), body)
     assert runner.batches == []
+
+
+def test_padding_is_counted() -> None:
+    class Padding(BatchingRunner):
+        def _call(self, arrays: Any) -> Any:
+            raise NotImplementedError
+
+        def close(self) -> None:
+            pass
+
+    inputs = {"input_ids": np.dtype("int64"), "attention_mask": np.dtype("int64")}
+    runner = Padding(inputs, {}, [16, 64])
+    assert runner.padding([3, 16, 20]) == 13 + 0 + 44
+    runner.free_padding = True
+    assert runner.padding([3, 16, 20]) == 0
 
 
 # ---- tensors -------------------------------------------------------------------------------------

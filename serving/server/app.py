@@ -171,7 +171,7 @@ class Service:
             )
         finally:
             self.registry.leave(endpoint)
-        return HTTPResponse(result.model_dump_json(), content_type="application/json")
+        return HTTPResponse(inference.dump(result), content_type="application/json")
 
     # ---- about the server ----------------------------------------------------------------------
 

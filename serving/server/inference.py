@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from sparsec.serving.pipelines.base import Job, Pipeline, explain
 from sparsec.serving.runner import Features, Outputs
@@ -77,6 +78,11 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
     elif isinstance(value, BaseModel):
         yield from _texts(value.__dict__)
+
+
+def dump(result: BaseModel) -> bytes:
+    """A prediction as JSON; arrays, of ``return_numpy``, as lists."""
+    return to_json(result, fallback=lambda value: value.tolist())
 
 
 async def predict(

@@ -170,7 +170,8 @@ def from_results(pipeline: Pipeline, results: Sequence[BaseModel]) -> dict[str, 
         if by_row:
             rows = [result.model_dump()[name] for result in results]
         else:
-            rows = _plain(results[0].model_dump()[name])
+            rows = results[0].model_dump()[name]
+            rows = [rows] if isinstance(rows, str) else list(rows)
         if _holds_models(field.annotation):
             arrays[name] = texts([json.dumps(row, ensure_ascii=False) for row in rows])
             continue
@@ -180,16 +181,12 @@ def from_results(pipeline: Pipeline, results: Sequence[BaseModel]) -> dict[str, 
     return arrays
 
 
-def _plain(value: Any) -> list[Any]:
-    return value.tolist() if isinstance(value, np.ndarray) else list(value)
-
-
 def _depth(rows: Any) -> int:
     depth = 0
     while isinstance(rows, (list, tuple)):
         depth += 1
         rows = rows[0] if rows else None
-    return depth
+    return depth + (rows.ndim if isinstance(rows, np.ndarray) else 0)
 
 
 def _array(name: str, kind: str, rows: list[Any]) -> Array:
