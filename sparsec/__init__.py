@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sparsec.compiler import compile
     from sparsec.facade import Engine, generate_random_inputs
     from sparsec.runtime import Artifact
+    from sparsec.serving.pipelines import Pipeline
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "HardwareError",
     "InputError",
     "ModelError",
+    "Pipeline",
     "SparsecError",
     "ToolchainError",
     "UnsupportedError",
@@ -50,6 +52,7 @@ __all__ = [
 _LAZY = {
     "Artifact": "sparsec.runtime",
     "Engine": "sparsec.facade",
+    "Pipeline": "sparsec.serving.pipelines",
     "compile": "sparsec.compiler",
     "generate_random_inputs": "sparsec.facade",
 }

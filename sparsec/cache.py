@@ -12,7 +12,7 @@ from pathlib import Path
 import platformdirs
 
 import sparsec
-from sparsec.errors import ArtifactError
+from sparsec.errors import ArtifactError, InputError
 
 
 def folder() -> Path:
@@ -71,6 +71,49 @@ def compiled(
             progress=progress,
         )
     return entry
+
+
+def cut(model: str | Path, layer: int | str) -> Path:
+    """A model that ends at an encoder layer, as an .onnx file; made now unless the cache has it.
+
+    Args:
+        model: an ONNX file, or a folder with ``model.onnx``.
+        layer: index of the layer, from the end if negative; or the name of an ONNX node.
+
+    Returns:
+        The file; the model itself if it gives that layer's output and nothing else.
+
+    Raises:
+        InputError: there is no such layer or node.
+        ModelError: the model's layers are not found.
+        ArtifactError: the cache folder cannot be written.
+    """
+    from sparsec.compiler import artifact
+    from sparsec.compiler import cut as cutting
+    from sparsec.compiler.frontend import load_model
+
+    loaded = load_model(model)
+    if isinstance(layer, str):
+        tensor = cutting.tensor_of(loaded, layer)
+    else:
+        layers = cutting.encoder_layers(loaded)
+        if not -len(layers) <= layer < len(layers):
+            raise InputError(f"{loaded.path} has {len(layers)} layers: there is no layer {layer}")
+        tensor = layers[layer]
+    if [value.name for value in loaded.proto.graph.output] == [tensor]:
+        return loaded.path
+    parts = {"sparsec": sparsec.__version__, "model": _content(loaded.path), "tensor": tensor}
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+    root = folder()
+    entry = root / f"{loaded.name}-{key}.cut"
+    with _locked(root, entry.with_suffix(".cut.lock")):
+        if not entry.exists():
+            with artifact.staging(entry) as stage:
+                made = stage / "cut"
+                made.mkdir()
+                cutting.cut(loaded, tensor, made / f"{loaded.name}.onnx")
+                made.rename(entry)
+    return entry / f"{loaded.name}.onnx"
 
 
 def _content(model: str | Path) -> dict[str, str]:

@@ -29,8 +29,8 @@ class Engine(runtime.Engine):
         model: an artifact's folder, an ``Artifact``, an ONNX file, or a folder with ``model.onnx``.
         num_cores: threads that a call may use, the caller included; None: all usable cores.
         skip_padding: do not compute padded tokens; see :class:`sparsec.runtime.Engine`.
-        buckets: of an ONNX model, sequence lengths to compile for, 16 and 128 when absent; of an
-            artifact, those to load, all when absent.
+        buckets: of an ONNX model, sequence lengths to compile for, 16 and 128 when absent, or the
+            length that it was exported for; of an artifact, those to load, all when absent.
         batch_size, target, cc, progress: as for :func:`sparsec.compile`; only for an ONNX model.
 
     Raises:
@@ -60,13 +60,23 @@ class Engine(runtime.Engine):
             return
         entry = cache.compiled(
             os.fspath(model),
-            buckets=DEFAULT_BUCKETS if buckets is None else buckets,
+            buckets=_default_buckets(os.fspath(model)) if buckets is None else buckets,
             batch_size=batch_size or 1,
             target=target or "auto",
             cc=cc,
             progress=progress,
         )
         super().__init__(entry, num_cores, skip_padding=skip_padding)
+
+
+def _default_buckets(model: str | Path) -> tuple[int, ...]:
+    """What to compile an ONNX model for that nobody named lengths for."""
+    from sparsec.compiler import frontend
+
+    dims = [value.type.tensor_type.shape.dim for value in frontend.load_model(model).inputs()]
+    lengths = {d[1].dim_value if d[1].HasField("dim_value") else 0 for d in dims if len(d) == 2}
+    # An export for one length may work for that one only.
+    return tuple(lengths) if len(lengths) == 1 and max(lengths) > 0 else DEFAULT_BUCKETS
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.server_support import TextModels
+
 settings.register_profile("sparsec", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("sparsec")
 
@@ -69,3 +71,9 @@ def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     output = tmp_path_factory.mktemp("artifact") / "tiny.sparsec"
     return sparsec.compile(tiny_model, buckets=[8, 16], output=output, target="generic").path
+
+
+@pytest.fixture(scope="session")
+def text_models(tmp_path_factory: pytest.TempPathFactory) -> TextModels:
+    """Artifacts of small text models by task, with tokenizers."""
+    return TextModels(tmp_path_factory.mktemp("text-models"))

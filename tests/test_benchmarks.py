@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,3 +186,43 @@ def test_texts_cover_all_buckets() -> None:
     lengths = np.array([len(e.ids) for e in encodings])
     assert len(texts) >= 200 and lengths.min() == 3 and lengths.max() == 75
     assert np.histogram(lengths, [0, *(b + 1 for b in BUCKETS)])[0].min() >= 20
+
+
+def test_load_client_counts_what_comes_back() -> None:
+    import asyncio
+
+    from benchmarks import serve
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Every fifth request is refused."""
+        while await reader.readline():
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            status = b"503 Busy" if next(number) % 5 == 0 else b"200 OK"
+            writer.write(b"HTTP/1.1 %s\r\nContent-Length: 2\r\n\r\nok" % status)
+
+    number = itertools.count(1)
+    ready: list[int] = []
+    started, stop = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        ready.append(server.sockets[0].getsockname()[1])
+        started.set()
+        await asyncio.get_running_loop().run_in_executor(None, stop.wait)
+        server.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    try:
+        assert started.wait(20)
+        process: Any = None
+        client = serve.Client(serve.Running("x", ready[0], "/predict", process), [b"{}"])
+        load = client.keep_busy(4, count=100)
+        assert load.statuses == {200: 80, 503: 20}
+        assert (len(load.latencies), len(load.refused)) == (80, 20)
+        paced = client.at_rate(200, 0.2)
+        assert sum(paced.statuses.values()) == 40 and paced.seconds >= 0.19
+    finally:
+        stop.set()
+        thread.join()

@@ -24,7 +24,7 @@ from sparsec.compiler import targets, toolchain
 from sparsec.errors import InputError
 from sparsec.runtime import Artifact
 
-COMMANDS = ("compile", "inspect", "benchmark", "check-hardware")
+COMMANDS = ("compile", "inspect", "benchmark", "buckets", "serve", "check-hardware")
 
 
 def run(*args: str | Path) -> int:
@@ -79,6 +79,8 @@ def test_help_shows_defaults(command: str, capsys: pytest.CaptureFixture[str]) -
         "compile": ["(default: auto)", "--emit-c DIR", "--dump-ir DIR", "(default: 1)"],
         "inspect": ["(default: 128)", "--json"],
         "benchmark": ["(default: 10.0)", "(default: 2.0)", "(default: async)", "-nstreams N"],
+        "buckets": ["(default: 4)", "--plot FILE", "--tokenizer PATH"],
+        "serve": ["(default: 5543)", "--hot-reload-config", "--config-file FILE"],
         "check-hardware": ["--json"],
     }
     for part in expected[command]:

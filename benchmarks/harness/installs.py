@@ -16,12 +16,14 @@ class Peer:
 
     Attributes:
         packages: what pip installs into its environment.
+        module: what must import; its name when empty.
         python: the version it needs, e.g. ``3.11``; empty for any.
     """
 
     name: str
     packages: tuple[str, ...]
     python: str = ""
+    module: str = ""
 
 
 PEERS = {
@@ -29,6 +31,13 @@ PEERS = {
     for peer in (
         # Its licence allows evaluation only: it is measured, and nothing depends on it.
         Peer("deepsparse", ("deepsparse==1.8.0",), "3.11"),
+        Peer(
+            "deepsparse-server",
+            ("deepsparse[server]==1.8.0", "transformers<4.40"),
+            "3.11",
+            "deepsparse.server.cli",
+        ),
+        Peer("fastapi", ("fastapi", "uvicorn[standard]", "onnxruntime", "tokenizers")),
         Peer("openvino", ("openvino",)),
         Peer("onnxruntime", ("onnxruntime", "onnx")),
     )
@@ -52,7 +61,7 @@ def peer_python(peer: Peer, cache: Path, given: Mapping[str, str]) -> str:
         python = given[peer.name]
     else:
         python = str(_venv(peer, (cache / f"venv-{peer.name}").absolute()))
-    check = _call([python, "-c", f"import {peer.name}"])
+    check = _call([python, "-c", f"import {peer.module or peer.name}"])
     if check:
         raise Unavailable(f"it does not import: {check}")
     return python

@@ -17,11 +17,11 @@ from types import FrameType
 from typing import NoReturn
 
 from sparsec import __version__
-from sparsec.cli import benchmark, check_hardware, compile, inspect
+from sparsec.cli import benchmark, buckets, check_hardware, compile, inspect, serve
 from sparsec.cli.common import HelpFormatter
 from sparsec.errors import SparsecError
 
-COMMANDS = (compile, inspect, benchmark, check_hardware)
+COMMANDS = (compile, inspect, benchmark, buckets, serve, check_hardware)
 
 INTERRUPTED = 130
 TERMINATED = 143

@@ -1,0 +1,674 @@
+"""The server under load, beside its own engine, DeepSparse's server and a plain one.
+
+    python benchmarks/serve.py                        BERT-base at 128 tokens: about half an hour
+    python benchmarks/serve.py --peers deepsparse,fastapi
+    python benchmarks/serve.py --preset tiny --seconds 2 --requests 2000     a minute
+
+Every server gets the same requests on loopback, from a client that shares the cores with it:
+
+- throughput at 32 connections, as a share of what the engine does on its own with the same tokens
+  in the batch size that suits it best;
+- latency at half that rate, requests arriving evenly;
+- many requests in a row (with a small model, so that HTTP is what is tested): errors, and how the
+  workers' memory grows after the first tenth;
+- twice the rate that it can do: what is answered, refused with 503, or late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+if __package__ in (None, ""):  # run as a script
+    sys.path[0] = str(ROOT)
+
+from benchmarks.harness import machine, models, report  # noqa: E402
+from benchmarks.harness.installs import PEERS, Unavailable, peer_python  # noqa: E402
+from benchmarks.harness.models import Recipe  # noqa: E402
+from examples.encoders import FORMS, PRESETS  # noqa: E402
+
+CONNECTIONS = 32
+BATCHES = (1, 2, 4, 8, 16, 32)
+TASK = "token-classification"
+SERVERS = {"deepsparse": "deepsparse-server", "fastapi": "fastapi"}
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+def prepare(cache: Path, recipe: Recipe, length: int, batch: int) -> Path:
+    """A folder with the model, a tokenizer of one word per token, and the artifact."""
+    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from tokenizers import models as kinds
+
+    import sparsec
+
+    model, _ = models.pruned_model(cache, recipe)
+    folder = cache / "serve" / f"{recipe.name}-{length}"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(model, folder / "model.onnx")
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [f"w{i}" for i in range(recipe.config.vocab - len(specials))]
+    vocab = {word: i for i, word in enumerate([*specials, *words])}
+    tokenizer = Tokenizer(kinds.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    special = dict(zip(("pad", "unk", "cls", "sep", "mask"), specials, strict=True))
+    settings: dict[str, Any] = {f"{key}_token": token for key, token in special.items()}
+    settings |= {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    labels = ["O", *(f"B-{i}" for i in range(1, recipe.config.num_labels))]
+    config = {
+        "model_type": "bert",
+        "architectures": ["BertForTokenClassification"],
+        "vocab_size": recipe.config.vocab,
+        "hidden_size": recipe.config.hidden,
+        "num_hidden_layers": recipe.config.layers,
+        "num_attention_heads": recipe.config.heads,
+        "intermediate_size": recipe.config.intermediate,
+        "max_position_embeddings": recipe.config.max_position,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    sparsec.compile(
+        folder, buckets=[length], batch_size=batch, output=folder / "model.sparsec", force=True
+    )
+    return folder
+
+
+def bodies(recipe: Recipe, length: int, count: int = 64, seed: int = 0) -> list[bytes]:
+    """Requests of exactly `length` tokens."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, recipe.config.vocab - 5, (count, length - 2))
+    texts = [" ".join(f"w{i}" for i in row) for row in rows]
+    return [json.dumps({"inputs": text}).encode() for text in texts]
+
+
+def engine_rates(artifact: Path, length: int, cores: int, seconds: float) -> dict[int, float]:
+    """Sequences per second of the engine alone, by batch size."""
+    import sparsec
+
+    rates = {}
+    with sparsec.Engine(artifact, num_cores=cores, skip_padding=True) as engine:
+        for batch in BATCHES:
+            inputs = sparsec.generate_random_inputs(artifact, batch, length)
+            for _ in range(3):
+                engine.run(inputs)
+            done, start = 0, time.perf_counter()
+            while (now := time.perf_counter()) - start < seconds:
+                engine.run(inputs)
+                done += batch
+            rates[batch] = done / (now - start)
+    return rates
+
+
+# ---- servers -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Running:
+    """A server process.
+
+    Attributes:
+        pids: it and everything below it.
+    """
+
+    name: str
+    port: int
+    path: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pids(self) -> list[int]:
+        found, queue = [], [self.process.pid]
+        while queue:
+            pid = queue.pop()
+            found.append(pid)
+            try:
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+            except OSError:
+                continue
+            queue += [int(child) for child in children.split()]
+        return found
+
+    def memory(self) -> float:
+        """MiB that its processes hold and share with nobody outside."""
+        total = 0
+        for pid in self.pids:
+            try:
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            except OSError:
+                continue
+            found = re.search(r"^Pss: +(\d+) kB", text, re.M)
+            total += int(found[1]) if found else 0
+        return total / 1024
+
+
+@contextlib.contextmanager
+def serving(
+    name: str, command: Sequence[str], port: int, path: str, ready: str
+) -> Iterator[Running]:
+    """Start a server and wait until `ready` answers."""
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile())
+        # The CPUs are inherited from this process.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        stack.callback(_end, process)
+        limit = time.monotonic() + 600
+        while True:
+            try:
+                with urlopen(f"http://127.0.0.1:{port}{ready}", timeout=5):
+                    break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > limit:
+                    log.seek(0)
+                    tail = log.read().decode(errors="replace").strip().splitlines()[-3:]
+                    raise Unavailable(f"{name} did not start: {' | '.join(tail)}") from None
+                time.sleep(0.2)
+        yield Running(name, port, path, process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(40)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def ours(args: argparse.Namespace, folder: Path, port: int, *flags: str) -> list[str]:
+    """Command line of `sparsec serve`."""
+    return [
+        sys.executable, "-m", "sparsec", "serve", "--task", TASK, "--port", str(port),
+        "--model-path", str(folder / "model.sparsec"), "--num-cores", str(args.cores),
+        "--num-workers", str(args.workers), *flags,
+    ]  # fmt: skip
+
+
+def theirs(name: str, python: str, args: argparse.Namespace, folder: Path, port: int) -> list[str]:
+    """Command line of a peer's server."""
+    if name == "deepsparse":
+        config = folder / "deepsparse.yaml"
+        copy = folder / "deepsparse" / "model.onnx"  # DeepSparse rewrites the file it is given
+        copy.parent.mkdir(exist_ok=True)
+        for file in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "config.json"):
+            shutil.copyfile(folder / file, copy.parent / file)
+        shutil.copyfile(folder / "model.onnx", copy)
+        config.write_text(
+            f"num_cores: {args.cores}\nnum_workers: {args.peer_workers}\nendpoints:\n"
+            f"  - task: token_classification\n    route: /predict\n    model: {copy.parent}\n"
+            f"    kwargs: {{sequence_length: {args.length}}}\n"
+        )
+        program = Path(python).with_name("deepsparse.server")
+        return [str(program), "--config-file", str(config), "--port", str(port),
+                "--host", "127.0.0.1"]  # fmt: skip
+    plain = ROOT / "benchmarks" / "harness" / "plain_server.py"
+    return [python, str(plain), str(folder), str(port), str(args.cores), str(args.length)]
+
+
+PATHS = {
+    "deepsparse": ("/v2/models/predict/infer", "/v2/health/ready"),
+    "fastapi": ("/predict", "/health"),
+}
+
+
+# ---- clients -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """What a client saw.
+
+    Attributes:
+        seconds: from the first request to the last response.
+        latencies: milliseconds of the responses with status 200.
+        refused: milliseconds of those with status 503.
+        statuses: how many of each; 0 for no response in time or at all.
+    """
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies) / self.seconds if self.seconds else 0.0
+
+    def percentile(self, share: float) -> float:
+        return float(np.percentile(self.latencies, share)) if self.latencies else float("nan")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "seconds": round(self.seconds, 3),
+            "rate": round(self.rate, 2),
+            "p50_ms": round(self.percentile(50), 3),
+            "p99_ms": round(self.percentile(99), 3),
+            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "p99_refused_ms": (
+                round(float(np.percentile(self.refused, 99)), 3) if self.refused else None
+            ),
+        }
+
+
+class Connection(asyncio.Protocol):
+    """One HTTP/1.1 connection with one request at a time, and as little work as possible."""
+
+    def __init__(self) -> None:
+        self.buffer = b""
+        self.answer: asyncio.Future[int] | None = None
+        self.closed = False
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        head, found, rest = self.buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.I)
+        if length is None or len(rest) < int(length[1]):
+            return
+        self.buffer = b""
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(int(head[9:12]))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(0)
+
+    async def ask(self, request: bytes, timeout: float) -> int:
+        """The status of the response; 0 if there is none."""
+        loop = asyncio.get_running_loop()
+        self.answer = loop.create_future()
+        self.transport.write(request)
+        try:
+            return await asyncio.wait_for(self.answer, timeout)
+        except asyncio.TimeoutError:
+            self.transport.abort()
+            self.closed = True
+            return 0
+
+
+class Client:
+    """Requests to a server from this process.
+
+    Args:
+        timeout: seconds until a request counts as lost.
+    """
+
+    def __init__(self, server: Running, payloads: Sequence[bytes], timeout: float = 30.0) -> None:
+        self.port = server.port
+        self.timeout = timeout
+        self.requests = [
+            b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (server.path.encode(), len(body), body)
+            for body in payloads
+        ]
+        self._idle: list[Connection] = []
+        self._sent = 0
+
+    async def _one(self, load: Load) -> None:
+        loop = asyncio.get_running_loop()
+        while self._idle and self._idle[-1].closed:
+            self._idle.pop()
+        request = self.requests[self._sent % len(self.requests)]
+        self._sent += 1
+        start = time.perf_counter()
+        try:
+            if self._idle:
+                connection = self._idle.pop()
+            else:
+                _, connection = await loop.create_connection(Connection, "127.0.0.1", self.port)
+            status = await connection.ask(request, self.timeout)
+        except OSError:
+            load.statuses[0] += 1
+            return
+        elapsed = 1e3 * (time.perf_counter() - start)
+        load.statuses[status] += 1
+        if status == 200:
+            load.latencies.append(elapsed)
+        elif status == 503:
+            load.refused.append(elapsed)
+        if not connection.closed:
+            self._idle.append(connection)
+
+    async def _closed(self, connections: int, seconds: float, count: int | None) -> Load:
+        load, start = Load(), time.perf_counter()
+        end = start + seconds
+        left = count
+
+        async def run() -> None:
+            nonlocal left
+            while time.perf_counter() < end and (left is None or left > 0):
+                if left is not None:
+                    left -= 1
+                await self._one(load)
+
+        await asyncio.gather(*(run() for _ in range(connections)))
+        load.seconds = time.perf_counter() - start
+        self._close()
+        return load
+
+    def keep_busy(self, connections: int, seconds: float = 1e9, count: int | None = None) -> Load:
+        """The next request of a connection follows its last response."""
+        return _run(self._closed(connections, seconds, count))
+
+    async def _paced(self, rate: float, seconds: float) -> Load:
+        load, start = Load(), time.perf_counter()
+        tasks: set[asyncio.Task[None]] = set()
+        for i in range(round(rate * seconds)):
+            delay = start + i / rate - time.perf_counter()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            task = asyncio.create_task(self._one(load))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if tasks:
+            await asyncio.wait(tasks)
+        load.seconds = time.perf_counter() - start
+        self._close()
+        return load
+
+    def at_rate(self, rate: float, seconds: float) -> Load:
+        """Requests leave evenly, whatever comes back."""
+        return _run(self._paced(rate, seconds))
+
+    def _close(self) -> None:
+        for connection in self._idle:
+            connection.transport.abort()
+        self._idle.clear()
+
+
+def _run(work: Any) -> Load:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    loop = uvloop.new_event_loop()
+    try:
+        load: Load = loop.run_until_complete(work)
+        return load
+    finally:
+        loop.close()
+
+
+def wrk(server: Running, payloads: Sequence[bytes], seconds: float) -> dict[str, float] | None:
+    """Throughput and latencies as wrk sees them at 32 connections; None if it is not installed."""
+    program = shutil.which("wrk")
+    if program is None:
+        return None
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        quoted = ", ".join(json.dumps(body.decode()) for body in payloads)
+        script.write(
+            f"local bodies = {{{quoted}}}\nlocal i = 0\n"
+            'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\n'
+            "request = function()\n  i = i + 1\n"
+            "  return wrk.format(nil, nil, nil, bodies[i % #bodies + 1])\nend\n"
+            "done = function(summary, latency, requests)\n"
+            "  io.write(string.format('RESULT %d %d %d %f %f\\n', summary.requests,\n"
+            "    summary.duration, summary.errors.status + summary.errors.timeout +\n"
+            "    summary.errors.read + summary.errors.connect,\n"
+            "    latency:percentile(50), latency:percentile(99)))\nend\n"
+        )
+        script.flush()
+        url = f"http://127.0.0.1:{server.port}{server.path}"
+        done = subprocess.run(
+            [program, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--timeout", "30s",
+             "-s", script.name, url],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\S+) (\S+)", done.stdout)
+    assert found, done.stdout
+    requests, micros, failed, p50, p99 = map(float, found.groups())
+    return {
+        "rate": (requests - failed) / micros * 1e6,
+        "errors": failed,
+        "p50_ms": p50 / 1e3,
+        "p99_ms": p99 / 1e3,
+    }
+
+
+# ---- what is measured ----------------------------------------------------------------------------
+
+
+def throughput(server: Running, payloads: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """At 32 connections, after a warm-up."""
+    client = Client(server, payloads)
+    client.keep_busy(CONNECTIONS, min(2.0, seconds))
+    load = client.keep_busy(CONNECTIONS, seconds)
+    return {"client": load.to_json(), "wrk": wrk(server, payloads, seconds)}
+
+
+def best_rate(result: dict[str, Any]) -> float:
+    """Of the two clients: each takes its own share of the cores."""
+    rates = [result["client"]["rate"]]
+    if result["wrk"]:
+        rates.append(result["wrk"]["rate"])
+    return float(max(rates))
+
+
+def soak(server: Running, payloads: Sequence[bytes], count: int) -> dict[str, Any]:
+    """Many requests: errors, and memory after each tenth."""
+    client = Client(server, payloads)
+    statuses: Counter[int] = Counter()
+    memory, seconds = [], 0.0
+    for _ in range(10):
+        load = client.keep_busy(CONNECTIONS, count=count // 10)
+        statuses += load.statuses
+        seconds += load.seconds
+        memory.append(round(server.memory(), 2))
+    return {
+        "requests": sum(statuses.values()),
+        "rate": round(sum(statuses.values()) / seconds, 1),
+        "statuses": {str(status): number for status, number in sorted(statuses.items())},
+        "memory_mib": memory,
+        "growth": round(memory[-1] / memory[0] - 1, 5),
+    }
+
+
+def measure(args: argparse.Namespace, pythons: dict[str, str], skipped: dict[str, str]) -> Any:
+    """Everything, as what is saved."""
+    preset = PRESETS[args.preset]
+    recipe = Recipe(dataclasses.replace(preset, head="token-classification"), args.form)
+    tell(f"making {recipe.title}")
+    folder = prepare(args.cache, recipe, args.length, args.batch)
+    payloads = bodies(recipe, args.length)
+    cpus = machine.pick_cpus(args.cores)
+    os.sched_setaffinity(0, set(cpus))
+    result: dict[str, Any] = {
+        "machine": machine.describe(),
+        "model": recipe.title,
+        "length": args.length,
+        "cores": args.cores,
+        "workers": args.workers,
+        "connections": CONNECTIONS,
+    }
+    tell("the engine alone")
+    rates = engine_rates(folder / "model.sparsec", args.length, args.cores, args.seconds / 5)
+    result["engine"] = {str(batch): round(rate, 2) for batch, rate in rates.items()}
+    servers: dict[str, Any] = {}
+    result["servers"] = servers
+    flags = ["--max-batch", str(args.max_batch), "--queue-size", str(args.queue)]
+    with serving(
+        "sparsec", ours(args, folder, args.port, *flags), args.port, "/predict", "/ready"
+    ) as server:
+        tell("sparsec: 32 connections")
+        load = throughput(server, payloads, args.seconds)
+        rate = best_rate(load)
+        tell("sparsec: half of that")
+        half = Client(server, payloads).at_rate(rate / 2, args.seconds)
+        tell("sparsec: twice that")
+        double = Client(server, payloads).at_rate(2 * rate, args.seconds)
+        servers["sparsec"] = {
+            "throughput": load,
+            "share_of_engine": round(rate / max(rates.values()), 4),
+            "half": half.to_json(),
+            "p99_to_median": round(half.percentile(99) / half.percentile(50), 3),
+            "double": double.to_json(),
+        }
+    if args.requests:
+        small = Recipe(dataclasses.replace(PRESETS["tiny"], head="token-classification"), args.form)
+        small_folder = prepare(args.cache, small, 16, args.batch)
+        with serving(
+            "sparsec", ours(args, small_folder, args.port), args.port, "/predict", "/ready"
+        ) as server:
+            tell(f"sparsec: {args.requests} requests")
+            result["soak"] = {
+                "model": small.title,
+                **soak(server, bodies(small, 16), args.requests),
+            }
+    for name, python in pythons.items():
+        path, ready = PATHS[name]
+        try:
+            command = theirs(name, python, args, folder, args.port)
+            with serving(name, command, args.port, path, ready) as server:
+                tell(f"{name}: 32 connections")
+                load = throughput(server, payloads, args.seconds)
+                tell(f"{name}: half of that")
+                half = Client(server, payloads).at_rate(best_rate(load) / 2, args.seconds)
+                servers[name] = {"throughput": load, "half": half.to_json()}
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+    result["skipped"] = skipped
+    return result
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Results for people."""
+    best = max(result["engine"].values())
+    rows = []
+    for name, found in result["servers"].items():
+        rate = best_rate(found["throughput"])
+        client = found["throughput"]["client"]
+        half = found["half"]
+        rows.append(
+            [
+                name,
+                f"{rate:.1f}/s",
+                f"{rate / best:.1%}",
+                f"{client['p50_ms']:.1f} / {client['p99_ms']:.1f} ms",
+                f"{half['p50_ms']:.2f} / {half['p99_ms']:.2f} ms",
+            ]
+        )
+    header = ["server", "requests", "of our engine", "p50 / p99", "at half load"]
+    batch = max(result["engine"], key=result["engine"].get)
+    lines = [
+        f"# Servers: {result['model']}",
+        "",
+        f"{result['length']} tokens a request, {result['connections']} connections, "
+        f"{result['cores']} cores for server and client together, {result['workers']} worker(s). "
+        f"The engine alone does {best:.1f}/s (batch {batch}).",
+        "",
+        report.table(header, rows),
+        "",
+    ]
+    double = result["servers"]["sparsec"]["double"]
+    lines += [
+        f"Twice the rate: {double['statuses']} by status (0: no answer); 503s within "
+        f"{double['p99_refused_ms']} ms (p99).",
+        "",
+    ]
+    if "soak" in result:
+        run = result["soak"]
+        lines += [
+            f"{run['requests']} requests to a small model ({run['model']}): {run['statuses']} by "
+            f"status, {run['rate']}/s; memory grew by {run['growth']:.2%} after the first tenth "
+            f"({run['memory_mib'][0]} to {run['memory_mib'][-1]} MiB).",
+            "",
+        ]
+    lines += [f"Not measured: {name}: {why}\n" for name, why in result["skipped"].items()]
+    return "\n".join(lines)
+
+
+def tell(line: str) -> None:
+    """Progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="bert-base", help="size (default: %(default)s)")
+    add("--form", choices=FORMS, default="sparseml", help="(default: %(default)s)")
+    add("--length", type=int, default=128, help="tokens of a request (default: %(default)s)")
+    add("--batch", type=int, default=16, help="to cut layers for (default: %(default)s)")
+    add("--max-batch", type=int, default=32, help="of the server (default: %(default)s)")
+    add("--queue", type=int, default=64, help="of the server (default: %(default)s)")
+    add("--cores", type=int, default=2, help="of server and client (default: %(default)s)")
+    add("--workers", type=int, default=1, help="of the server (default: %(default)s)")
+    add("--peer-workers", type=int, default=1, help="of DeepSparse (default: %(default)s)")
+    add("--seconds", type=float, default=20.0, help="of each load (default: %(default)s)")
+    add("--requests", type=int, default=100_000, help="in a row; 0: none (default: %(default)s)")
+    add("--peers", default="", help=f"also measure: {','.join(SERVERS)}")
+    add("--peer-python", action="append", default=[], metavar="PEER=PYTHON", help="an environment")
+    add("--port", type=int, default=5599, help="(default: %(default)s)")
+    add("--cache", type=Path, default=ROOT / "build" / "bench", help="models and environments")
+    add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where to save")
+    args = parser.parse_args(argv)
+    args.peers = [name for name in args.peers.split(",") if name]
+    if unknown := set(args.peers) - set(SERVERS):
+        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save."""
+    args = arguments(argv)
+    given = dict(text.split("=", 1) for text in args.peer_python)
+    pythons, skipped = {}, {}
+    for name in args.peers:
+        peer = PEERS[SERVERS[name]]
+        try:
+            renamed = {peer.name: given[name]} if name in given else {}
+            pythons[name] = peer_python(peer, args.cache, renamed)
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+    result = measure(args, pythons, skipped)
+    text = markdown(result)
+    print(text)
+    args.results.mkdir(parents=True, exist_ok=True)
+    stem = args.results / f"serve-{args.preset}-{args.length}"
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""A BERT encoder in torch, with masks for pruned weights and fake quantization.
+
+Parameters have the names and shapes of `EncoderConfig.parameter_shapes`, activations the keys of
+`examples.encoders.reference.calibrate`: what is trained here is written by examples.encoders.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from examples.encoders import EncoderConfig, Ranges, Weights
+from examples.encoders.reference import input_key
+
+# Ranges of activations follow what is seen at this rate while they are still learned.
+RANGE_RATE = 0.05
+
+DROPOUT = 0.1  # of what layers add to the residual, while training in float
+
+
+class Encoder(nn.Module):
+    """An `EncoderConfig` as a torch module.
+
+    Attributes:
+        masks: bool [N, K] by name of the linear layer: weights that are not pruned.
+        observing: ranges of activations follow what passes.
+        quantizing: products are computed from rounded operands, gradients pass straight through.
+        energy: mean square of each input channel of the linear layers, if `measuring`.
+    """
+
+    def __init__(self, config: EncoderConfig, weights: Weights) -> None:
+        super().__init__()
+        self.config = config
+        self.masks: dict[str, Tensor] = {}
+        self.ranges: Ranges = {}
+        self.observing = False
+        self.quantizing = False
+        self.measuring = False
+        self.energy: dict[str, Tensor] = {}
+        # torch allows no dots in names of parameters.
+        self.values = nn.ParameterDict(
+            {
+                name.replace(".", "/"): nn.Parameter(torch.tensor(weights[name]))
+                for name in config.parameter_shapes()
+            }
+        )
+        for name in config.tables():  # new names must look like the ones that were trained on
+            self.parameter(f"{name}.weight").requires_grad = False
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """A parameter by its Hugging Face name."""
+        value = self.values[name.replace(".", "/")]
+        assert isinstance(value, nn.Parameter)
+        return value
+
+    def export(self) -> Weights:
+        """All parameters as float32 arrays, pruned weights zero."""
+        result = {}
+        for name in self.config.parameter_shapes():
+            value = self.parameter(name).detach()
+            mask = self.masks.get(name.removesuffix(".weight"))
+            result[name] = (value if mask is None else value * mask).numpy().copy()
+        return result
+
+    def activation(self, key: str, x: Tensor) -> Tensor:
+        """x, rounded to 8 bits if the model is quantizing."""
+        if self.observing:
+            low, high = min(0.0, float(x.detach().min())), max(0.0, float(x.detach().max()))
+            was = self.ranges.get(key, (low, high))
+            self.ranges[key] = (
+                was[0] + RANGE_RATE * (low - was[0]),
+                was[1] + RANGE_RATE * (high - was[1]),
+            )
+        if not self.quantizing:
+            return x
+        x = x.float()  # bfloat16 is coarser than 8 bits of a range
+        low, high = self.ranges[key]
+        zero = 0
+        if key.endswith((".k", ".v")):  # symmetric, as the integer form has them
+            scale = max(-low, high, 1e-8) / 127
+            lowest, highest = -128, 127
+        else:
+            scale = max(high - low, 1e-8) / 255
+            zero = round(-low / scale)
+            lowest, highest = -zero, 255 - zero
+        # Values outside of the range get no gradient.
+        clipped = x.clamp(lowest * scale, highest * scale)
+        rounded = torch.round(clipped / scale) * scale
+        return clipped + (rounded - clipped).detach()
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., N]."""
+        weight = self.parameter(f"{name}.weight")
+        value: Tensor = weight
+        if name in self.masks:
+            value = value * self.masks[name]
+        if self.measuring:
+            self.energy[name] = x.detach().float().square().flatten(0, -2).mean(0)
+        x = self.activation(input_key(name), x)
+        if self.quantizing:
+            scale = value.detach().abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+            value = value + (torch.round(value / scale) * scale - value).detach()
+        return functional.linear(x, value, self.parameter(f"{name}.bias"))
+
+    def dropout(self, x: Tensor) -> Tensor:
+        """x with some elements zero, in training."""
+        return functional.dropout(x, DROPOUT, self.training)
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """The LayerNorm called `name`."""
+        gain, offset = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
+        return functional.layer_norm(x, (self.config.hidden,), gain, offset, self.config.eps)
+
+    def attend(self, layer: str, x: Tensor, mask: Tensor) -> Tensor:
+        """Self-attention up to the merged heads, before the output projection."""
+        batch, length, hidden = x.shape
+        attn = f"{layer}.attention.self"
+
+        def heads(part: str, key: str) -> Tensor:
+            y = self.linear(f"{attn}.{part}", x)
+            y = y.view(batch, length, self.config.heads, self.config.head_size).transpose(1, 2)
+            return self.activation(f"{attn}.{key}", y)
+
+        q, k, v = heads("query", "q"), heads("key", "k"), heads("value", "v")
+        scores = self.activation(f"{attn}.scores", q @ k.transpose(2, 3))
+        scores = scores / self.config.head_size**0.5 + mask
+        probs = self.activation(f"{attn}.probs", scores.softmax(-1))
+        context = self.activation(f"{attn}.context", probs @ v)
+        return context.transpose(1, 2).reshape(batch, length, hidden)
+
+    def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids, mask and types, integers [B, S] -> (last hidden state, scores).
+
+        Scores are [B, rows, classes], each row a choice between classes: tokens between labels,
+        the whole text between labels (one row), or for question answering start and end (two rows)
+        between tokens.
+        """
+        rows = [functional.embedding(ids, self.parameter("embeddings.word_embeddings.weight"))]
+        rows.append(self.parameter("embeddings.token_type_embeddings.weight")[types])
+        rows.append(self.parameter("embeddings.position_embeddings.weight")[: ids.shape[1]][None])
+        x = self.norm("embeddings.LayerNorm", rows[0] + rows[1] + rows[2])
+        hidden = (1 - mask[:, None, None, :].to(x.dtype)) * self.config.mask_value
+        for i in range(self.config.layers):
+            layer = f"encoder.layer.{i}"
+            y = self.linear(f"{layer}.attention.output.dense", self.attend(layer, x, hidden))
+            x = self.norm(f"{layer}.attention.output.LayerNorm", x + self.dropout(y))
+            y = functional.gelu(self.linear(f"{layer}.intermediate.dense", x))
+            y = self.linear(f"{layer}.output.dense", y)
+            x = self.norm(f"{layer}.output.LayerNorm", x + self.dropout(y))
+        if self.config.head == "token-classification":
+            return x, self.linear("classifier", x)
+        if self.config.head == "question-answering":
+            scores = self.linear("qa_outputs", x).transpose(1, 2)
+            return x, scores + hidden[:, 0]
+        pooled = torch.tanh(self.linear("pooler.dense", x[:, 0]))
+        return x, self.linear("classifier", pooled)[:, None]
+
+
+def with_head(config: EncoderConfig, weights: Weights, seed: int) -> Weights:
+    """The parameters of `config`: those that `weights` has, and small random ones for the rest."""
+    rng = np.random.default_rng(seed)
+    result: Weights = {}
+    for name, shape in config.parameter_shapes().items():
+        if name in weights:
+            result[name] = weights[name]
+        elif name.endswith("bias"):
+            result[name] = np.zeros(shape, np.float32)
+        else:
+            result[name] = (0.02 * rng.standard_normal(shape)).astype(np.float32)
+    return result

@@ -1,0 +1,1 @@
+"""From text to answers: pipelines, and the server that puts them on HTTP."""

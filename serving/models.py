@@ -1,0 +1,252 @@
+"""Finding a model's files: artifact or ONNX, tokenizer, configuration; on disk or on a hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sparsec.errors import InputError, ModelError
+
+Progress = Callable[[str], None]
+
+# Where a downloaded repository may have its model, best first.
+_PLACES = ("model.onnx", "onnx/model.onnx", "deployment/model.onnx")
+
+# What is fetched of a repository: models, tokenizers, configurations.  No artifacts: they are
+# machine code, and a repository may be anybody's.
+_PATTERNS = ["*.json", "*.txt", *(f"{place}*" for place in _PLACES), "*model.data"]
+
+
+def say(line: str) -> None:
+    """A line of progress on standard error."""
+    print(f"sparsec: {line}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk.
+
+    Attributes:
+        path: what an Engine takes: an artifact, an .onnx file, or a folder with ``model.onnx``.
+        tokenizer: ``tokenizer.json`` or ``vocab.txt``.
+        config: contents of ``config.json``; empty where there is none.
+    """
+
+    path: Path
+    tokenizer: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def find(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        tokenizer: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        zoo_dir: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> ModelFiles:
+        """Find a model; arguments are those of :meth:`Pipeline.create`.
+
+        Raises:
+            ModelError: the model, its tokenizer or its configuration is missing or damaged.
+            InputError: the model has to be downloaded and that is not possible.
+        """
+        tell = progress or (lambda _: None)
+        name = os.fspath(model)
+        if name.startswith("zoo:"):
+            path = _zoo(name, zoo_dir, tell)
+        elif name.startswith("hf:"):
+            path = _hub(name, tell)
+        else:
+            path = Path(name)
+        if not path.exists():
+            raise ModelError(f"{path} does not exist")
+        path, folders = _places(path, artifacts=not name.startswith("hf:"))
+        return cls(path, _tokenizer(tokenizer, folders), _config(config, folders))
+
+    @classmethod
+    def find_tokenizer(
+        cls, tokenizer: str | os.PathLike[str] | None, model: str | os.PathLike[str] | None
+    ) -> ModelFiles:
+        """What is needed to count tokens: of a model, or of a tokenizer alone.
+
+        Raises:
+            ModelError: as for :meth:`find`.
+        """
+        if model is not None:
+            return cls.find(model, tokenizer=tokenizer)
+        path = _tokenizer(tokenizer, [])
+        return cls(path.parent, path, _config(None, [path.parent]))
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether the model is compiled already."""
+        from sparsec.facade import is_artifact
+
+        return is_artifact(self.path)
+
+    @property
+    def onnx(self) -> Path:
+        """The .onnx file.
+
+        Raises:
+            ModelError: the model is an artifact.
+        """
+        if self.is_artifact:
+            raise ModelError(
+                f"{self.path} is compiled already: this needs the ONNX model that it was made from"
+            )
+        return self.path / "model.onnx" if self.path.is_dir() else self.path
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that the model has embeddings for, as far as its configuration says."""
+        value = self.config.get("max_position_embeddings")
+        return value if type(value) is int and value > 0 else None
+
+    def labels(self, count: int) -> list[str]:
+        """Names of a head's outputs, from ``id2label``; LABEL_0 and so on where it says nothing.
+
+        Raises:
+            ModelError: the names are not for that many outputs.
+        """
+        table = self.config.get("id2label")
+        if not table:
+            return [f"LABEL_{i}" for i in range(count)]
+        try:
+            names = {int(key): str(value) for key, value in dict(table).items()}
+        except (TypeError, ValueError):
+            raise ModelError("config.json: id2label must map numbers to names") from None
+        if sorted(names) != list(range(count)):
+            raise ModelError(
+                f"config.json names {len(names)} labels (id2label), the model has {count} outputs: "
+                f"the files do not belong together"
+            )
+        return [names[i] for i in range(count)]
+
+
+def _places(path: Path, artifacts: bool) -> tuple[Path, list[Path]]:
+    """(the model, folders to look for its companions in)."""
+    from sparsec.facade import is_artifact
+
+    if path.is_file():
+        # With the companions, if it is the file that its folder stands for.
+        whole = path.name == "model.onnx"
+        return (path.parent if whole else path), [path.parent, path.parent.parent]
+    if artifacts and is_artifact(path):
+        return path, [path]
+    for place in _PLACES:
+        file = path / place
+        if file.is_file():
+            # The folder goes for an artifact if it has a manifest: then name the file.
+            return (file.parent if artifacts else file), [file.parent, path]
+    found = sorted(p for p in path.iterdir() if artifacts and is_artifact(p))
+    if len(found) == 1:
+        return found[0], [found[0], path]
+    raise ModelError(
+        f"{path} is neither an artifact nor a folder with model.onnx"
+        + (f"; it has {', '.join(p.name for p in found)}: name one" if found else "")
+    )
+
+
+def _tokenizer(given: str | os.PathLike[str] | None, folders: list[Path]) -> Path:
+    if given is not None:
+        path = Path(given)
+        if path.is_file():
+            return path
+        folders = [path]
+    for folder in folders:
+        for name in ("tokenizer.json", "vocab.txt"):
+            if (folder / name).is_file():
+                return folder / name
+    raise ModelError(
+        f"{folders[0]} has no tokenizer.json: put it beside the model, or give tokenizer="
+    )
+
+
+def _config(
+    given: str | os.PathLike[str] | Mapping[str, Any] | None, folders: list[Path]
+) -> Mapping[str, Any]:
+    if isinstance(given, Mapping):
+        return MappingProxyType(dict(given))
+    if given is not None:
+        path = Path(given)
+        folders = [path] if path.is_dir() else []
+        if not path.exists():
+            raise ModelError(f"{path} does not exist")
+    else:
+        path = folders[0] / "config.json"
+    for folder in folders:
+        path = folder / "config.json"
+        if path.is_file():
+            break
+    else:
+        if given is None:
+            return MappingProxyType({})
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not a configuration: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a configuration: it must be a JSON object")
+    return MappingProxyType(config)
+
+
+def _zoo(stub: str, zoo_dir: str | os.PathLike[str] | None, tell: Progress) -> Path:
+    """A model of the former SparseZoo, where the user keeps those."""
+    root = zoo_dir if zoo_dir is not None else os.environ.get("SPARSEZOO_MODELS_PATH")
+    gone = "SparseZoo is gone: zoo: stubs are looked up on this machine only"
+    if not root:
+        raise InputError(
+            f"{gone}; give zoo_dir= or set SPARSEZOO_MODELS_PATH to the folder that has "
+            f"{stub.removeprefix('zoo:')}"
+        )
+    tell(gone)
+    name = stub.removeprefix("zoo:").strip("/")
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise InputError(f"{stub!r} is no stub of a model")
+    candidates = [Path(root, name), Path(root, name.replace("/", "-")), Path(root, parts[-1])]
+    for folder in candidates:
+        for path in (folder, folder / "deployment"):
+            if path.is_dir() and any((path / place).is_file() for place in _PLACES):
+                return path
+    raise ModelError(
+        f"{gone}, and {root} has no model {name} (looked for {name}/model.onnx and "
+        f"{name}/deployment/model.onnx)"
+    )
+
+
+def _hub(stub: str, tell: Progress) -> Path:
+    """Download a repository of the Hugging Face Hub into its own cache; returns the folder."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise InputError(
+            f"{stub} needs huggingface_hub: pip install 'sparsec[hub]', or download the model "
+            f"yourself and give its folder"
+        ) from None
+    name, _, revision = stub.removeprefix("hf:").partition("@")
+    tell(f"fetching {name} from the Hugging Face Hub")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=_PATTERNS
+            )
+        )
+    except HFValidationError as error:
+        raise InputError(f"{stub!r} is no name of a model: {error}") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot fetch {name}{f' at {revision}' if revision else ''} from the Hugging Face "
+            f"Hub: {reason}"
+        ) from error

@@ -1,0 +1,481 @@
+"""What all pipelines share: how one is made, found by its task's name, and called.
+
+A pipeline turns inputs into sequences for the model (`prepare`) and the model's outputs into a
+typed prediction (`finish`).  Both are plain CPU work without state, so that a server may batch the
+sequences of several requests in between.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_type_hints, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    PositiveInt,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+)
+
+from sparsec.errors import InputError, ModelError
+from sparsec.facade import DEFAULT_BUCKETS
+from sparsec.serving.models import ModelFiles, say
+from sparsec.serving.runner import (
+    EngineRunner,
+    Features,
+    OnnxRuntimeRunner,
+    Outputs,
+    Runner,
+)
+from sparsec.serving.text import Text
+
+P = TypeVar("P", bound="Pipeline")
+
+# What `engine_type` may be; the predecessor's name for its own engine means ours.
+ENGINES = ("sparsec", "onnxruntime")
+_ENGINE_ALIASES = {"deepsparse": "sparsec", "ort": "onnxruntime"}
+
+# Arguments of DeepSparse's pipelines that have no meaning here, and why.
+_GONE = {
+    "scheduler": "any number of threads may call a pipeline at once",
+    "context": "all pipelines of a process share one thread pool",
+    "input_shapes": "use sequence_length",
+    "executor": "call the pipeline from threads of your own; the GIL is released",
+    "num_async_workers": "call the pipeline from threads of your own; the GIL is released",
+    "trust_remote_code": "no code of a model is ever run",
+    "pad_to_max_length": "padding is not computed",
+    "benchmark": "use `sparsec benchmark`",
+    "alias": "keep the pipeline in a variable of that name",
+    "middleware_manager": "subclass the pipeline instead",
+    "output_dir": "predictions are returned, not written",
+    "model_size": "the model's outputs say how large they are",
+}
+
+
+@dataclass
+class Job:
+    """Inputs that are ready to run, and whatever the task needs afterwards (in subclasses).
+
+    Attributes:
+        items: sequences for the model, in order.
+    """
+
+    items: list[Features] = field(default_factory=list)
+
+
+class Pipeline(abc.ABC):
+    """A task on a model: text in, typed predictions out.
+
+    Make one with :meth:`create`.  Safe to call from many threads at once.  A context manager.
+
+    A subclass is a task.  It sets the schemas, implements `prepare` and `finish`, takes its options
+    as keyword-only arguments of ``__init__``, and is found by name once it is registered:
+
+    >>> @Pipeline.register("shout", task_aliases=["yell"])         # doctest: +SKIP
+    ... class Shout(Pipeline): ...
+
+    Args:
+        model: the model's files.
+        text: its tokenizer.
+        runner: what runs it.
+    """
+
+    task: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    input_schema: ClassVar[type[BaseModel]]
+    output_schema: ClassVar[type[BaseModel]]
+    runner: Runner
+
+    def __init__(self, model: ModelFiles, text: Text, runner: Runner) -> None:
+        self.model = model
+        self.text = text
+        self.runner = runner
+        self.max_length = runner.buckets[-1]
+        text.check_inputs(runner.input_names)
+
+    # ---- making one ------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        task: str,
+        model_path: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int | None = 1,
+        sequence_length: int | Sequence[int] | None = None,
+        num_cores: int | None = None,
+        engine_type: str = "sparsec",
+        tokenizer: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        zoo_dir: str | os.PathLike[str] | None = None,
+        progress: Callable[[str], None] | None = None,
+        **kwargs: Any,
+    ) -> Pipeline:
+        """A pipeline for a task.
+
+        Args:
+            task: name or alias, dashes and underscores alike, in any case.
+            model_path: an artifact; a folder with ``model.onnx``, ``tokenizer.json`` and
+                ``config.json``; an .onnx file beside those; ``hf:org/name[@revision]``; or a
+                ``zoo:`` stub of a model that is in `zoo_dir`.  ONNX is compiled on first use.
+            batch_size: sequences that run together most often, which the layers of an ONNX model
+                are cut for; None means 1.  Any number runs.
+            sequence_length: tokens, or a list of such buckets: a text goes to the smallest that
+                fits.  None: all buckets of an artifact, 16 and 128 of an ONNX model.
+            num_cores: threads that a call may use; None: all usable cores.
+            engine_type: ``sparsec`` or ``onnxruntime``.
+            tokenizer: ``tokenizer.json``, or its folder, if it is not beside the model.
+            config: ``config.json``, its folder or its contents, if it is not beside the model.
+            zoo_dir: where models of the former SparseZoo are; ``$SPARSEZOO_MODELS_PATH`` if absent.
+            progress: called with each line of progress of downloading and compiling.  None: a line
+                on standard error when that begins.
+            kwargs: options of the task.
+
+        Raises:
+            InputError: an unknown task or option, or a wrong value.
+            ModelError: the model is missing, or is not one for this task.  Besides, what compiling
+                and loading raise.
+        """
+        kind = find(task)
+        if model_path is None:
+            raise InputError("model_path is needed: tasks have no default models")
+        options = _check_options(kind, kwargs)
+        batch_size = _typed("batch_size", PositiveInt | None, batch_size)
+        num_cores = _typed("num_cores", PositiveInt | None, num_cores)
+        model_path = _typed("model_path", str | Path, model_path)
+        engine = _ENGINE_ALIASES.get(str(engine_type).lower(), str(engine_type).lower())
+        if engine not in ENGINES:
+            raise InputError(
+                f"engine_type must be one of {', '.join(ENGINES)}, not {engine_type!r}"
+            )
+        model = ModelFiles.find(
+            model_path,
+            tokenizer=tokenizer,
+            config=config,
+            zoo_dir=zoo_dir,
+            progress=progress or say,
+        )
+        buckets = _buckets(sequence_length, model)
+        text = Text.load(model)
+        once = _Once(model)
+        model = kind.adapt(model, **options)
+        runner: Runner
+        if engine == "sparsec":
+            runner = EngineRunner(
+                model.path,
+                buckets=buckets,
+                batch_size=batch_size or 1,
+                num_cores=num_cores,
+                pad_id=text.pad_id,
+                progress=progress or once,
+            )
+        else:
+            runner = OnnxRuntimeRunner(
+                model.onnx, buckets=buckets, num_cores=num_cores, pad_id=text.pad_id
+            )
+        try:
+            return kind(model, text, runner, **options)
+        except BaseException:
+            runner.close()
+            raise
+
+    @classmethod
+    def adapt(cls, model: ModelFiles, **options: Any) -> ModelFiles:
+        """The model to run, before it is compiled; the given one unless a task changes it."""
+        return model
+
+    @overload
+    @staticmethod
+    def register(
+        task: str, *, task_aliases: Sequence[str] = ()
+    ) -> Callable[[type[P]], type[P]]: ...
+
+    @overload
+    @staticmethod
+    def register(task: type[P]) -> type[P]: ...
+
+    @staticmethod
+    def register(
+        task: str | type[P], *, task_aliases: Sequence[str] = ()
+    ) -> type[P] | Callable[[type[P]], type[P]]:
+        """Class decorator that makes a task known to :meth:`create`.
+
+        Args:
+            task: the task's name, or the class if its `task` and `aliases` are set.
+            task_aliases: other names.
+
+        Raises:
+            InputError: a name is taken by another class.
+        """
+        if isinstance(task, type):
+            return _register(task, task.task, task.aliases)
+        name, others = task, tuple(task_aliases)
+
+        def decorate(kind: type[P]) -> type[P]:
+            return _register(kind, name, others)
+
+        return decorate
+
+    # ---- using one -------------------------------------------------------------------------------
+
+    def parse(self, *args: Any, **kwargs: Any) -> BaseModel:
+        """What a call was given, as `input_schema`.
+
+        Takes an `input_schema`, a mapping of its fields, the first field alone, several values as a
+        list of the first, or the fields by keyword.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        if len(args) == 1 and not kwargs:
+            if isinstance(args[0], self.input_schema):
+                return args[0]
+            if isinstance(args[0], Mapping):
+                return self.validate(args[0])
+        if not args:
+            return self.validate(kwargs)
+        first = next(iter(self.input_schema.model_fields))
+        value = args[0] if len(args) == 1 else list(args)
+        if first in kwargs:
+            raise InputError(f"{first} is given twice: by position and by name")
+        return self.validate({first: value, **kwargs})
+
+    def validate(self, fields: Mapping[str, Any]) -> BaseModel:
+        """Fields, from JSON for example, as `input_schema`.
+
+        Raises:
+            InputError: naming every wrong field.
+        """
+        try:
+            return self.input_schema.model_validate(dict(fields))
+        except ValidationError as error:
+            raise InputError(f"{self.task}: {explain(error)}") from error
+
+    def count(self, inputs: BaseModel) -> int:
+        """How many sequences `prepare` will make, or the least number: a server refuses too many
+        before it tokenizes them."""
+        first = getattr(inputs, next(iter(self.input_schema.model_fields)))
+        return len(first) if isinstance(first, list) else 1
+
+    @abc.abstractmethod
+    def prepare(self, inputs: BaseModel) -> Job:
+        """Tokenize.
+
+        Raises:
+            InputError: the inputs make no sense for the task.
+        """
+
+    @abc.abstractmethod
+    def finish(self, job: Job, outputs: list[Outputs]) -> BaseModel:
+        """The prediction, an `output_schema`.
+
+        Args:
+            job: from `prepare`.
+            outputs: from the runner, one for each of ``job.items``.
+        """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict; returns an `output_schema`.  Arguments are those of :meth:`parse`."""
+        job = self.prepare(self.parse(*args, **kwargs))
+        return self.finish(job, self.runner.infer(job.items))
+
+    def close(self) -> None:
+        """Give up the model.  Later calls raise EngineClosedError."""
+        self.runner.close()
+
+    def __enter__(self: P) -> P:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.task!r} on {self.model.path}, "
+            f"buckets {list(self.runner.buckets)}>"
+        )
+
+
+def output_named(runner: Runner, *parts: str) -> str:
+    """The first output with one of `parts` in its name, tried in order; else the first of all."""
+    for part in parts:
+        for name in runner.output_names:
+            if part in name.lower():
+                return name
+    return runner.output_names[0]
+
+
+def width(runner: Runner, name: str, rank: int) -> int | None:
+    """Extent of an output's last axis, None if it is not known.
+
+    Raises:
+        ModelError: the output does not have that rank.
+    """
+    shape = runner.output_shapes.get(name)
+    if shape is None:
+        return None
+    if len(shape) != rank:
+        raise ModelError(
+            f"the model's output {name} has the shape [{', '.join(map(str, shape))}], which is not "
+            f"what this task needs: rank {rank}"
+        )
+    return shape[-1] if isinstance(shape[-1], int) else None
+
+
+def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
+    """Over the last axis."""
+    x = np.asarray(x, np.float64)
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    total: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return total
+
+
+# ---- the registry --------------------------------------------------------------------------------
+
+_tasks: dict[str, type[Pipeline]] = {}
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
+
+
+def _register(kind: type[P], task: str, aliases: tuple[str, ...]) -> type[P]:
+    names = [_key(name) for name in (task, *aliases)]
+    if not names[0]:
+        raise InputError(f"{kind.__name__} has no task name")
+    for name in names:
+        other = _tasks.get(name)
+        # A class that is defined again, in a notebook for example, replaces itself.
+        if other and (other.__module__, other.__name__) != (kind.__module__, kind.__name__):
+            raise InputError(f"the task name {name!r} belongs to {other.__name__}")
+    kind.task, kind.aliases = task, aliases
+    _tasks.update(dict.fromkeys(names, kind))
+    return kind
+
+
+def tasks() -> dict[str, type[Pipeline]]:
+    """All registered tasks by name, aliases left out."""
+    from sparsec.serving import pipelines  # registers ours  # noqa: F401
+
+    return {kind.task: kind for kind in sorted(set(_tasks.values()), key=lambda k: k.task)}
+
+
+def find(task: str) -> type[Pipeline]:
+    """The class of a task.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    known = tasks()
+    if not isinstance(task, str) or _key(task) not in _tasks:
+        raise InputError(f"unknown task {task!r}; there are {', '.join(known)}")
+    return _tasks[_key(task)]
+
+
+def options_of(kind: type[Pipeline]) -> dict[str, inspect.Parameter]:
+    """The options of a task: keyword-only parameters of its class and their defaults."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task, of the types that its class declares."""
+    known = options_of(kind)
+    try:
+        hints = get_type_hints(kind.__init__)
+    except NameError:  # a task of somebody else's, with names that are not there at run time
+        hints = {}
+    checked = {}
+    for name, value in options.items():
+        if name in known:
+            checked[name] = _typed(name, hints.get(name, Any), value)
+        elif name in _GONE:
+            raise InputError(f"{name} is an argument of DeepSparse only: {_GONE[name]}")
+        else:
+            raise InputError(
+                f"{kind.task} has no option {name!r}; it has {', '.join(known) or 'none'}, besides "
+                f"those of all pipelines: batch_size, sequence_length, num_cores, engine_type, "
+                f"tokenizer, config, zoo_dir, progress"
+            )
+    return checked
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """An argument as its type."""
+    try:
+        adapter = TypeAdapter(hint)
+    except PydanticSchemaGenerationError:  # a class that only the task knows
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"{name}: {explain(error)}") from None
+
+
+class _Once:
+    """Says that a model is being compiled, in one line."""
+
+    def __init__(self, model: ModelFiles) -> None:
+        self.model = model
+        self.said = False
+
+    def __call__(self, line: str) -> None:
+        if not self.said:
+            say(f"compiling {self.model.path}; this is done once")
+        self.said = True
+
+
+def _buckets(
+    sequence_length: int | Sequence[int] | None, model: ModelFiles
+) -> tuple[int, ...] | None:
+    longest = model.max_positions
+    if sequence_length is None:
+        if model.is_artifact or longest is None or longest >= DEFAULT_BUCKETS[-1]:
+            return None
+        return tuple(sorted({*(n for n in DEFAULT_BUCKETS if n < longest), longest}))
+    given = (sequence_length,) if isinstance(sequence_length, int) else tuple(sequence_length)
+    if not given or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given):
+        raise InputError(
+            f"sequence_length must be a number of tokens or a list of such, not {sequence_length!r}"
+        )
+    if longest is not None and max(given) > longest:
+        raise InputError(
+            f"sequence_length {max(given)} is too long: the model has positions for "
+            f"{longest} tokens"
+        )
+    return tuple(sorted(set(given)))
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong, field by field, in one line."""
+    seen: dict[str, None] = {}
+    for row in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in row["loc"])
+        seen[f"{where}: {row['msg']}" if where else row["msg"]] = None
+    return "; ".join(seen)
+
+
+__all__ = [
+    "Features",
+    "Job",
+    "ModelFiles",
+    "Outputs",
+    "Pipeline",
+    "Runner",
+    "Text",
+    "explain",
+    "find",
+    "options_of",
+    "tasks",
+]

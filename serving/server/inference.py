@@ -1,0 +1,179 @@
+"""One request's way through an endpoint: check, tokenize, wait for the model, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+
+from sparsec.serving.pipelines.base import Job, Pipeline, explain
+from sparsec.serving.runner import Features, Outputs
+from sparsec.serving.server.batching import QueueFullError
+from sparsec.serving.server.config import Limits
+from sparsec.serving.server.errors import HttpError
+from sparsec.serving.server.registry import Endpoint
+
+T = TypeVar("T")
+
+# Texts of more characters, and predictions on more tokens, are worth a trip to another thread:
+# shorter ones take less time on the event loop than the trip does.
+INLINE_CHARACTERS = 8192
+INLINE_TOKENS = 4096
+
+
+def parse(endpoint: Endpoint, body: bytes) -> BaseModel:
+    """A JSON body as the task's input.
+
+    Raises:
+        HttpError: 400 if it is not JSON, 422 if it is not what the task takes.
+    """
+    try:
+        return endpoint.pipeline.input_schema.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise HttpError(400, first["msg"], "invalid_json") from None
+        raise HttpError(422, explain(error)) from None
+
+
+def check(pipeline: Pipeline, inputs: Sequence[BaseModel], limits: Limits) -> int:
+    """Hold the inputs against the limits; returns their characters.
+
+    Raises:
+        HttpError: 422, a text is too long, or there are too many.
+    """
+    if sum(pipeline.count(one) for one in inputs) > limits.items:
+        raise _too_many(limits)
+    characters = 0
+    for one in inputs:
+        for text in _texts(one.__dict__):
+            if len(text) > limits.input_characters:
+                raise HttpError(
+                    422,
+                    f"a text has {len(text)} characters; at most {limits.input_characters} are "
+                    f"accepted",
+                    "input_too_long",
+                )
+            characters += len(text) + 1
+    return characters
+
+
+def _too_many(limits: Limits) -> HttpError:
+    message = f"the request makes more than {limits.items} sequences: send it in parts"
+    return HttpError(422, message, "too_many_items")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, BaseModel):
+        yield from _texts(value.__dict__)
+
+
+def dump(result: BaseModel) -> bytes:
+    """A prediction as JSON; arrays, of ``return_numpy``, as lists."""
+    return to_json(result, fallback=lambda value: value.tolist())
+
+
+async def predict(
+    endpoint: Endpoint, inputs: Sequence[BaseModel], limits: Limits, request_id: str = ""
+) -> list[BaseModel]:
+    """Predictions for inputs that belong to one request and run together.
+
+    Raises:
+        HttpError: too much was asked for, the queue is full, or time ran out.
+        InputError: the inputs make no sense for the task.
+    """
+    pipeline = endpoint.pipeline
+    characters = check(pipeline, inputs, limits)
+    with deadline(limits.request_timeout):
+        prepare = _prepare(endpoint, inputs, limits)
+        jobs = await _away(prepare, characters > INLINE_CHARACTERS)
+        items = [item for job in jobs for item in job.items]
+        outputs = await _run(endpoint, items)
+
+        def finish() -> list[BaseModel]:
+            results, start = [], 0
+            for job in jobs:
+                end = start + len(job.items)
+                results.append(pipeline.finish(job, outputs[start:end]))
+                start = end
+            return results
+
+        tokens = sum(item.length for item in items)
+        results = await _away(finish, tokens > INLINE_TOKENS)
+        if endpoint.data_log:
+            for one, job, result in zip(inputs, jobs, results, strict=True):
+                endpoint.data_log.record(request_id, one, job.items, result)
+        return results
+
+
+def _prepare(
+    endpoint: Endpoint, inputs: Sequence[BaseModel], limits: Limits
+) -> Callable[[], list[Job]]:
+    def prepare() -> list[Job]:
+        jobs, count = [], 0
+        for one in inputs:
+            job = endpoint.pipeline.prepare(one)
+            count += len(job.items)
+            if count > limits.items:
+                raise _too_many(limits)
+            jobs.append(job)
+        return jobs
+
+    return prepare
+
+
+async def _run(endpoint: Endpoint, items: Sequence[Features]) -> list[Outputs]:
+    try:
+        return await endpoint.queue.submit(items)
+    except QueueFullError as full:
+        raise HttpError(
+            503, str(full), "queue_full", {"Retry-After": str(full.retry_after)}
+        ) from None
+
+
+async def _away(work: Callable[[], T], away: bool) -> T:
+    """Do it here, or in a thread of the default pool."""
+    if not away:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Cancel what is inside after a time.
+
+    Raises:
+        HttpError: 504, time ran out.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    late = False
+
+    def stop() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    handle = asyncio.get_running_loop().call_later(seconds, stop)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        if hasattr(task, "uncancel"):  # from Python 3.11 on
+            task.uncancel()
+        raise HttpError(504, f"no answer within {seconds:g} s", "timeout") from None
+    finally:
+        handle.cancel()

@@ -1,0 +1,274 @@
+"""The Open Inference Protocol, version 2, over HTTP: tensors as JSON or, with the binary tensor
+extension, as bytes after the JSON.
+
+This file knows tensors only; `tensors.py` says which ones a task takes and gives.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
+
+from sparsec.serving.pipelines.base import explain
+from sparsec.serving.server.errors import HttpError
+
+HEADER_LENGTH = "inference-header-content-length"
+
+DTYPES: Mapping[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,
+}
+_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
+
+Array = NDArray[Any]
+
+
+class _Input(BaseModel):
+    name: str
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8)
+    datatype: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    data: Any = None
+
+
+class _Output(BaseModel):
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Request(BaseModel):
+    id: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    inputs: list[_Input] = Field(min_length=1)
+    outputs: list[_Output] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """What a client asked for.
+
+    Attributes:
+        tensors: by name; BYTES as object arrays of str.
+        outputs: names wanted and whether as bytes; all, if there are none.
+        binary: whether outputs are bytes where `outputs` does not say.
+        parameters: of the request, the protocol's own left out.
+    """
+
+    id: str | None
+    tensors: dict[str, Array]
+    outputs: dict[str, bool] = field(default_factory=dict)
+    binary: bool = False
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def decode(body: bytes, header_length: str | None) -> InferRequest:
+    """A request's body.
+
+    Args:
+        header_length: of the JSON at its start; None: all of it.
+
+    Raises:
+        HttpError: 400, it is not as the protocol says.
+    """
+    size = len(body)
+    if header_length is not None:
+        if not header_length.isdecimal() or len(header_length) > 12 or int(header_length) > size:
+            raise HttpError(400, f"{HEADER_LENGTH} must be a number of bytes up to {size}")
+        size = int(header_length)
+    try:
+        parsed = _Request.model_validate_json(body[:size])
+    except ValidationError as error:
+        raise HttpError(400, explain(error)) from None
+    tensors: dict[str, Array] = {}
+    for tensor in parsed.inputs:
+        if tensor.name in tensors:
+            raise HttpError(400, f"input {tensor.name} is given twice")
+        if tensor.datatype not in DTYPES:
+            raise HttpError(
+                400,
+                f"input {tensor.name}: unknown datatype {tensor.datatype!r}; "
+                f"there are {', '.join(DTYPES)}",
+            )
+        length = tensor.parameters.get("binary_data_size")
+        if length is None:
+            tensors[tensor.name] = _from_json(tensor)
+            continue
+        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+            raise HttpError(400, f"input {tensor.name}: binary_data_size must be a number of bytes")
+        if size + length > len(body):
+            raise HttpError(
+                400, f"input {tensor.name} has {length} bytes; {len(body) - size} are left"
+            )
+        tensors[tensor.name] = _from_bytes(tensor, body[size : size + length])
+        size += length
+    if size != len(body):
+        raise HttpError(400, f"{len(body) - size} bytes follow the last tensor")
+    parameters = dict(parsed.parameters)
+    binary = parameters.pop("binary_data_output", False) is True
+    wanted = {
+        output.name: output.parameters.get("binary_data", binary) is True
+        for output in parsed.outputs
+    }
+    return InferRequest(parsed.id, tensors, wanted, binary, parameters)
+
+
+def _count(tensor: _Input) -> int:
+    count = 1
+    for extent in tensor.shape:
+        count *= extent
+    return count
+
+
+def _from_json(tensor: _Input) -> Array:
+    where = f"input {tensor.name}"
+    if not isinstance(tensor.data, list):
+        raise HttpError(400, f"{where} has no data: a list of its elements, row by row")
+    flat: list[Any] = []
+    _flatten(tensor.data, flat)
+    if len(flat) != _count(tensor):
+        raise HttpError(
+            400, f"{where} has {len(flat)} elements; the shape {tensor.shape} has {_count(tensor)}"
+        )
+    if tensor.datatype == "BYTES":
+        if not all(isinstance(item, str) for item in flat):
+            raise HttpError(400, f"{where}: elements of BYTES must be strings")
+        array = np.empty(len(flat), np.object_)
+        array[:] = flat
+        return array.reshape(tensor.shape)
+    dtype = np.dtype(DTYPES[tensor.datatype])
+    kinds: tuple[type, ...] = (bool,) if dtype.kind == "b" else (int, float)
+    for item in flat:
+        if not isinstance(item, kinds) or (isinstance(item, bool) and dtype.kind != "b"):
+            raise HttpError(400, f"{where}: {item!r} is not {tensor.datatype}")
+    try:
+        array = np.array(flat)
+        made = array.astype(dtype)
+    except (OverflowError, ValueError, TypeError):
+        raise HttpError(400, f"{where}: a value is no {tensor.datatype}") from None
+    if dtype.kind in "iu" and flat and (array.dtype.kind not in "iu" or (made != array).any()):
+        raise HttpError(400, f"{where}: a value does not fit {tensor.datatype}")
+    return made.reshape(tensor.shape)
+
+
+def _flatten(value: list[Any], into: list[Any], depth: int = 0) -> None:
+    if depth > 8:
+        raise HttpError(400, "data is nested too deeply")
+    for item in value:
+        if isinstance(item, list):
+            _flatten(item, into, depth + 1)
+        else:
+            into.append(item)
+
+
+def _from_bytes(tensor: _Input, data: bytes) -> Array:
+    where = f"input {tensor.name}"
+    count = _count(tensor)
+    if tensor.datatype != "BYTES":
+        dtype = np.dtype(DTYPES[tensor.datatype])
+        if count * dtype.itemsize != len(data):
+            raise HttpError(
+                400,
+                f"{where} has {len(data)} bytes; the shape {tensor.shape} needs "
+                f"{count * dtype.itemsize}",
+            )
+        return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(tensor.shape)
+    texts: list[str] = []
+    at = 0
+    while at < len(data):
+        if at + 4 > len(data):
+            raise HttpError(400, f"{where}: the last length is cut off")
+        (length,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if at + length > len(data):
+            raise HttpError(400, f"{where}: the last element is cut off")
+        try:
+            texts.append(data[at : at + length].decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise HttpError(400, f"{where}: element {len(texts)} is not UTF-8: {error}") from None
+        at += length
+    if len(texts) != count:
+        raise HttpError(
+            400, f"{where} has {len(texts)} elements; the shape {tensor.shape} has {count}"
+        )
+    array = np.empty(count, np.object_)
+    array[:] = texts
+    return array.reshape(tensor.shape)
+
+
+def encode(
+    model: str, request: InferRequest, outputs: Mapping[str, Array]
+) -> tuple[bytes, int | None]:
+    """A response's body, and the length of its JSON if bytes follow.
+
+    Raises:
+        HttpError: 400, an output is wanted that the model does not have.
+    """
+    unknown = [name for name in request.outputs if name not in outputs]
+    if unknown:
+        raise HttpError(
+            400, f"{model} has no output {', '.join(unknown)}; it has {', '.join(outputs)}"
+        )
+    wanted = request.outputs or dict.fromkeys(outputs, request.binary)
+    described: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for name, binary in wanted.items():
+        array = outputs[name]
+        entry: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype(array),
+            "shape": list(array.shape),
+        }
+        if binary:
+            blobs.append(_to_bytes(array))
+            entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            entry["data"] = array.reshape(-1).tolist()
+        described.append(entry)
+    head: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": described}
+    if request.id is not None:
+        head["id"] = request.id
+    text = json.dumps(head, ensure_ascii=False).encode("utf-8")
+    return (text + b"".join(blobs), len(text)) if blobs else (text, None)
+
+
+def datatype(array: Array) -> str:
+    """What the protocol calls an array's dtype."""
+    return _NAMES[array.dtype]
+
+
+def _to_bytes(array: Array) -> bytes:
+    if array.dtype != np.object_:
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    parts: list[bytes] = []
+    for text in array.reshape(-1):
+        data = text.encode("utf-8")
+        parts += (struct.pack("<I", len(data)), data)
+    return b"".join(parts)
+
+
+def texts(rows: Sequence[Any]) -> Array:
+    """Strings, or equally long lists of strings, as a BYTES array."""
+    first = rows[0] if rows else ""
+    shape = (len(rows), len(first)) if isinstance(first, (list, tuple)) else (len(rows),)
+    array = np.empty(shape, np.object_)
+    for i, row in enumerate(rows):
+        array[i] = row
+    return array

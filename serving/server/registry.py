@@ -1,0 +1,266 @@
+"""The endpoints of one worker: loaded, warmed up, swapped as a whole, and given up when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsec.serving.models import say
+from sparsec.serving.pipelines import Pipeline
+from sparsec.serving.runner import Features, Runner
+from sparsec.serving.server import tensors
+from sparsec.serving.server.batching import ModelQueue, Scheduler
+from sparsec.serving.server.config import EndpointConfig
+from sparsec.serving.server.datalog import DataLog
+from sparsec.serving.server.metrics import ModelMetrics, RequestMetrics
+
+logger = logging.getLogger("sparsec.server")
+
+# Options of a pipeline that decide what model is run and how.
+_MODEL_OPTIONS = ("engine_type", "tokenizer", "config", "zoo_dir")
+
+
+@dataclass
+class _Shared:
+    """A model's queue and how many endpoints use it."""
+
+    key: str
+    queue: ModelQueue
+    uses: int = 0
+
+
+class Endpoint:
+    """A pipeline that answers requests at a route.
+
+    Attributes:
+        tensors: its outputs as the Open Inference Protocol describes them.
+        active: requests that it is answering; it is given up only when there are none.
+    """
+
+    def __init__(self, config: EndpointConfig, pipeline: Pipeline, shared: _Shared) -> None:
+        self.config = config
+        self.pipeline = pipeline
+        self.metrics = RequestMetrics(config.name)
+        self.data_log = DataLog(config.name, config.data_logging) if config.data_logging else None
+        self.tensors = tensors.outputs(pipeline)
+        self.active = 0
+        self.retired = False
+        self._shared = shared
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def queue(self) -> ModelQueue:
+        return self._shared.queue
+
+    @property
+    def shared(self) -> _Shared:
+        return self._shared
+
+    def describe(self) -> dict[str, Any]:
+        """What `GET /` tells."""
+        return {
+            "name": self.config.name,
+            "route": self.config.route,
+            "task": self.pipeline.task,
+            "model": Path(self.config.model).name,
+            "sequence_length": list(self.pipeline.runner.buckets),
+            "batching": self.config.batching.model_dump(),
+            "v2": f"/v2/models/{self.config.name}/infer",
+        }
+
+
+class Registry:
+    """Endpoints by route and by name.
+
+    All methods but those that say otherwise belong to the event loop's thread.
+
+    Args:
+        scheduler: runs the models.
+        num_cores: threads that a call of a model may use.
+        quiet: no lines about compiling.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, num_cores: int | None = None, quiet: bool = False
+    ) -> None:
+        self.scheduler = scheduler
+        self.routes: dict[str, Endpoint] = {}
+        self.names: dict[str, Endpoint] = {}
+        self.version = 0
+        self._num_cores = num_cores
+        self._quiet = quiet
+        self._shared: dict[str, _Shared] = {}
+        self._busy = asyncio.Lock()
+        self._preloaded: dict[str, Endpoint] = {}
+
+    async def preload(self, config: EndpointConfig) -> None:
+        """Load an endpoint that a later :meth:`apply` will ask for.
+
+        Raises:
+            SparsecError: it cannot be loaded.
+        """
+        async with self._busy:
+            key = _identity(config)
+            if key not in self._preloaded:
+                self._preloaded[key] = await self._load(config)
+
+    async def forget(self, config: EndpointConfig) -> None:
+        """Give up what was preloaded and not used."""
+        async with self._busy:
+            endpoint = self._preloaded.pop(_identity(config), None)
+            if endpoint:
+                self._retire(endpoint)
+
+    async def apply(self, wanted: Sequence[EndpointConfig], version: int = 0) -> None:
+        """Serve exactly these endpoints, all of them or, after an error, the same as before.
+
+        Requests that an endpoint accepted are answered by it, however the table changes.
+
+        Raises:
+            SparsecError: one cannot be loaded.
+        """
+        async with self._busy:
+            kept = {_identity(e.config): e for e in self.routes.values()}
+            ready: list[Endpoint] = []
+            loaded: list[Endpoint] = []
+            try:
+                for config in wanted:
+                    endpoint = kept.get(_identity(config)) or self._preloaded.pop(
+                        _identity(config), None
+                    )
+                    if endpoint is None:
+                        endpoint = await self._load(config)
+                        loaded.append(endpoint)
+                    ready.append(endpoint)
+            except BaseException:
+                for endpoint in loaded:
+                    self._retire(endpoint)
+                raise
+            gone = [e for e in self.routes.values() if e not in ready]
+            self.routes = {e.config.route: e for e in ready}
+            self.names = {e.config.name: e for e in ready}
+            self.version = version
+            for endpoint in gone:
+                self._retire(endpoint)
+
+    def enter(self, endpoint: Endpoint) -> None:
+        """A request begins."""
+        endpoint.active += 1
+
+    def leave(self, endpoint: Endpoint) -> None:
+        """A request ended."""
+        endpoint.active -= 1
+        if endpoint.retired and not endpoint.active:
+            self._give_up(endpoint)
+
+    def close(self) -> None:
+        """Give everything up; no request may be active."""
+        for endpoint in self.routes.values():
+            self._retire(endpoint)
+        self.routes, self.names = {}, {}
+
+    def _retire(self, endpoint: Endpoint) -> None:
+        endpoint.retired = True
+        if not endpoint.active:
+            self._give_up(endpoint)
+
+    def _give_up(self, endpoint: Endpoint) -> None:
+        if endpoint.data_log:
+            endpoint.data_log.close()
+        shared = endpoint.shared
+        shared.uses -= 1
+        if shared.uses == 0:
+            del self._shared[shared.key]
+            self.scheduler.remove(shared.queue)
+            # It may have to wait for a batch whose requests were all cancelled.
+            self.scheduler.loop.run_in_executor(None, shared.queue.runner.close)
+
+    async def _load(self, config: EndpointConfig) -> Endpoint:
+        loop = asyncio.get_running_loop()
+        pipeline = await loop.run_in_executor(None, self._make, config)
+        key = _model_key(config, pipeline)
+        shared = self._shared.get(key)
+        if shared is None:
+            shared = _Shared(
+                key,
+                self.scheduler.queue(pipeline.runner, config.batching, ModelMetrics(config.name)),
+            )
+            self._shared[key] = shared
+        else:
+            mine, pipeline.runner = pipeline.runner, shared.queue.runner
+            mine.close()
+        shared.uses += 1
+        try:
+            return await loop.run_in_executor(None, Endpoint, config, pipeline, shared)
+        except BaseException:
+            shared.uses -= 1
+            if not shared.uses:
+                del self._shared[key]
+                self.scheduler.remove(shared.queue)
+                shared.queue.runner.close()
+            raise
+
+    def _make(self, config: EndpointConfig) -> Pipeline:
+        """Load and warm up; in a thread of its own."""
+        options = dict(config.kwargs)
+        if config.lengths is not None:
+            options["sequence_length"] = config.lengths
+        pipeline = Pipeline.create(
+            config.task,
+            config.model,
+            batch_size=config.batch_size,
+            num_cores=self._num_cores,
+            progress=None if self._quiet else say,
+            **options,
+        )
+        try:
+            warm_up(pipeline.runner, config.batching.max_batch)
+        except BaseException:
+            pipeline.close()
+            raise
+        return pipeline
+
+
+def warm_up(runner: Runner, max_batch: int) -> None:
+    """Run every bucket once, and the largest batch: memory is taken and pages are read now."""
+    for bucket in runner.buckets:
+        runner.infer([features(runner, bucket)])
+    runner.infer([features(runner, runner.buckets[-1])] * max_batch)
+
+
+def features(runner: Runner, length: int) -> Features:
+    """A sequence of one token repeated, for any text model."""
+    arrays = {
+        name: (np.ones if "mask" in name.lower() else np.zeros)(length, np.int64)
+        for name in runner.input_names
+    }
+    return Features(arrays, length)
+
+
+def _identity(config: EndpointConfig) -> str:
+    return config.model_dump_json()
+
+
+def _model_key(config: EndpointConfig, pipeline: Pipeline) -> str:
+    """Endpoints with equal keys share a runner and its queue."""
+    return json.dumps(
+        [
+            str(Path(pipeline.model.path).resolve()),
+            pipeline.runner.buckets,
+            config.batch_size,
+            config.batching.model_dump(),
+            {name: config.kwargs[name] for name in _MODEL_OPTIONS if name in config.kwargs},
+        ],
+        sort_keys=True,
+        default=str,
+    )

@@ -1,0 +1,230 @@
+"""Tasks in terms of the Open Inference Protocol: fields of text become BYTES tensors, and fields of
+predictions become tensors with one row per text.
+
+The first axis of a task's required inputs counts texts.  Its other inputs, such as the labels of
+zero-shot classification, belong to the whole request: tensors, or parameters of the request.  What
+is not text or numbers, such as a list of entities, is a JSON text per row.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
+
+import numpy as np
+from pydantic import AliasChoices, BaseModel
+from pydantic.fields import FieldInfo
+
+from sparsec.errors import InputError, SparsecError
+from sparsec.serving.pipelines import Pipeline
+from sparsec.serving.server.errors import HttpError
+from sparsec.serving.server.oip import Array, InferRequest, texts
+
+# Parameters that clients send to any server, and that mean nothing here.
+_FOREIGN = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers"}
+
+_SCALARS = {str: "BYTES", bool: "BOOL", int: "INT64", float: "FP32"}
+
+
+def inputs(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """The tensors that a task takes."""
+    found: list[dict[str, Any]] = []
+    for name, field in pipeline.input_schema.model_fields.items():
+        kind, depth = _leaf(field.annotation)
+        entry: dict[str, Any] = {"name": name, "datatype": kind, "shape": [-1]}
+        if not field.is_required():
+            entry |= {"shape": [-1] if depth else [1], "parameters": {"optional": True}}
+        found.append(entry)
+    return found
+
+
+def outputs(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """The tensors that a task gives, with as many axes as a prediction of it has."""
+    ranks = _ranks(pipeline)
+    return [
+        {
+            "name": name,
+            "datatype": _leaf(field.annotation)[0],
+            "shape": [-1] * ranks.get(name, _rank(pipeline, field)),
+        }
+        for name, field in pipeline.output_schema.model_fields.items()
+    ]
+
+
+def _ranks(pipeline: Pipeline) -> dict[str, int]:
+    """Axes of each output, found by trying."""
+    schema = pipeline.input_schema
+    required = {n: "a" for n, field in schema.model_fields.items() if field.is_required()}
+    for more in ({}, {"labels": ["a", "b"]}):
+        try:
+            inputs = _validate(pipeline, {**required, **more}, _aliases(schema))
+            job = pipeline.prepare(inputs)
+            result = pipeline.finish(job, pipeline.runner.infer(job.items))
+            arrays = from_results(pipeline, [result])
+        except (SparsecError, KeyError):
+            continue
+        return {name: array.ndim for name, array in arrays.items()}
+    return {}
+
+
+def _takes_one(pipeline: Pipeline) -> bool:
+    """Whether the task takes one text at a time, as question answering does."""
+    return all(
+        _leaf(field.annotation)[1] == 0
+        for field in pipeline.input_schema.model_fields.values()
+        if field.is_required()
+    )
+
+
+def _rank(pipeline: Pipeline, field: FieldInfo) -> int:
+    """The least number of axes: a label of each text and lists of labels look alike."""
+    if _holds_models(field.annotation):
+        return 1
+    depth = min(_leaf(field.annotation)[1], 2)
+    return depth + 1 if _takes_one(pipeline) else max(1, depth)
+
+
+def to_inputs(pipeline: Pipeline, request: InferRequest) -> list[BaseModel]:
+    """A request's tensors as the task's inputs: one for all rows, or one for each if the task takes
+    one at a time.
+
+    Raises:
+        HttpError: 400, tensors are missing, unknown or of different lengths.
+        InputError: values do not fit.
+    """
+    schema = pipeline.input_schema
+    tensors = {_canonical(schema, name): array for name, array in request.tensors.items()}
+    required = [name for name, field in schema.model_fields.items() if field.is_required()]
+    missing = [name for name in required if name not in tensors]
+    if missing:
+        raise HttpError(400, f"input {', '.join(missing)} is missing")
+    rows = {name: _rows(name, tensors[name]) for name in required}
+    counts = {name: len(values) for name, values in rows.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise HttpError(400, f"inputs must have equally many rows, at least one, not {counts}")
+    shared: dict[str, Any] = {
+        _canonical(schema, name): value
+        for name, value in request.parameters.items()
+        if name not in _FOREIGN
+    }
+    for name, array in tensors.items():
+        if name not in required:
+            depth = _leaf(schema.model_fields[name].annotation)[1]
+            values = array.reshape(-1).tolist()
+            if not depth and len(values) != 1:
+                raise HttpError(400, f"input {name} takes one element, not {len(values)}")
+            shared[name] = values if depth else values[0]
+    aliases = _aliases(schema)
+    if not _takes_one(pipeline):
+        return [_validate(pipeline, {**rows, **shared}, aliases)]
+    return [
+        _validate(pipeline, {**dict(zip(rows, row, strict=True)), **shared}, aliases)
+        for row in zip(*rows.values(), strict=True)
+    ]
+
+
+def _validate(
+    pipeline: Pipeline, values: Mapping[str, Any], aliases: Mapping[str, str]
+) -> BaseModel:
+    return pipeline.validate({aliases[name]: value for name, value in values.items()})
+
+
+def _rows(name: str, array: Array) -> list[Any]:
+    if array.ndim not in (1, 2):
+        raise HttpError(400, f"input {name} must have 1 or 2 axes, not {array.ndim}")
+    rows: list[Any] = array.tolist()
+    return rows
+
+
+def _names(name: str, field: FieldInfo) -> list[str]:
+    """The names that a field goes by, the one it is validated under first."""
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        return [choice for choice in alias.choices if isinstance(choice, str)]
+    return [alias] if isinstance(alias, str) else [name]
+
+
+def _aliases(schema: type[BaseModel]) -> dict[str, str]:
+    return {name: _names(name, field)[0] for name, field in schema.model_fields.items()}
+
+
+def _canonical(schema: type[BaseModel], name: str) -> str:
+    for field_name, field in schema.model_fields.items():
+        if name == field_name or name in _names(field_name, field):
+            return field_name
+    known = ", ".join(schema.model_fields)
+    raise HttpError(400, f"there is no input {name}; there are {known}")
+
+
+def from_results(pipeline: Pipeline, results: Sequence[BaseModel]) -> dict[str, Array]:
+    """Predictions as tensors, one row for each text.
+
+    Raises:
+        InputError: rows differ in length, as embeddings of single tokens do.
+    """
+    by_row = _takes_one(pipeline)
+    arrays: dict[str, Array] = {}
+    for name, field in pipeline.output_schema.model_fields.items():
+        if by_row:
+            rows = [result.model_dump()[name] for result in results]
+        else:
+            rows = results[0].model_dump()[name]
+            rows = [rows] if isinstance(rows, str) else list(rows)
+        if _holds_models(field.annotation):
+            arrays[name] = texts([json.dumps(row, ensure_ascii=False) for row in rows])
+            continue
+        for _ in range(_rank(pipeline, field) - _depth(rows)):
+            rows = [[row] for row in rows]
+        arrays[name] = _array(name, _leaf(field.annotation)[0], rows)
+    return arrays
+
+
+def _depth(rows: Any) -> int:
+    depth = 0
+    while isinstance(rows, (list, tuple)):
+        depth += 1
+        rows = rows[0] if rows else None
+    return depth + (rows.ndim if isinstance(rows, np.ndarray) else 0)
+
+
+def _array(name: str, kind: str, rows: list[Any]) -> Array:
+    if kind == "BYTES":
+        return texts(rows)
+    dtype = {"INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_}[kind]
+    try:
+        return np.array(rows, dtype)
+    except ValueError:
+        raise InputError(
+            f"{name}: the texts have different numbers of tokens, which no tensor can hold: "
+            f"send them one by one"
+        ) from None
+
+
+def _leaf(annotation: Any) -> tuple[str, int]:
+    """Datatype of what is in a type, and in how many lists at most."""
+    kinds = list(_leaves(annotation, 0))
+    depth = max((depth for _, depth in kinds), default=0)
+    found = {kind for kind, _ in kinds}
+    for name in ("BYTES", "FP32", "INT64", "BOOL"):
+        if name in found:
+            return name, depth
+    return "BYTES", depth
+
+
+def _leaves(annotation: Any, depth: int) -> Iterator[tuple[str, int]]:
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _leaves(part, depth)
+    elif origin in (list, tuple, Sequence):
+        yield from _leaves(get_args(annotation)[0], depth + 1)
+    elif annotation in _SCALARS:
+        yield _SCALARS[annotation], depth
+
+
+def _holds_models(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_holds_models(part) for part in get_args(annotation))

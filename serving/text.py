@@ -1,0 +1,247 @@
+"""Text to token ids: a tokenizer whose state never changes after it is loaded.
+
+Truncation and windows are cut here, never by the tokenizer: its settings are shared by all threads.
+Special tokens are placed by the tokenizer's own post-processor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, BertWordPieceTokenizer, Encoding, Tokenizer
+
+from sparsec.errors import InputError, ModelError
+from sparsec.serving.models import ModelFiles
+from sparsec.serving.runner import Features, Role, roles
+
+# Special tokens by the names that the usual tokenizers give them.
+_USUAL = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+# What decoding leaves a space before, and does not for a tokenizer that cleans up.
+_TIGHT = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+# Characters of a text from which on it is tokenized as a batch of one: only for batches does the
+# library release the GIL.
+LONG = 4096
+
+_FIELDS = {"ids": "ids", "mask": "attention_mask", "types": "type_ids"}
+
+
+class Text:
+    """A tokenizer.
+
+    Args:
+        tokenizer: where truncation and padding are off.
+        specials: the tokens that are there of pad, unk, cls and mask, by those names.
+        clean: whether decoded text has the spaces before punctuation removed.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, specials: Mapping[str, str] | None = None, clean: bool = False
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.specials = dict(specials or {})
+        self._ids = {key: tokenizer.token_to_id(token) for key, token in self.specials.items()}
+        self._clean = clean
+        # The post-processor would trim byte-level offsets twice if `encode` ran it as well.
+        bare = json.loads(tokenizer.to_str())
+        bare["post_processor"] = None
+        self._bare: Tokenizer = Tokenizer.from_str(json.dumps(bare))
+        self._roles: tuple[Role, ...] = ()
+        self._special: dict[bool, int] = {
+            pair: tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)
+        }
+
+    @classmethod
+    def load(cls, model: ModelFiles) -> Text:
+        """Read a model's tokenizer.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        path = model.tokenizer
+        settings = _json(path.with_name("tokenizer_config.json"))
+        names = {**_json(path.with_name("special_tokens_map.json")), **settings}
+        try:
+            tokenizer = _word_piece(path, settings) if path.name == "vocab.txt" else _read(path)
+        except Exception as error:  # the library raises plain Exception
+            raise ModelError(f"{path} is not a tokenizer: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+
+        specials = {}
+        for key, usual in _USUAL.items():
+            value = names.get(f"{key}_token")
+            value = value.get("content") if isinstance(value, dict) else value
+            for token in (value, *usual):
+                if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
+                    specials[key] = token
+                    break
+        return cls(tokenizer, specials, bool(settings.get("clean_up_tokenization_spaces", False)))
+
+    def special_id(self, key: str) -> int | None:
+        """Id of the pad, unk, cls or mask token; None where there is none."""
+        return self._ids.get(key)
+
+    @property
+    def pad_id(self) -> int:
+        """What token ids are filled up with; 0 where there is no padding token."""
+        return self._ids.get("pad") or 0
+
+    def check_inputs(self, names: Sequence[str]) -> None:
+        """Take note of the model's inputs.
+
+        Raises:
+            ModelError: one of them cannot be filled.
+        """
+        self._roles = roles(names)
+
+    def special_tokens(self, pair: bool = False) -> int:
+        """How many special tokens a sequence, or a pair, gets."""
+        return self._special[pair]
+
+    # ---- text to tokens --------------------------------------------------------------------------
+
+    def encode(self, text: str) -> Encoding:
+        """All tokens of a text, special ones and truncation left out.
+
+        Raises:
+            InputError: the text holds half a character.
+        """
+        return self._encode(text)
+
+    def encode_words(self, words: Sequence[str]) -> Encoding:
+        """The same of words; offsets are inside each word."""
+        return self._encode(list(words), is_pretokenized=True)
+
+    def _encode(self, text: str | list[str], is_pretokenized: bool = False) -> Encoding:
+        options = {"is_pretokenized": is_pretokenized, "add_special_tokens": False}
+        try:
+            if len(text) > LONG:
+                return self._bare.encode_batch([text], **options)[0]
+            return self._bare.encode(text, **options)
+        except TypeError:
+            raise InputError(
+                "the text is not valid Unicode: it has a surrogate (U+D800 to U+DFFF) of its own"
+            ) from None
+
+    def join(self, first: Encoding, second: Encoding | None = None) -> Encoding:
+        """Put the special tokens around one or two encodings."""
+        return self.tokenizer.post_process(first, second)
+
+    def fit(self, first: Encoding, max_length: int) -> Encoding:
+        """Tokens of a text with special ones, cut at the end to `max_length` in all."""
+        self.cut(first, max_length - self.special_tokens())
+        return self.join(first)
+
+    def fit_pair(self, first: Encoding, second: Encoding, max_length: int) -> Encoding:
+        """The same of a pair; the longer one loses tokens until they fit or are equally long."""
+        room = max_length - self.special_tokens(pair=True)
+        short, long = sorted((len(first), len(second)))
+        if short + long > room:
+            long = max(short, room - short) if short <= room else short
+            if short + long > room:
+                short, long = room // 2, room - room // 2
+            one, two = (short, long) if len(first) <= len(second) else (long, short)
+            self.cut(first, one)
+            self.cut(second, two)
+        return self.join(first, second)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Tokens as text."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if self._clean:
+            for found in _TIGHT:
+                text = text.replace(found, found.strip())
+        return text
+
+    def join_words(self, tokens: Sequence[str]) -> str:
+        """Tokens, by their spelling in the vocabulary, as text."""
+        decoder = self.tokenizer.decoder
+        text: str = " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+        return text
+
+    @property
+    def marks_subwords(self) -> bool:
+        """Whether a token's spelling says that it continues a word."""
+        return bool(getattr(self.tokenizer.model, "continuing_subword_prefix", None))
+
+    def cut(self, encoding: Encoding, length: int) -> None:
+        """Drop tokens after `length`.
+
+        Raises:
+            InputError: no token would be left.
+        """
+        if len(encoding) > length:
+            if length < 1:
+                raise InputError(
+                    "sequence_length leaves no room for text beside the special tokens: "
+                    "use a larger one"
+                )
+            encoding.truncate(length)
+
+    def windows(self, encoding: Encoding, length: int, stride: int) -> list[Encoding]:
+        """An encoding in pieces of at most `length` tokens, each starting with the last `stride`
+        ones of the piece before.
+
+        Raises:
+            InputError: pieces would not advance.
+        """
+        if len(encoding) <= length:
+            return [encoding]
+        if stride >= length:
+            raise InputError(
+                f"windows of {length} tokens cannot overlap by {stride}: use a larger "
+                f"sequence_length or a smaller stride"
+            )
+        encoding.truncate(length, stride=stride)
+        return [encoding, *encoding.overflowing]
+
+    def features(self, encoding: Encoding) -> Features:
+        """What the model takes of an encoding."""
+        arrays: dict[str, NDArray[np.int64]] = {}
+        for role in self._roles:
+            if role.kind == "positions":
+                arrays[role.name] = np.arange(len(encoding), dtype=np.int64)
+            else:
+                values = getattr(encoding, _FIELDS[role.kind])
+                arrays[role.name] = np.array(values, np.int64)
+        return Features(arrays, len(encoding))
+
+
+def _read(path: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(path))
+
+
+def _word_piece(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    """A BERT tokenizer of which only the vocabulary is there."""
+    made = BertWordPieceTokenizer(
+        str(path),
+        lowercase=settings.get("do_lower_case", True),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+    )
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    made.add_special_tokens([AddedToken(t) for t in specials if made.token_to_id(t) is not None])
+    return Tokenizer.from_str(made.to_str())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object that may be missing."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,157 @@
+"""``sparsec serve``: pipelines on HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from sparsec.cli.common import HelpFormatter, lengths, positive
+from sparsec.errors import InputError
+
+TOKEN = "SPARSEC_ADMIN_TOKEN"
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the command's parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "serve",
+        parents=[common],
+        help="answer HTTP requests",
+        description="answer HTTP requests: one task by flags, or what a YAML file lists",
+        epilog="Example: sparsec serve --task ner --model-path model.sparsec.  SIGTERM finishes "
+        "what was accepted; SIGHUP reads the configuration file again.",
+        formatter_class=HelpFormatter,
+    )
+    what = parser.add_argument_group("what to serve")
+    what.add_argument("--task", help="such as token-classification, question-answering, ner, qa")
+    what.add_argument(
+        "--model-path", "--model_path", metavar="MODEL",
+        help="an artifact, a folder with model.onnx, tokenizer.json and config.json, an ONNX file "
+        "beside those, or hf:org/name",
+    )  # fmt: skip
+    what.add_argument(
+        "--config-file", "--config_file", metavar="FILE", help="a YAML file with several endpoints"
+    )
+    what.add_argument(
+        "--hot-reload-config", "--hot_reload_config", action="store_true",
+        help="follow changes of the file: endpoints come and go without dropping a request",
+    )  # fmt: skip
+    what.add_argument(
+        "--sequence-length", "--sequence_length", type=lengths, metavar="LENGTHS",
+        help="tokens, or buckets such as 16,128 (default: those of the artifact)",
+    )  # fmt: skip
+    what.add_argument(
+        "--batch-size", "--batch_size", type=positive, metavar="N",
+        help="batch size to cut the layers of an ONNX model for; any other runs too",
+    )  # fmt: skip
+    what.add_argument(
+        "--engine-type", "--engine_type", choices=("sparsec", "onnxruntime"),
+        help="what runs the model",
+    )  # fmt: skip
+    where = parser.add_argument_group("where and how")
+    where.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    where.add_argument("--port", type=int, help="port to listen on; 0: any (default: 5543)")
+    where.add_argument(
+        "--num-workers", "--num_workers", type=positive, metavar="N",
+        help="processes that split the cores (default: 1)",
+    )  # fmt: skip
+    where.add_argument(
+        "--num-cores", "--num_cores", type=positive, metavar="N",
+        help="cores of all workers together (default: all that this process may use)",
+    )  # fmt: skip
+    where.add_argument(
+        "--max-batch", type=positive, metavar="N",
+        help="sequences that run at once, at most (default: 32)",
+    )  # fmt: skip
+    where.add_argument(
+        "--max-delay-us", type=int, metavar="US",
+        help="how long a batch that is not full waits for more (default: 0)",
+    )  # fmt: skip
+    where.add_argument(
+        "--queue-size", type=positive, metavar="N",
+        help="sequences that may wait for a model; more get a 503 (default: 256)",
+    )  # fmt: skip
+    where.add_argument(
+        "--admin-token", metavar="TOKEN",
+        help=f"turn POST and DELETE /endpoints on (default: ${TOKEN})",
+    )  # fmt: skip
+    where.add_argument(
+        "--cors-origin", action="append", metavar="ORIGIN",
+        help="let browsers call from this origin; may be repeated",
+    )  # fmt: skip
+    where.add_argument("--access-log", action="store_true", help="log every request")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C."""
+    from sparsec.serving import server
+    from sparsec.serving.server import config, errors
+
+    overrides = _overrides(args)
+    if args.config_file:
+        given = [name for name in _ENDPOINT if getattr(args, name)]
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise InputError(f"{flags}: the configuration file says this for each endpoint")
+        settings = config.load(args.config_file, **overrides)
+        if not settings.endpoints and not settings.admin_token and not args.hot_reload_config:
+            raise InputError(f"{args.config_file} lists no endpoints")
+    else:
+        if args.hot_reload_config:
+            raise InputError("--hot-reload-config needs --config-file")
+        if not args.task or not args.model_path:
+            raise InputError("give --task and --model-path, or --config-file")
+        settings = config.check({**overrides, "endpoints": [_endpoint(args)]}, "the command line")
+    errors.configure_logging()
+    supervisor = server.Supervisor(
+        settings,
+        Path(args.config_file) if args.config_file else None,
+        args.hot_reload_config,
+        overrides,
+        None if args.quiet else _tell,
+    )
+    return supervisor.run()
+
+
+# Flags that describe the one endpoint of a server without a file.
+_ENDPOINT = (
+    "task", "model_path", "sequence_length", "batch_size", "engine_type", "max_batch",
+    "max_delay_us", "queue_size",
+)  # fmt: skip
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the server that were given as flags."""
+    values = {
+        "host": args.host,
+        "port": args.port,
+        "num_workers": args.num_workers,
+        "num_cores": args.num_cores,
+        "admin_token": args.admin_token or os.environ.get(TOKEN) or None,
+        "cors_origins": args.cors_origin,
+        "access_log": args.access_log or None,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
+    batching = {"max_batch": args.max_batch, "max_delay_us": args.max_delay_us}
+    batching["queue_size"] = args.queue_size
+    values = {
+        "task": args.task,
+        "model": args.model_path,
+        "sequence_length": args.sequence_length,
+        "batch_size": args.batch_size,
+        "batching": {name: value for name, value in batching.items() if value is not None},
+        "kwargs": {"engine_type": args.engine_type} if args.engine_type else {},
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _tell(line: str) -> None:
+    print(f"sparsec: {line}", file=sys.stderr, flush=True)

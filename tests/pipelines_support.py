@@ -1,0 +1,203 @@
+"""Small models with tokenizers for the tests of pipelines; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from examples.encoders import EncoderConfig, Weights, random_weights, write_fp32
+from examples.encoders.config import Export
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = """mary john is was fly ##ing ##s ##ed from nairobi new york to attend a the conference
+    in of who where what when lives lived paris berlin and works at acme . , ? ! - ' ( ) good bad
+    movie i this that not very text about sport ##y news weather e ##e cafe 東 京 大 学 😀 ##🎉"""
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+CONFIG = EncoderConfig(
+    layers=2, hidden=32, heads=4, intermediate=64, vocab=160, max_position=128, num_labels=5
+)
+NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+# What the tests run: plain, empty, unknown characters, combining ones, several scripts, emoji.
+TEXTS = [
+    "Mary is flying from Nairobi to New York to attend a conference.",
+    "John lived in Berlin, Paris and New York!",
+    "",
+    " ",
+    "Café cafe\u0301 naïve — “Zürich” ﬁve",
+    "東京大学 is in 東京 .",
+    "😀 flying 😀🎉 from 👨\u200d👩\u200d👧 to Pariſ",
+    "हिन्दी text e\u0301e\u0301 and \u202eworks\u202c",
+    "Supercalifragilistic 2023-11-21 a-b-c (new)",
+    "New\tYork\n\nJohn\u00a0works\u3000at acme",
+    "Mary [SEP] works [UNK] at <s>Acme</s> [PAD]",
+]
+
+
+def vocabulary() -> list[str]:
+    """Tokens of the WordPiece tokenizer, by id."""
+    tokens = [*SPECIALS, *WORDS.split(), *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    return list(dict.fromkeys(tokens))
+
+
+def word_piece(path: Path) -> Path:
+    """Write BERT's uncased tokenizer with a small vocabulary."""
+    vocab = {token: i for i, token in enumerate(vocabulary())}
+    assert len(vocab) <= CONFIG.vocab
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens(SPECIALS)
+    # Settings that users' files have, and that must not have an effect.
+    tokenizer.enable_truncation(max_length=5)
+    tokenizer.enable_padding(length=64, pad_id=0)
+    tokenizer.save(str(path))
+    return path
+
+
+def byte_level(path: Path) -> Path:
+    """Write RoBERTa's tokenizer over bytes and a few merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *alphabet]
+    merges = [("i", "n"), ("in", "g"), ("Ġ", "t"), ("t", "o"), ("Ġ", "in"), ("N", "e"), ("Ne", "w")]
+    tokens += ["".join(pair) for pair in merges]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        sep=("</s>", 2), cls=("<s>", 0), trim_offsets=True, add_prefix_space=True
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(tokens[:5])
+    tokenizer.save(str(path))
+    return path
+
+
+def unigram(path: Path) -> Path:
+    """Write XLM-RoBERTa's kind of tokenizer: pieces with probabilities, spaces as a character."""
+    words = [f"▁{word}" for word in WORDS.split() if not word.startswith("#")]
+    letters = ["▁", *LETTERS, *LETTERS.upper()]
+    pieces = [*("<s>", "<pad>", "</s>", "<unk>", "<mask>"), *words, "▁New", "ing", *letters]
+    vocab = [(piece, -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(pieces[:5])
+    tokenizer.save(str(path))
+    return path
+
+
+def make(
+    folder: Path, head: str, *, seed: int = 0, kind: str = "wordpiece", **settings: Any
+) -> tuple[EncoderConfig, Weights]:
+    """Write model.onnx, tokenizer.json, tokenizer_config.json and config.json.
+
+    Args:
+        folder: made if it is missing.
+        head: as in :class:`EncoderConfig`, or ``masked-lm``.
+        seed: of the weights.
+        kind: ``wordpiece``, ``byte-level`` or ``unigram``, the tokenizer.
+        settings: further entries of config.json; ``labels`` becomes ``id2label``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = settings.pop("labels", None)
+    config = CONFIG if kind == "wordpiece" else replace(CONFIG, vocab=300)
+    masked = head == "masked-lm"
+    config = replace(
+        config,
+        head="hidden" if masked else head,
+        num_labels=len(labels) if labels else config.num_labels,
+    )
+    weights = random_weights(config, seed)
+    for name in ("classifier", "qa_outputs"):
+        if f"{name}.weight" in weights:
+            weights[f"{name}.weight"] *= 3  # so that predictions are not all alike
+    write_fp32(folder / "model.onnx", config, weights, Export(opset=17))
+    if masked:
+        weights |= masked_lm_head(folder / "model.onnx", config, weights, seed)
+    if kind == "wordpiece":
+        word_piece(folder / "tokenizer.json")
+        special = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True))
+    else:
+        (byte_level if kind == "byte-level" else unigram)(folder / "tokenizer.json")
+        names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        special = dict(zip(("cls", "pad", "sep", "unk", "mask"), names, strict=True))
+    entries: dict[str, Any] = {f"{key}_token": token for key, token in special.items()}
+    if kind != "wordpiece":
+        entries["add_prefix_space"] = True
+    (folder / "tokenizer_config.json").write_text(json.dumps(entries))
+    entries = {"vocab_size": config.vocab, "max_position_embeddings": config.max_position}
+    if labels:
+        entries["id2label"] = {str(i): label for i, label in enumerate(labels)}
+    (folder / "config.json").write_text(json.dumps({**entries, **settings}))
+    return config, weights
+
+
+def masked_lm_head(path: Path, config: EncoderConfig, weights: Weights, seed: int) -> Weights:
+    """Put BERT's masked language model head on a model that gives hidden states."""
+    rng = np.random.default_rng((seed, 2))
+    h, prefix = config.hidden, "cls.predictions"
+    head = {
+        f"{prefix}.transform.dense.weight": rng.standard_normal((h, h)) / np.sqrt(h),
+        f"{prefix}.transform.dense.bias": 0.1 * rng.standard_normal(h),
+        f"{prefix}.transform.LayerNorm.weight": 1 + 0.1 * rng.standard_normal(h),
+        f"{prefix}.transform.LayerNorm.bias": 0.1 * rng.standard_normal(h),
+        f"{prefix}.bias": 0.1 * rng.standard_normal(config.vocab),
+    }
+    head = {name: value.astype(np.float32) for name, value in head.items()}
+    model = onnx.load(path)
+    graph = model.graph
+    consts = {
+        "w": head[f"{prefix}.transform.dense.weight"].T,
+        "b": head[f"{prefix}.transform.dense.bias"],
+        "gamma": head[f"{prefix}.transform.LayerNorm.weight"],
+        "beta": head[f"{prefix}.transform.LayerNorm.bias"],
+        "table": weights["embeddings.word_embeddings.weight"].T,
+        "bias": head[f"{prefix}.bias"],
+        "root": np.float32(np.sqrt(2)),
+        "one": np.float32(1),
+        "half": np.float32(0.5),
+    }
+    for name, value in consts.items():
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), f"h_{name}"))
+
+    def op(kind: str, inputs: str, output: str, **attrs: Any) -> None:
+        graph.node.append(
+            helper.make_node(kind, inputs.split(), [output], f"head/{output}", **attrs)
+        )
+
+    op("MatMul", "last_hidden_state h_w", "d0")
+    op("Add", "d0 h_b", "d1")
+    op("Div", "d1 h_root", "g0")
+    op("Erf", "g0", "g1")
+    op("Add", "g1 h_one", "g2")
+    op("Mul", "d1 g2", "g3")
+    op("Mul", "g3 h_half", "g4")
+    op("LayerNormalization", "g4 h_gamma h_beta", "n", axis=-1, epsilon=config.eps)
+    op("MatMul", "n h_table", "t0")
+    op("Add", "t0 h_bias", "logits")
+    del graph.output[:]
+    shape = ["batch", "sequence", config.vocab]
+    graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
+    onnx.save(model, path)
+    return head

@@ -1,0 +1,140 @@
+"""Cutting models at an encoder layer: found by structure, in every form, with every head."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from examples.encoders import EncoderConfig, forward, write_random
+from examples.encoders.config import HEADS, Export
+from sparsec import cache
+from sparsec.compiler.cut import cut, encoder_layers, tensor_of
+from sparsec.compiler.frontend import load_model
+from sparsec.errors import InputError, ModelError
+from tests.frontend_support import model_proto, node
+from tests.ort_reference import session
+
+SMALL = EncoderConfig(layers=3, hidden=32, heads=4, intermediate=64, vocab=100, max_position=64)
+
+EXPORTS = {
+    "plain": (SMALL, Export()),
+    "fused": (SMALL, Export(opset=20, fused=True)),
+    "sdpa": (dataclasses.replace(SMALL, attention="sdpa"), Export(opset=17)),
+    "distilbert": (
+        dataclasses.replace(SMALL, attention="distilbert", type_vocab=0),
+        Export(opset=12),
+    ),
+    "fixed": (SMALL, Export(length=16)),
+    "external": (SMALL, Export(external_data=True)),
+    "gemm": (SMALL, Export(linear="gemm")),
+}
+
+
+@pytest.mark.parametrize("form", ["fp32", "sparseml", "qdq"])
+@pytest.mark.parametrize("export", EXPORTS)
+def test_layers_are_found(tmp_path: Path, form: str, export: str) -> None:
+    """The cut model is that of fewer layers, with the same weights."""
+    config, options = EXPORTS[export]
+    made = write_random(tmp_path / "model.onnx", config, form, options, seed=3)
+    loaded = load_model(made.path)
+    layers = encoder_layers(loaded)
+    assert len(layers) == 3
+    inputs = made.batch(2, 16)
+    for count, tensor in enumerate(layers, 1):
+        path = tmp_path / f"cut{count}.onnx"
+        cut(loaded, tensor, path)
+        onnx.checker.check_model(str(path), full_check=True)
+        run = session(path)
+        (got,) = run.run(None, dict(zip([i.name for i in run.get_inputs()], inputs, strict=True)))
+        fewer = dataclasses.replace(config, layers=count)
+        (want,) = forward(fewer, made.weights, *inputs, quantized=made.quantized)
+        assert np.abs(got - want).max() < 1e-4 * np.abs(want).max() + (
+            0 if form == "fp32" else 0.05 * np.abs(want).max()
+        )
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_go(tmp_path: Path, head: str) -> None:
+    config = dataclasses.replace(SMALL, head=head, layers=2)
+    made = write_random(tmp_path / "model.onnx", config, "fp32")
+    loaded = load_model(made.path)
+    last = encoder_layers(loaded)[-1]
+    cut(loaded, last, tmp_path / "cut.onnx")
+    graph = onnx.load(tmp_path / "cut.onnx").graph
+    assert not any(
+        word in node.name for node in graph.node for word in ("pooler", "classif", "qa_")
+    )
+    assert [dim.dim_param for dim in graph.output[0].type.tensor_type.shape.dim[:2]] == [
+        "batch", "sequence",
+    ]  # fmt: skip
+    names = {name for n in graph.node for name in n.input}
+    assert {t.name for t in graph.initializer} <= names
+
+
+def test_the_cache_keeps_what_was_cut(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, head="token-classification", layers=2)
+    made = write_random(tmp_path / "model.onnx", config, "fp32")
+    first = cache.cut(made.path, -1)
+    written = first.stat().st_mtime_ns
+    assert cache.cut(tmp_path, 1) == first and first.stat().st_mtime_ns == written
+    assert cache.cut(made.path, 0) != first
+    name = load_model(made.path).proto.graph.node[5].name
+    assert cache.cut(made.path, name).is_file()
+    for layer in (2, -3):
+        with pytest.raises(InputError, match="has 2 layers"):
+            cache.cut(made.path, layer)
+    with pytest.raises(InputError, match="neither a node nor a tensor"):
+        cache.cut(made.path, "nowhere")
+    hidden = write_random(tmp_path / "hidden.onnx", dataclasses.replace(SMALL, layers=2), "fp32")
+    cutting = cache.cut(hidden.path, -1)
+    assert onnx.load(cutting).graph.output[0].name == encoder_layers(load_model(hidden.path))[-1]
+
+
+def test_nothing_to_cut(tmp_path: Path) -> None:
+    """A model that gives just that layer is taken as it is."""
+    made = write_random(tmp_path / "model.onnx", SMALL, "fp32", Export(opset=17, fused=True))
+    model = onnx.load(made.path)
+    last = encoder_layers(load_model(made.path))[-1]
+    del model.graph.output[1:]
+    for n in model.graph.node:
+        n.output[:] = ["result" if name == last else name for name in n.output]
+        n.input[:] = ["result" if name == last else name for name in n.input]
+    keep = [n for n in model.graph.node if "result" not in n.input]
+    del model.graph.node[:]
+    model.graph.node.extend(keep)
+    model.graph.output[0].name = "result"
+    onnx.save(model, made.path)
+    assert cache.cut(made.path, -1) == made.path
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    """No attention, no layers; or normalization before the residual."""
+    weights = np.eye(8, dtype=np.float32)
+    ones, zeros = np.ones(8, np.float32), np.zeros(8, np.float32)
+    before = [
+        node("LayerNormalization", "x gamma beta", "n"),
+        node("MatMul", "n w", "s"),
+        node("Softmax", "s", "p", axis=-1),
+        node("MatMul", "p w", "a"),
+        node("Add", "x a", "r"),
+        node("LayerNormalization", "r gamma beta", "n2"),
+        node("MatMul", "n2 w", "f"),
+        node("Add", "r f", "y"),
+    ]
+    for nodes, output in ((before, "y"), ([node("MatMul", "x w", "y")], "y")):
+        path = tmp_path / "model.onnx"
+        proto = model_proto(
+            nodes,
+            [("x", TensorProto.FLOAT, ["batch", "sequence", 8])],
+            [(output, TensorProto.FLOAT, [0, 0, 0])],
+            {"w": weights, "gamma": ones, "beta": zeros},
+        )
+        path.write_bytes(proto.SerializeToString())
+        with pytest.raises(ModelError, match="no encoder layers were found"):
+            encoder_layers(load_model(path))
+    assert tensor_of(load_model(path), "y") == "y"

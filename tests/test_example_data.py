@@ -1,0 +1,307 @@
+"""What examples/{ner,sentiment,qa} are trained on, and the training script itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tokenizers", reason="examples need tokenizers")
+pytest.importorskip("safetensors", reason="examples need safetensors")
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from examples.ner import data as ner
+from examples.qa import data as qa
+from examples.sentiment import data as sentiment
+from examples.training.data import IGNORE, Example, Task, batches, collate, score
+from examples.training.templates import Grammar, Span, Text, read_lists, split
+from examples.training.vocabulary import trim
+from examples.training.words import ALL_NAMES, entities, invented
+
+TASKS = {"ner": ner.TASK, "sentiment": sentiment.TASK, "qa": qa.TASK}
+
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="training needs torch")
+
+
+def examples(task: Task, held_out: bool, count: int = 300, seed: int = 5) -> list[Example]:
+    rng = np.random.default_rng(seed)
+    return [task.sample(rng, held_out) for _ in range(count)]
+
+
+def test_templates_nest_and_remember_what_filled_them() -> None:
+    grammar = Grammar({"X": ["{a} {a}"]}, {"a": ["b", "b"], "c": ["(c|c) and {X}"]})
+    made = grammar.expand("(a|a (b|b)|a) {c}, {X}", np.random.default_rng(0), {"X": "see"})
+    assert re.fullmatch(r"a( b)? c and see, see", made.text)
+    assert [made.text[s.start : s.end] for s in made.spans] == ["see", "see"]
+    made = grammar.expand("{X}!", np.random.default_rng(0))
+    assert made == Text("b b!", [Span(0, 3, "X")])
+    with pytest.raises(KeyError):
+        grammar.expand("{unknown}", np.random.default_rng(0))
+
+
+def test_lists_are_read_from_text(tmp_path: Path) -> None:
+    path = tmp_path / "lists.txt"
+    path.write_text("[a]\nx | y z\n2* (p|q) r\n\n[b+]\n(| one| two)\n", encoding="utf-8")
+    assert read_lists(path) == {"a": ["x", "y z", "(p|q) r", "(p|q) r"], "b+": ["(| one| two)"]}
+
+
+def test_articles_fit_what_follows() -> None:
+    grammar = Grammar({"X": ["apple"], "Y": ["pear"]}, {})
+    made = grammar.expand("a {X}, a {Y}, data {X}", np.random.default_rng(0))
+    assert made.text == "an apple, a pear, data apple"
+    assert [made.text[s.start : s.end] for s in made.spans] == ["apple", "pear", "apple"]
+
+
+def test_halves_are_disjoint_and_complete() -> None:
+    lists = [ner.LISTS["with_names"], ner.LISTS["without_names"], sentiment.LISTS["templates"]]
+    for items in (*lists, list(ALL_NAMES)):
+        train, test = split(items, False), split(items, True)
+        assert not set(train) & set(test) and sorted(train + test) == sorted(items)
+        assert 0.05 < len(test) / len(items) < 0.35
+    train, test = ({sentence for sentence, _ in qa.facts(held_out)} for held_out in (False, True))
+    assert len(train) > 35 and len(test) > 5 and not train & test
+
+
+def test_names_of_the_two_halves_are_disjoint() -> None:
+    train, test = entities(False), entities(True)
+    for name in train:
+        if name not in ("end", "initial"):  # what companies are called by, and letters
+            assert not set(train[name]) & set(test[name]), name
+    everything = {n for names in train.values() for n in names}
+    assert not everything & {"Mary", "Nairobi", "New York"}
+
+
+def test_slots_that_may_be_asked_for_are_in_their_sentence() -> None:
+    for held_out in (False, True):
+        for sentence, questions in qa.facts(held_out):
+            slots = set(re.findall(r"\{(\w+)\}", sentence))
+            for question, answer in questions:
+                assert {answer, *re.findall(r"\{(\w+)\}", question)} <= slots
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_examples_are_repeatable_and_well_formed(name: str, held_out: bool) -> None:
+    task = TASKS[name]
+    made = examples(task, held_out)
+    assert made == examples(task, held_out)
+    assert made != examples(task, held_out, seed=6)
+    for e in made:
+        assert not re.search(r"[{}()|]|  ", e.text.replace("(", "", 1).replace(")", "", 1)), e.text
+        assert e.text == e.text.strip()
+        where = e.text if e.pair is None else e.pair
+        for span in e.spans:
+            inside = where[span.start : span.end]
+            assert inside and inside == inside.strip()
+        assert all(a.end <= b.start for a, b in zip(e.spans, e.spans[1:], strict=False))
+
+
+def test_examples_of_the_two_halves_share_no_text() -> None:
+    for task in TASKS.values():
+        train = {(e.text, e.pair) for e in examples(task, False, 2000)}
+        shared = train & {(e.text, e.pair) for e in examples(task, True, 500)}
+        # Very short opinions can be built from words of both halves; passages never.
+        assert len(shared) <= 1, shared
+
+
+def test_answers_are_the_only_ones() -> None:
+    for held_out in (False, True):
+        for e in examples(qa.TASK, held_out):
+            assert e.pair is not None and len(e.spans) == 1
+            answer = e.pair[e.spans[0].start : e.spans[0].end]
+            assert answer and answer.lower() not in ("", e.text.lower())
+
+
+def test_ner_names_have_known_labels() -> None:
+    labels = {label[2:] for label in ner.LABELS if label != "O"}
+    counts = dict.fromkeys(labels, 0)
+    empty = 0
+    for e in examples(ner.TASK, False, 1000):
+        empty += not e.spans
+        for span in e.spans:
+            counts[span.slot] += 1
+    assert min(counts.values()) > 100 and 100 < empty < 400
+
+
+def test_words_between_names_may_change_but_names_do_not() -> None:
+    rng = np.random.default_rng(0)
+    text = "The government of Kenya thanked Mary Jones and her colleagues for their support"
+    spans = [Span(18, 23, "LOC"), Span(32, 42, "PER")]
+    changed = set()
+    for _ in range(20):
+        got, moved = ner.with_other_words(text, spans, rng)
+        assert [got[s.start : s.end] for s in moved] == ["Kenya", "Mary Jones"]
+        changed.add(got)
+    assert len(changed) > 10
+
+
+def test_opinions_are_balanced() -> None:
+    for held_out in (False, True):
+        share = np.mean([e.label for e in examples(sentiment.TASK, held_out, 1000)])
+        assert 0.44 < share < 0.56
+
+
+def test_invented_names_differ() -> None:
+    words = [invented(i) for i in range(400)]
+    assert len(set(words)) > 380 and all(w.isalpha() and w[0].isupper() for w in words)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A WordPiece tokenizer as BERT has it, whose vocabulary is letters and a few words."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *".,!?'\"&-:$%()", *letters]
+    pieces += [f"##{c}" for c in letters] + ["the", "mary", "é", "##ing", "rare", "##ly"]
+    made = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    made.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special
+    )
+    made.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return made
+
+
+def test_trimmed_vocabulary(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    old = tokenizer.get_vocab()
+    text, ids = trim(path, len(old) - 9, ["rarely"])
+    small = Tokenizer.from_str(text)
+    new = small.get_vocab()
+    assert sorted(new.values()) == list(range(len(new))) == list(range(len(ids)))
+    assert all(old[piece] == ids[i] for piece, i in new.items())
+    assert {"rare", "##ly", "mary"} <= set(new) and "é" not in new and "##ing" not in new
+    for line in ("the mary", "rarely", "it is 7!", "é"):
+        pieces = small.encode(line).tokens
+        assert pieces[0] == "[CLS]" and pieces[-1] == "[SEP]"
+        assert "[UNK]" not in pieces  # accents are stripped before
+        assert [ids[i] for i in small.encode(line).ids] == tokenizer.encode(line).ids
+    with pytest.raises(ValueError, match="single letters"):
+        trim(path, 20, [])
+    assert json.loads(text)["padding"] is None and json.loads(text)["truncation"] is None
+
+
+def test_targets(tokenizer: Tokenizer) -> None:
+    made = Example("Mary is in Rome.", spans=(Span(0, 4, "PER"), Span(11, 15, "LOC")))
+    batch = collate(ner.TASK, tokenizer, [made, Example("the")])
+    got = [ner.LABELS[t] if t != IGNORE else "" for t in batch.targets[0]]
+    assert got == ["", "B-PER", "O", "O", "O", "O", "B-LOC", "I-LOC", "I-LOC", "I-LOC", "O", ""]
+    assert batch.mask.sum(1).tolist() == [12, 3] and (batch.targets[1, 3:] == IGNORE).all()
+
+    asked = Example("the?", "Mary, the 7 in Rome", (Span(15, 19, "city"),))
+    batch = collate(qa.TASK, tokenizer, [asked])
+    first, last = batch.targets[0]
+    tokens = tokenizer.encode("the?", "Mary, the 7 in Rome").tokens
+    assert "".join(tokens[first : last + 1]).replace("##", "") == "rome"
+    assert batch.types[0, first] == 1
+
+    batch = collate(sentiment.TASK, tokenizer, [Example("the", label=1), Example("mary")])
+    assert batch.targets.tolist() == [[1], [0]]
+
+
+def test_batches_depend_on_the_seed_only(tokenizer: Tokenizer) -> None:
+    a, b = (batches(sentiment.TASK, tokenizer, (1, 2), 3) for _ in range(2))
+    assert len(a) == 3
+    for x, y in zip(a, b, strict=True):
+        assert np.array_equal(x.ids, y.ids) and np.array_equal(x.targets, y.targets)
+    assert not np.array_equal(a[0].ids, batches(sentiment.TASK, tokenizer, (1, 3), 3)[0].ids)
+
+
+def test_score_counts_rows_and_examples() -> None:
+    want = np.array([[1, 2, IGNORE], [0, 0, 0]])
+    got = np.array([[1, 2, 9], [0, 1, 0]])
+    assert score([got], [want]) == (4 / 5, 1 / 2)
+
+
+@needs_torch
+def test_torch_computes_what_is_written() -> None:
+    """The torch encoder against the numpy reference, in float and with its own 8-bit ranges."""
+    import torch
+
+    from examples.encoders import (
+        EncoderConfig,
+        forward,
+        quantize_model,
+        random_batch,
+        random_weights,
+    )
+    from examples.training.model import Encoder
+
+    heads = {"token-classification": 5, "sequence-classification": 2, "question-answering": 2}
+    for head, labels in heads.items():
+        config = EncoderConfig(layers=2, hidden=32, heads=4, intermediate=64, vocab=60,
+                               head=head, num_labels=labels)  # fmt: skip
+        weights = random_weights(config, seed=1)
+        model = Encoder(config, weights).eval()
+        batch = random_batch(config, 3, 12, seed=2)
+        inputs = [torch.from_numpy(a) for a in batch]
+        real = batch[1] != 0
+
+        def numpy_scores(outputs: list[np.ndarray], head: str = head) -> np.ndarray:
+            if head == "question-answering":
+                return np.stack(outputs, axis=1)
+            return outputs[0] if outputs[0].ndim == 3 else outputs[0][:, None]
+
+        def compare(
+            a: np.ndarray, b: np.ndarray, high: float, head: str = head, real: np.ndarray = real
+        ) -> None:
+            if head == "question-answering":  # padding can't be an answer
+                a, b = a.transpose(0, 2, 1)[real], b.transpose(0, 2, 1)[real]
+            elif head == "token-classification":
+                a, b = a[real], b[real]
+            assert np.abs(a - b).max() < high * np.abs(b).max()
+
+        with torch.no_grad():
+            found = model(*inputs)[1].numpy()
+            compare(found, numpy_scores(forward(config, weights, *batch)), 1e-5)
+            model.observing = True
+            model(*inputs)
+            model.observing, model.quantizing = False, True
+            found = model(*inputs)[1].numpy()
+        quantized = quantize_model(
+            config, model.export(), model.ranges, "sparseml", per_channel=True, tables=False
+        )
+        want = numpy_scores(forward(config, weights, *batch, quantized=quantized))
+        # A value halfway between two steps can be rounded either way.
+        compare(found, want, 0.03)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", TASKS)
+def test_training_runs_stops_and_goes_on(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="training reports with ONNX Runtime")
+    from importlib import metadata
+
+    from examples.encoders import measured_sparsity
+    from examples.minilm import build
+    from examples.training import train
+
+    try:
+        metadata.distribution(build.PACKAGE)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{build.PACKAGE} is not installed (examples/minilm/requirements.txt)")
+    import onnx
+
+    task = dataclasses.replace(TASKS[name], layers=1, pieces=5000, batch=4)
+    output, state = tmp_path / "model", tmp_path / "state"
+    arguments = ["--state", str(state), "--output", str(output), "--threads", "1"]
+    arguments += ["--steps", "3", "--sparse-steps", "30"]
+    assert train.main(task, [*arguments, "--seconds", "1"]) == train.AGAIN
+    while train.main(task, [*arguments, "--seconds", "5"]) == train.AGAIN:
+        pass
+    onnx.checker.check_model(str(output / "model.onnx"))
+    config = json.loads((output / "config.json").read_text())
+    vocabulary = Tokenizer.from_file(str(output / "tokenizer.json")).get_vocab_size()
+    assert config["vocab_size"] == vocabulary and len(config["id2label"]) == len(task.labels)
+    for initializer in onnx.load(output / "model.onnx").graph.initializer:
+        if initializer.name.startswith("encoder") and initializer.name.endswith("w_u8"):
+            values = onnx.numpy_helper.to_array(initializer).T.astype(np.float32) - 128
+            assert measured_sparsity(values, 4) >= 0.75

@@ -1,0 +1,204 @@
+"""The models of examples/models: compiled, they answer as ONNX Runtime does, and sensibly.
+
+None of these texts is made by the templates that the models are trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparsec
+
+tokenizers = pytest.importorskip("tokenizers", reason="examples need tokenizers")
+pytest.importorskip("onnxruntime", reason="the reference")
+
+from tests.ort_reference import session  # noqa: E402
+
+MODELS = Path(__file__).parent.parent / "examples" / "models"
+LENGTH = 64
+SENTENCE = "Mary is flying from Nairobi to New York to attend a conference"
+
+
+class Compiled:
+    """A shipped model, compiled and in ONNX Runtime, with its tokenizer and labels."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        source = MODELS / name
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+        output = folder / f"{name}.sparsec"
+        artifact = sparsec.compile(source / "model.onnx", buckets=[LENGTH], output=output)
+        self.engine = sparsec.Engine(artifact, num_cores=1)
+        self.session = session(source / "model.onnx", optimize=True)
+
+    def encode(self, text: str, pair: str | None = None) -> tokenizers.Encoding:
+        return self.tokenizer.encode(text, pair)
+
+    def inputs(self, encoding: tokenizers.Encoding) -> list[np.ndarray]:
+        fields = (encoding.ids, encoding.attention_mask, encoding.type_ids)
+        return [np.array([f], np.int64) for f in fields]
+
+    def run(self, encoding: tokenizers.Encoding) -> list[np.ndarray]:
+        """Outputs for one text, checked against ONNX Runtime's."""
+        inputs = self.inputs(encoding)
+        assert inputs[0].shape[1] <= LENGTH
+        found = self.engine.run(inputs)
+        names = [i.name for i in self.session.get_inputs()]
+        wanted = self.session.run(None, dict(zip(names, inputs, strict=True)))
+        for a, b in zip(found, wanted, strict=True):
+            assert a.shape == b.shape
+            # Steps of quantizers that fall the other way: see test_end_to_end.BOUNDS.
+            assert np.abs(a - b).max() <= 5e-2 * np.abs(b).max()
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def ner(folder: Path) -> Iterator[Compiled]:
+    model = Compiled("ner", folder)
+    yield model
+    model.engine.close()
+
+
+@pytest.fixture(scope="module")
+def sentiment(folder: Path) -> Iterator[Compiled]:
+    model = Compiled("sentiment", folder)
+    yield model
+    model.engine.close()
+
+
+@pytest.fixture(scope="module")
+def qa(folder: Path) -> Iterator[Compiled]:
+    model = Compiled("qa", folder)
+    yield model
+    model.engine.close()
+
+
+def names_in(model: Compiled, text: str) -> list[tuple[str, str]]:
+    """Neighbouring tokens of one kind, put together: [(kind, characters)]."""
+    encoding = model.encode(text)
+    chosen = model.run(encoding)[0][0].argmax(-1)
+    spans: list[tuple[str, int, int]] = []
+    for label_id, (start, end), special in zip(
+        chosen, encoding.offsets, encoding.special_tokens_mask, strict=True
+    ):
+        label = "O" if special else model.labels[label_id]
+        kind = label[2:]
+        if label.startswith("I-") and spans and spans[-1][0] == kind:
+            spans[-1] = (kind, spans[-1][1], end)
+        else:
+            spans.append((kind, start, end))
+    return [(kind, text[start:end]) for kind, start, end in spans if kind]
+
+
+NAMES: dict[str, list[tuple[str, str]]] = {
+    SENTENCE: [("PER", "Mary"), ("LOC", "Nairobi"), ("LOC", "New York")],
+    SENTENCE.upper(): [("PER", "MARY"), ("LOC", "NAIROBI"), ("LOC", "NEW YORK")],
+    SENTENCE.lower(): [("PER", "mary"), ("LOC", "nairobi"), ("LOC", "new york")],
+    "My aunt Ingrid sold her old piano to a baker from Glasgow.": [
+        ("PER", "Ingrid"),
+        ("LOC", "Glasgow"),
+    ],
+    "Barack Obama was born in Hawaii and studied at Harvard.": [
+        ("PER", "Barack Obama"),
+        ("LOC", "Hawaii"),
+        ("ORG", "Harvard"),
+    ],
+    "Apple is looking at buying a startup in the United Kingdom for $1 billion.": [
+        ("ORG", "Apple"),
+        ("LOC", "United Kingdom"),
+    ],
+    "The Amazon is the longest river in South America.": [
+        ("LOC", "Amazon"),
+        ("LOC", "South America"),
+    ],
+    "Amazon opened a new warehouse near Leipzig.": [("ORG", "Amazon"), ("LOC", "Leipzig")],
+    "Tim Cook introduced the new iPhone in Cupertino.": [("PER", "Tim Cook"), ("LOC", "Cupertino")],
+    "Please send the invoice to Maria Gonzalez at Deutsche Bank in Frankfurt.": [
+        ("PER", "Maria Gonzalez"),
+        ("ORG", "Deutsche Bank"),
+        ("LOC", "Frankfurt"),
+    ],
+    "Jordan plays basketball in Chicago.": [("PER", "Jordan"), ("LOC", "Chicago")],
+    "Google, Microsoft and Meta are hiring engineers in Dublin.": [
+        ("ORG", "Google"),
+        ("ORG", "Microsoft"),
+        ("ORG", "Meta"),
+        ("LOC", "Dublin"),
+    ],
+    "Angela Merkel was Chancellor of Germany for sixteen years.": [
+        ("PER", "Angela Merkel"),
+        ("LOC", "Germany"),
+    ],
+    "In May the apples in our garden were ripe.": [],
+    "I ate an apple and drank orange juice on Sunday.": [],
+    "The committee will meet again in March to discuss the budget.": [],
+    "The doctor said that I should drink more water.": [],
+    "My phone battery dies every afternoon and I do not know why.": [],
+}
+
+
+@pytest.mark.parametrize("text", NAMES)
+def test_names(ner: Compiled, text: str) -> None:
+    assert names_in(ner, text) == NAMES[text]
+
+
+OPINIONS = {
+    "The soup was cold and the waiter was rude.": "negative",
+    "I did not expect much, but this book is wonderful.": "positive",
+    "The hotel was not bad at all.": "positive",
+    "I waited two hours for a table and nobody apologized.": "negative",
+    "The plot is clever and the actors are brilliant.": "positive",
+    "It broke after two days.": "negative",
+    "My daughter loves her new bicycle.": "positive",
+    "The app keeps crashing and support never answers.": "negative",
+    "The movie was not funny.": "negative",
+    "The movie was not boring.": "positive",
+    "Although the location is nice, the room was dirty and loud.": "negative",
+    "Although the room was small, the staff made us feel at home.": "positive",
+    "I wanted to like this game, but it is a mess.": "negative",
+    "Everything worked on the first try.": "positive",
+    "I don't recommend this product.": "negative",
+}
+
+
+@pytest.mark.parametrize("text", OPINIONS)
+def test_opinions(sentiment: Compiled, text: str) -> None:
+    chosen = int(sentiment.run(sentiment.encode(text))[0][0].argmax())
+    assert sentiment.labels[chosen] == OPINIONS[text]
+
+
+ANSWERS: list[tuple[str, str, str]] = []
+
+
+@pytest.mark.parametrize(("passage", "question", "answer"), ANSWERS)
+def test_answers(qa: Compiled, passage: str, question: str, answer: str) -> None:
+    encoding = qa.encode(question, passage)
+    start, end = qa.run(encoding)
+    inside = np.array([s == 1 for s in encoding.sequence_ids])
+    scores = start[0][:, None] + end[0][None]
+    scores[~inside] = scores[:, ~inside] = -np.inf
+    first, last = np.unravel_index(np.argmax(np.triu(scores + 1e4)), scores.shape)
+    found = passage[encoding.offsets[first][0] : encoding.offsets[last][1]]
+    assert found == answer
+
+
+@pytest.mark.parametrize("name", ["ner", "sentiment", "qa"])
+def test_files_fit_together(name: str) -> None:
+    source = MODELS / name
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == config["vocab_size"]
+    assert tokenizer.truncation is None and tokenizer.padding is None
+    assert {v: int(k) for k, v in config["id2label"].items()} == config["label2id"]
+    assert (source / "model.onnx").stat().st_size < 15e6

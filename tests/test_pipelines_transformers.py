@@ -1,0 +1,337 @@
+"""Pipelines agree with those of Hugging Face transformers, field by field, on the same weights.
+
+Both of our engines against torch, on tiny random models.  transformers is an optional dependency
+(the extra `zoo`); 4.57 is the last line that has question answering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.encoders import EncoderConfig, Weights
+from sparsec import Pipeline
+from tests.pipelines_support import NER_LABELS, TEXTS, make
+
+torch = pytest.importorskip("torch", reason="the reference needs torch: pip install .[zoo]")
+transformers = pytest.importorskip(
+    "transformers", reason="the reference needs transformers: pip install .[zoo]"
+)
+
+ENGINES = ("onnxruntime", "sparsec")
+BUCKETS = [16, 32]
+SCORE = 1e-5
+
+CONTEXTS = [
+    "Mary lives in Paris. John was flying from Nairobi to New York in the news.",
+    "Café “Zürich” 東京大学 😀😀 is where John works; e\u0301 कि " * 6,
+    "acme " * 90 + "😀 New York " + "in the conference " * 20,
+]
+QUESTIONS = ["Who lives in Paris?", "Where is 東京大学?"]
+
+
+@pytest.fixture(scope="module")
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipelines")
+
+
+class Case:
+    """A model in our form and in that of transformers."""
+
+    def __init__(self, folder: Path, head: str, kind: str, **settings: Any) -> None:
+        self.folder = folder
+        self.config, self.weights = make(folder, head, kind=kind, seed=1, **settings)
+        self.model = reference_model(head, self.config, self.weights, kind, settings)
+        self.tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        self.tokenizer.model_max_length = BUCKETS[-1]
+        if kind != "wordpiece":
+            self.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+
+    def reference(self, task: str, **options: Any) -> Callable[..., Any]:
+        made: Callable[..., Any] = transformers.pipeline(
+            task, model=self.model, tokenizer=self.tokenizer, device="cpu", **options
+        )
+        return made
+
+    def ours(self, task: str, engine: str, **options: Any) -> Pipeline:
+        options = {"sequence_length": BUCKETS, **options}
+        return Pipeline.create(task, self.folder, engine_type=engine, **options)
+
+
+def reference_model(
+    head: str, config: EncoderConfig, weights: Weights, kind: str, settings: dict[str, Any]
+) -> Any:
+    """The same model as a module of transformers."""
+    labels = settings.get("labels") or []
+    bert = transformers.BertConfig(
+        vocab_size=config.vocab,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.intermediate,
+        max_position_embeddings=config.max_position,
+        type_vocab_size=config.type_vocab,
+        layer_norm_eps=config.eps,
+        num_labels=len(labels) or 2,
+        problem_type=settings.get("problem_type"),
+    )
+    if labels:
+        bert.id2label = dict(enumerate(labels))
+        bert.label2id = {label: i for i, label in enumerate(labels)}
+    kinds = {
+        "token-classification": transformers.BertForTokenClassification,
+        "sequence-classification": transformers.BertForSequenceClassification,
+        "question-answering": transformers.BertForQuestionAnswering,
+        "masked-lm": transformers.BertForMaskedLM,
+        "hidden": transformers.BertModel,
+    }
+    model = kinds[head](bert).eval()
+    plain = head == "hidden"
+    names = {
+        name
+        if plain or name.split(".")[0] in ("classifier", "qa_outputs", "cls")
+        else f"bert.{name}"
+        for name in weights
+    }
+    state = {
+        name: torch.from_numpy(weights[name if name in weights else name.removeprefix("bert.")])
+        for name in names
+    }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    allowed = ("pooler", "position_ids", "cls.predictions.decoder", "cls.predictions.bias")
+    assert not unexpected
+    assert all(any(part in name for part in allowed) for name in missing), missing
+    if head == "masked-lm":
+        model.tie_weights()
+        with torch.no_grad():
+            model.cls.predictions.decoder.bias.copy_(
+                torch.from_numpy(weights["cls.predictions.bias"])
+            )
+    return model
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    root = tmp_path_factory.mktemp("models")
+    made: dict[str, Case] = {}
+
+    def case(head: str, kind: str = "wordpiece", **settings: Any) -> Case:
+        key = f"{head}-{kind}-{len(made)}"
+        known = next((c for k, c in made.items() if k == repr((head, kind, settings))), None)
+        if known is None:
+            known = made[repr((head, kind, settings))] = Case(root / key, head, kind, **settings)
+        return known
+
+    return case
+
+
+# ---- token classification ------------------------------------------------------------------------
+
+
+def compare_tokens(results: list[Any], expected: list[dict[str, Any]]) -> None:
+    assert [(r.entity, r.word, r.start, r.end, r.index) for r in results] == [
+        (e.get("entity", e.get("entity_group")), e["word"], e["start"], e["end"], e.get("index"))
+        for e in expected
+    ]
+    assert [r.score for r in results] == pytest.approx(
+        [float(e["score"]) for e in expected], abs=SCORE
+    )
+    assert all(
+        r.is_grouped == ("entity_group" in e) for r, e in zip(results, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-level", "unigram"])
+def test_token_classification(cases: Callable[..., Case], kind: str, engine: str) -> None:
+    case = cases("token-classification", kind, labels=NER_LABELS)
+    for strategy in ("none", "simple", "first", "average", "max"):
+        for ignored in (None, []):
+            ours = case.ours("ner", engine, aggregation_strategy=strategy, ignore_labels=ignored)
+            theirs = case.reference("ner", aggregation_strategy=strategy, ignore_labels=ignored)
+            got = ours(TEXTS).predictions
+            assert sum(map(len, got)) > 20
+            for text, results in zip(TEXTS, got, strict=True):
+                compare_tokens(results, theirs(text))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_token_classification_of_words(cases: Callable[..., Case], engine: str) -> None:
+    case = cases("token-classification", labels=NER_LABELS)
+    words = [["Mary", "is", "flying", "😀", "Café", "東京", "x-y", "ǆ"], ["New", "York"]]
+    ours = case.ours("ner", engine, aggregation_strategy="first", ignore_labels=[])
+    theirs = case.reference("ner", aggregation_strategy="first", ignore_labels=[])
+    for one, results in zip(words, ours(inputs=words).predictions, strict=True):
+        compare_tokens(results, theirs(one, is_split_into_words=True)[0])
+    alone = ours(inputs=words[0], is_split_into_words=True).predictions
+    assert alone == ours(inputs=words).predictions[:1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_long_text_in_windows(cases: Callable[..., Case], engine: str) -> None:
+    case = cases("token-classification", labels=NER_LABELS)
+    text = " ".join(text for text in TEXTS if text.strip())
+    for strategy in ("simple", "first", "average", "max"):
+        ours = case.ours("ner", engine, aggregation_strategy=strategy, stride=7)
+        theirs = case.reference("ner", aggregation_strategy=strategy, stride=7)
+        compare_tokens(ours(text).predictions[0], theirs(text))
+
+
+# ---- question answering --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-level", "unigram"])
+@pytest.mark.parametrize(
+    "options", [{}, {"doc_stride": 3}, {"max_answer_len": 2}, {"version_2_with_negative": True}]
+)
+def test_question_answering(
+    cases: Callable[..., Case], kind: str, engine: str, options: dict[str, Any]
+) -> None:
+    case = cases("question-answering", kind)
+    # Bytes need more tokens.
+    length = 32 if kind == "wordpiece" else 96
+    buckets = [16, length]
+    case.tokenizer.model_max_length = length
+    ours = case.ours("qa", engine, sequence_length=buckets, **options)
+    theirs = case.reference("question-answering")
+    given = dict(options)
+    if given.pop("version_2_with_negative", False):
+        given["handle_impossible_answer"] = True
+    for question in QUESTIONS:
+        for context in CONTEXTS:
+            got = ours(question=question, context=context)
+            want = theirs(question=question, context=context, max_seq_len=length, **given)
+            assert (got.answer, got.start, got.end) == (want["answer"], want["start"], want["end"])
+            assert got.score == pytest.approx(want["score"], abs=SCORE)
+            assert got.answer == context[got.start : got.end]
+
+
+# ---- text classification -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
+def test_text_classification(cases: Callable[..., Case], engine: str, problem: str | None) -> None:
+    settings = {"problem_type": problem} if problem else {}
+    case = cases("sequence-classification", labels=["bad", "so so", "good"], **settings)
+    theirs = case.reference("text-classification", top_k=None)
+    want = [theirs([text], truncation=True)[0] for text in TEXTS]
+    everything = case.ours("sentiment-analysis", engine, return_all_scores=True)(TEXTS)
+    assert everything.labels == [[row["label"] for row in rows] for rows in want]
+    for got, rows in zip(everything.scores, want, strict=True):
+        assert got == pytest.approx([row["score"] for row in rows], abs=SCORE)
+    best = case.ours("text_classification", engine)(TEXTS)
+    assert best.labels == [rows[0]["label"] for rows in want]
+    assert best.scores == pytest.approx([rows[0]["score"] for rows in want], abs=SCORE)
+    two = case.ours("text_classification", engine, top_k=2)(TEXTS)
+    assert two.labels == [labels[:2] for labels in everything.labels]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-level"])
+def test_pairs(cases: Callable[..., Case], kind: str, engine: str) -> None:
+    """Truncation takes from the longer one, as the tokenizer's own does."""
+    case = cases("sequence-classification", kind, labels=["no", "yes"])
+    pairs = [[a, b] for a in TEXTS for b in (TEXTS[0], TEXTS[5], "x", "Mary " * 50)]
+    got = case.ours("text-classification", engine)(sequences=pairs)
+    theirs = case.reference("text-classification", top_k=None)
+    for (a, b), label, score in zip(pairs, got.labels, got.scores, strict=True):
+        want = theirs({"text": a, "text_pair": b}, truncation=True)
+        assert (label, score) == (want[0]["label"], pytest.approx(want[0]["score"], abs=SCORE))
+
+
+# ---- zero-shot -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "names",
+    [["contradiction", "neutral", "entailment"], ["ENTAILMENT", "neutral", "contradiction"]],
+)
+def test_zero_shot(cases: Callable[..., Case], engine: str, names: list[str]) -> None:
+    case = cases("sequence-classification", labels=names)
+    theirs = case.reference("zero-shot-classification")
+    labels = ["sport", "news", "東京", "good weather"]
+    ours = case.ours("zero-shot-text-classification", engine)
+    long = "John works at acme. " * 30
+    for text in (TEXTS[0], TEXTS[6], long):
+        for several in (False, True):
+            for chosen in (labels, labels[:1], "sport, news"):
+                template = "In this text, {} is what matters"
+                got = ours(
+                    sequences=text, labels=chosen, hypothesis_template=template, multi_class=several
+                )
+                want = theirs(text, chosen, hypothesis_template=template, multi_label=several)
+                assert (got.sequences, got.labels) == (want["sequence"], want["labels"])
+                assert got.scores == pytest.approx(want["scores"], abs=SCORE)
+
+
+# ---- embeddings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("head", ["hidden", "masked-lm", "question-answering"])
+def test_embeddings(cases: Callable[..., Case], engine: str, head: str) -> None:
+    case = cases(head)
+    base = case.model if head == "hidden" else case.model.bert
+    for layer in (-1, 0, 1, -2):
+        got = case.ours("embedding", engine, emb_extraction_layer=layer)(TEXTS).embeddings
+        for text, vectors in zip(TEXTS, got, strict=True):
+            tokens = case.tokenizer(text, truncation=True, return_tensors="pt")
+            with torch.no_grad():
+                states = base(**tokens, output_hidden_states=True).hidden_states[1:]
+            assert torch.tensor(vectors) == pytest.approx(states[layer][0].numpy(), abs=SCORE)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pooled_embeddings(cases: Callable[..., Case], engine: str) -> None:
+    case = cases("hidden")
+    theirs = case.reference("feature-extraction", tokenize_kwargs={"truncation": True})
+    ways = {
+        "reduce_mean": lambda x: x.mean(0),
+        "reduce_max": lambda x: x.max(0).values,
+        "cls_token": lambda x: x[0],
+    }
+    states = [torch.tensor(theirs(text)[0]) for text in TEXTS]
+    for strategy, pool in ways.items():
+        for normalize in (False, True):
+            ours = case.ours(
+                "embedding_extraction", engine, extraction_strategy=strategy, normalize=normalize
+            )
+            for vector, state in zip(ours(TEXTS).embeddings, states, strict=True):
+                want = pool(state)
+                want = want / want.norm() if normalize else want
+                assert vector == pytest.approx(want.tolist(), abs=SCORE)
+
+
+# ---- fill-mask -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-level"])
+def test_fill_mask(cases: Callable[..., Case], kind: str, engine: str) -> None:
+    case = cases("masked-lm", kind)
+    mask = case.tokenizer.mask_token
+    texts = [
+        f"Mary is {mask} to New York.",
+        f"{mask}",
+        f"東京 {mask} 😀 and {mask}, {mask}!",
+        f"Café, isn't {mask} good ? (e\u0301)",
+    ]
+    theirs = case.reference("fill-mask", top_k=4)
+    got = case.ours("fill-mask", engine, top_k=4)(texts).model_dump()["predictions"]
+
+    def compare(ours: Any, want: Any) -> None:
+        assert len(ours) == len(want)
+        for one, other in zip(ours, want, strict=True):
+            if isinstance(one, list):
+                compare(one, other)
+            else:
+                assert one == {**other, "score": pytest.approx(other["score"], abs=SCORE)}
+
+    for text, rows in zip(texts, got, strict=True):
+        compare(rows, theirs(text))

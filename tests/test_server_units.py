@@ -1,0 +1,452 @@
+"""Parts of the server without a server: settings, queues, tensors, cores."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsec.errors import InputError
+from sparsec.serving.runner import BatchingRunner, Features, Outputs, Runner
+from sparsec.serving.server import config, cores, datalog, oip
+from sparsec.serving.server.batching import ModelQueue, QueueFullError, Scheduler
+from sparsec.serving.server.config import Batching, EndpointConfig
+from sparsec.serving.server.errors import HttpError
+
+# ---- settings ------------------------------------------------------------------------------------
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_deepsparse_files_are_read(tmp_path: Path) -> None:
+    text = """
+num_cores: 4
+num_workers: 2
+integration: local
+engine_thread_pinning: core
+pytorch_num_threads: 1
+endpoints:
+  - task: question_answering
+    model: a.sparsec
+    batch_size: 1
+  - name: ner
+    route: ner/predict/
+    task: token_classification
+    model: b.sparsec
+    bucketing:
+      sequence_lengths: [16, 128]
+    kwargs:
+      aggregation_strategy: simple
+  - task: question_answering
+    model: c.sparsec
+    sequence_length: 384
+"""
+    got = config.load(written(tmp_path, text), port=1234)
+    assert (got.num_cores, got.num_workers, got.port, got.host) == (4, 2, 1234, "127.0.0.1")
+    assert [e.name for e in got.endpoints] == [
+        "question-answering-0", "ner", "question-answering-1",
+    ]  # fmt: skip
+    assert [e.route for e in got.endpoints] == [
+        "/predict", "/ner/predict", "/predict/question-answering-1",
+    ]  # fmt: skip
+    assert [e.lengths for e in got.endpoints] == [None, (16, 128), (384,)]
+    assert got.endpoints[1].kwargs == {"aggregation_strategy": "simple"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("endpoints:\n- task: qa\n  modle: m\n  model: m\n", 3, "unknown key; did you mean model?"),
+        ("endpoints:\n- {task: qa,\n   zzz: 1, model: m}\n", 3, "there are batch_size"),
+        ("num_worker: 2\n", 1, "num_worker: unknown key; did you mean num_workers?"),
+        ("endpoints:\n- task: qa\n", 2, "endpoints[0].model: is missing"),
+        ("num_workers: 0\n", 1, "greater than or equal to 1"),
+        ("num_workers: two\n", 1, "valid integer"),
+        ("a: 1\na: 2\n", 2, "a is given twice"),
+        ("endpoints:\n- [\n", 3, "expected the node content"),
+        ("endpoints:\n- {task: qa, model: m, name: x}\n- {task: qa, model: m, name: x}\n", 1,
+         "two endpoints have the name x"),
+        ("endpoints:\n- {task: qa, model: m, route: /a}\n- {task: qa, model: m, route: a/}\n", 1,
+         "two endpoints have the route /a"),
+        ("endpoints:\n- task: qa\n  model: m\n  route: /v2/x\n", 4, "/v2 is the server's own"),
+        ("endpoints:\n- task: qa\n  model: m\n  route: /a b\n", 4, "must be a path"),
+        ("endpoints:\n- task: qa\n  model: m\n  name: a/b\n", 4, "letters, digits"),
+        ("loggers: {}\n", 1, "use data_logging"),
+        ("endpoints:\n- task: qa\n  model: m\n  bucketing:\n    sequence_lengths: []\n", 5,
+         "at least 1"),
+        ("endpoints:\n- task: qa\n  model: m\n  data_logging:\n    text: true\n", 4, "set file"),
+        ("endpoints:\n- task: qa\n  model: m\n  data_logging:\n    statistics: [lenght]\n", 5,
+         "Input should be"),
+        ("limits:\n  body_byte: 3\n", 2, "did you mean body_bytes?"),
+        ("x: &a [*a]\n", 1, "nested too deeply"),
+    ],
+    ids=lambda value: str(value)[:30],
+)  # fmt: skip
+def test_mistakes_have_a_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(InputError) as info:
+        config.load(path)
+    assert any(
+        row.startswith(f"{path}:{line}: ") and message in row
+        for row in str(info.value).splitlines()
+    ), str(info.value)
+
+
+def test_other_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the configuration"):
+        config.load(tmp_path / "nothing.yaml")
+    with pytest.raises(InputError, match="must be a mapping"):
+        config.load(written(tmp_path, "- 1\n"))
+    both = {"task": "qa", "model": "m", "sequence_length": 16}
+    both["bucketing"] = {"sequence_lengths": [16]}
+    with pytest.raises(InputError, match="not both"):
+        config.check({"endpoints": [both]}, "x")
+    assert config.load(written(tmp_path, "")).endpoints == ()
+
+
+@given(st.text(max_size=40))
+def test_any_yaml_is_settings_or_an_input_error(text: str) -> None:
+    try:
+        data, _ = config.parse(text, "x")
+        if isinstance(data, dict):
+            config.check(data, "x")
+    except InputError as error:
+        assert str(error).startswith("x")
+
+
+def test_routes_stay_when_endpoints_are_added() -> None:
+    first = EndpointConfig(task="qa", model="m")
+    one = config.complete([first])
+    two = config.complete([first, EndpointConfig(task="qa", model="n")])
+    assert one[0] == two[0]
+    claimed = config.complete([first, EndpointConfig(task="qa", model="n", route="/predict")])
+    assert [e.route for e in claimed] == ["/predict/qa-0", "/predict"]
+
+
+# ---- queues --------------------------------------------------------------------------------------
+
+
+def item(value: int, length: int = 4) -> Features:
+    return Features({"input_ids": np.full(length, value, np.int64)}, length)
+
+
+class FakeRunner(Runner):
+    """Doubles ids; keeps batches; fails on negative ids; may be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.running = threading.Event()
+
+    input_names = ("input_ids",)
+    output_names = ("out",)
+    buckets = (16,)
+
+    def infer(self, items: Sequence[Features]) -> list[Outputs]:
+        ids = [int(one.arrays["input_ids"][0]) for one in items]
+        self.batches.append(ids)
+        self.running.set()
+        self.go.wait(20)
+        if min(ids) < 0:
+            raise InputError("negative")
+        return [{"out": np.array(2 * value)} for value in ids]
+
+    def padding(self, lengths: Sequence[int]) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+class Watcher:
+    """An observer that adds up."""
+
+    def __init__(self) -> None:
+        self.now, self.most, self.gone = 0, 0, 0
+        self.sizes: list[int] = []
+
+    def waiting(self, items: int) -> None:
+        self.now = items
+        self.most = max(self.most, items)
+
+    def dropped(self, items: int) -> None:
+        self.gone += items
+
+    def batch(self, lengths: Sequence[int], padding: int, seconds: float) -> None:
+        self.sizes.append(len(lengths))
+
+
+def with_queue(
+    batching: Batching,
+    body: Callable[[ModelQueue, FakeRunner, Watcher], Coroutine[Any, Any, None]],
+) -> tuple[FakeRunner, Watcher]:
+    """Run `body` with a queue on a fresh scheduler."""
+    runner, watcher = FakeRunner(), Watcher()
+
+    async def main() -> None:
+        scheduler = Scheduler(asyncio.get_running_loop())
+        try:
+            queue = scheduler.queue(runner, batching, watcher)
+            await asyncio.wait_for(body(queue, runner, watcher), 20)
+            scheduler.remove(queue)
+        finally:
+            runner.go.set()
+            scheduler.close()
+
+    asyncio.run(main())
+    return runner, watcher
+
+
+def values(outputs: list[Outputs]) -> list[int]:
+    return [int(output["out"]) for output in outputs]
+
+
+async def hold(queue: ModelQueue, runner: FakeRunner) -> asyncio.Future[list[Outputs]]:
+    """Keep the thread busy with a batch of one."""
+    runner.go.clear()
+    runner.running.clear()
+    first = queue.submit([item(0)])
+    await asyncio.get_running_loop().run_in_executor(None, runner.running.wait, 20)
+    return first
+
+
+def test_what_waits_runs_together() -> None:
+    async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
+        first = await hold(queue, runner)
+        requests = [queue.submit([item(i, i), item(10 * i)]) for i in range(1, 6)]
+        assert queue.waiting == 10
+        runner.go.set()
+        assert values(await first) == [0]
+        for i, request in enumerate(requests, 1):
+            assert values(await request) == [2 * i, 20 * i]
+
+    runner, watcher = with_queue(Batching(max_batch=4), body)
+    # Oldest first; a request may be split.
+    assert runner.batches == [[0], [1, 10, 2, 20], [3, 30, 4, 40], [5, 50]]
+    assert (watcher.sizes, watcher.now, watcher.most) == ([1, 4, 4, 2], 0, 10)
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
+        first = await hold(queue, runner)
+        queue.submit([item(1)] * 3)
+        with pytest.raises(QueueFullError) as info:
+            queue.submit([item(2)] * 2)
+        assert info.value.retry_after >= 1
+        last = queue.submit([item(3)])
+        with pytest.raises(QueueFullError):
+            queue.submit([item(2)])
+        runner.go.set()
+        assert values(await last) == [6] and values(await first) == [0]
+        large = queue.submit([item(4)] * 9)  # larger than the queue, which is empty
+        assert values(await large) == [8] * 9
+
+    with_queue(Batching(max_batch=4, queue_size=4), body)
+
+
+def test_cancelled_requests_do_not_run() -> None:
+    async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
+        await hold(queue, runner)
+        gone = queue.submit([item(1), item(2)])
+        kept = queue.submit([item(3)])
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert queue.waiting == 1
+        runner.go.set()
+        assert values(await kept) == [6]
+
+    runner, watcher = with_queue(Batching(), body)
+    assert runner.batches == [[0], [3]]
+    assert (watcher.gone, watcher.now) == (2, 0)
+
+
+def test_a_request_cancelled_half_way() -> None:
+    async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
+        runner.go.clear()
+        large = queue.submit([item(i) for i in range(5)])
+        await asyncio.get_running_loop().run_in_executor(None, runner.running.wait, 20)
+        large.cancel()
+        await asyncio.sleep(0)
+        runner.go.set()
+        assert values(await queue.submit([item(7)])) == [14]
+
+    runner, watcher = with_queue(Batching(max_batch=2), body)
+    assert runner.batches == [[0, 1], [7]]
+    assert watcher.gone == 3
+
+
+def test_only_the_request_that_fails_fails() -> None:
+    async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
+        await hold(queue, runner)
+        good, bad, other = (queue.submit([item(1)]), queue.submit([item(-1), item(5)]),
+                            queue.submit([item(2)]))  # fmt: skip
+        runner.go.set()
+        assert values(await good) == [2] and values(await other) == [4]
+        with pytest.raises(InputError, match="negative"):
+            await bad
+        with pytest.raises(InputError, match="negative"):
+            await queue.submit([item(-2)])
+        assert values(await queue.submit([item(3)])) == [6]
+
+    with_queue(Batching(), body)
+
+
+def test_waiting_for_a_batch_to_fill() -> None:
+    async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
+        start = time.monotonic()
+        first = queue.submit([item(1)])
+        await asyncio.sleep(0.05)
+        assert not runner.batches
+        second = queue.submit([item(2)])
+        await asyncio.gather(first, second)
+        assert time.monotonic() - start >= 0.3
+        start = time.monotonic()
+        await asyncio.gather(*(queue.submit([item(i)]) for i in range(3)))  # full: no waiting
+        assert time.monotonic() - start < 0.25
+
+    runner, _ = with_queue(Batching(max_batch=3, max_delay_us=300_000), body)
+    assert runner.batches == [[1, 2], [0, 1, 2]]
+
+
+def test_nothing_to_run() -> None:
+    async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
+        assert await queue.submit([]) == []
+
+    runner, _ = with_queue(Batching(), body)
+    assert runner.batches == []
+
+
+def test_padding_is_counted() -> None:
+    class Padding(BatchingRunner):
+        def _call(self, arrays: Any) -> Any:
+            raise NotImplementedError
+
+        def close(self) -> None:
+            pass
+
+    inputs = {"input_ids": np.dtype("int64"), "attention_mask": np.dtype("int64")}
+    runner = Padding(inputs, {}, [16, 64])
+    assert runner.padding([3, 16, 20]) == 13 + 0 + 44
+    runner.free_padding = True
+    assert runner.padding([3, 16, 20]) == 0
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+ARRAYS = st.sampled_from(sorted(set(oip.DTYPES) - {"BYTES"})).flatmap(
+    lambda name: st.lists(st.integers(0, 100), min_size=1, max_size=6).map(
+        lambda numbers: np.array(numbers).astype(oip.DTYPES[name])
+    )
+)
+STRINGS = st.lists(st.text(max_size=9), min_size=1, max_size=5).map(oip.texts)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), ARRAYS | STRINGS, min_size=1), st.booleans())
+def test_tensors_survive_the_wire(arrays: dict[str, Any], binary: bool) -> None:
+    asked = oip.InferRequest("1", {}, binary=binary)
+    body, length = oip.encode("m", asked, arrays)
+    assert (length is not None) == binary
+    # A response's outputs are written as a request's inputs are.
+    size = len(body) if length is None else length
+    head = body[:size].replace(b'"outputs"', b'"inputs"')
+    got = oip.decode(head + body[size:], None if length is None else str(len(head)))
+    assert got.id == "1" and got.tensors.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert got.tensors[name].dtype == array.dtype
+        assert got.tensors[name].tolist() == array.tolist()
+
+
+def request_of(**changes: Any) -> bytes:
+    import json
+
+    tensor = {"name": "x", "shape": [2], "datatype": "INT8", "data": [1, 2], **changes}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "length", "message"),
+    [
+        (b"{}", None, "inputs: Field required"),
+        (b'{"inputs": []}', None, "at least 1"),
+        (request_of(datatype="INT7"), None, "unknown datatype 'INT7'"),
+        (request_of(shape=[3]), None, "2 elements; the shape [3] has 3"),
+        (request_of(shape=[-1]), None, "greater than or equal to 0"),
+        (request_of(data=None), None, "has no data"),
+        (request_of(data=[1, 2.5]), None, "does not fit INT8"),
+        (request_of(data=[1, 300]), None, "INT8"),
+        (request_of(data=[1, True]), None, "True is not INT8"),
+        (request_of(data=[1, "a"]), None, "'a' is not INT8"),
+        (request_of(data=[1, 10**40]), None, "INT8"),
+        (request_of(data=[[[[[[[[[[1, 2]]]]]]]]]]), None, "nested too deeply"),
+        (request_of(datatype="BYTES"), None, "must be strings"),
+        (request_of(datatype="BOOL"), None, "1 is not BOOL"),
+        (request_of(parameters={"binary_data_size": 2}), None, "has 2 bytes; 0 are left"),
+        (request_of(parameters={"binary_data_size": True}), None, "must be a number"),
+        (request_of() + b"??", str(len(request_of())), "2 bytes follow the last tensor"),
+        (request_of(), "x", "must be a number of bytes"),
+        (request_of(), "999999", "must be a number of bytes"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_requests(body: bytes, length: str | None, message: str) -> None:
+    with pytest.raises(HttpError) as info:
+        oip.decode(body, length)
+    assert message in str(info.value) and info.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x01\x00", "the last length is cut off"),
+        (b"\x05\x00\x00\x00ab", "the last element is cut off"),
+        (struct.pack("<I", 1) + b"\xff", "element 0 is not UTF-8"),
+        (struct.pack("<I", 1) + b"a", "has 1 elements; the shape [2] has 2"),
+    ],
+)
+def test_bad_bytes(data: bytes, message: str) -> None:
+    head = request_of(datatype="BYTES", data=None, parameters={"binary_data_size": len(data)})
+    with pytest.raises(HttpError) as info:
+        oip.decode(head + data, str(len(head)))
+    assert message in str(info.value)
+
+
+# ---- the rest ------------------------------------------------------------------------------------
+
+
+def test_cores_are_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for number in range(8):  # two threads to a core
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
+    grouped = cores.physical(list(range(8)), tmp_path)
+    assert grouped == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    monkeypatch.setattr(cores, "physical", lambda cpus: grouped)
+    monkeypatch.setattr(cores.cpu, "usable_cores", lambda: (4, 8))
+    assert cores.split(1) == [((), 4)]
+    assert cores.split(1, 2) == [((), 2)]
+    assert cores.split(2) == [((0, 1, 4, 5), 2), ((2, 3, 6, 7), 2)]
+    assert cores.split(2, 3) == [((0, 4), 1), ((1, 2, 5, 6), 2)]
+    assert [share for _, share in cores.split(6)] == [1] * 6
+
+
+def test_statistics_of_predictions() -> None:
+    entities = {"predictions": [[{"entity": "B-PER", "score": 0.05, "word": "Mary"}], []]}
+    assert list(datalog.labels(entities)) == ["B-PER"]
+    assert list(datalog.scores(entities)) == [0.05]
+    several = {"labels": [["a", "b"]], "scores": [[0.7, 0.3]], "sequences": ["text"]}
+    assert list(datalog.labels(several)) == ["a", "b"]
+    assert datalog.histogram(list(datalog.scores(several))) == {"0.3": 1, "0.7": 1}
