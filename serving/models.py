@@ -228,7 +228,7 @@ def _hub(stub: str, tell: Progress) -> Path:
     """Download a repository of the Hugging Face Hub into its own cache; returns the folder."""
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import HFValidationError
     except ImportError:
         raise InputError(
             f"{stub} needs huggingface_hub: pip install 'sparsec[hub]', or download the model "
@@ -244,7 +244,7 @@ def _hub(stub: str, tell: Progress) -> Path:
         )
     except HFValidationError as error:
         raise InputError(f"{stub!r} is no name of a model: {error}") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # besides its own, those of whatever HTTP client it uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot fetch {name}{f' at {revision}' if revision else ''} from the Hugging Face "

@@ -147,6 +147,11 @@ def test_zoo_stubs(
 # ---- hf: -----------------------------------------------------------------------------------------
 
 
+def etag(data: bytes) -> str:
+    """What git calls a file."""
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
 class Hub(BaseHTTPRequestHandler):
     """The part of the Hugging Face Hub that downloading a repository needs."""
 
@@ -165,19 +170,36 @@ class Hub(BaseHTTPRequestHandler):
         parts = path.split("/")
         if parts[:2] == ["api", "models"]:
             name = "/".join(parts[2:4])
-            revision = parts[5] if parts[4:5] == ["revision"] else "main"
-            found = self.repositories.get((name, revision))
+            kind, revision = parts[4:6] if len(parts) > 5 else ("revision", "main")
+            found = next(
+                (
+                    there
+                    for (other, label), there in self.repositories.items()
+                    if name == other and revision in (label, there[0])
+                ),
+                None,
+            )
             if found is None:
                 known = any(name == other for other, _ in self.repositories)
                 self.fail("RevisionNotFound" if known else "RepoNotFound")
                 return
             commit, folder = found
             files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-            info = {
+            info: Any = {
                 "_id": "1", "id": name, "modelId": name, "sha": commit, "private": False,
                 "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [],
                 "siblings": [{"rfilename": str(file)} for file in files],
             }  # fmt: skip
+            if kind == "tree":  # newer clients list files by this
+                info = [
+                    {
+                        "type": "file",
+                        "path": str(file),
+                        "size": (folder / file).stat().st_size,
+                        "oid": etag((folder / file).read_bytes()),
+                    }
+                    for file in files
+                ]
             self.send(json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
             return
         name, rest = "/".join(parts[:2]), parts[2:]
@@ -188,8 +210,7 @@ class Hub(BaseHTTPRequestHandler):
             file = folder.joinpath(*rest[2:])
             if name == other and rest[1] in (revision, commit) and file.is_file():
                 data = file.read_bytes()
-                etag = hashlib.sha256(data).hexdigest()
-                self.send(data, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, body)
+                self.send(data, {"ETag": f'"{etag(data)}"', "X-Repo-Commit": commit}, body)
                 return
         self.fail("EntryNotFound")
 

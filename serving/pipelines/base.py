@@ -151,6 +151,10 @@ class Pipeline(abc.ABC):
         batch_size = _typed("batch_size", PositiveInt | None, batch_size)
         num_cores = _typed("num_cores", PositiveInt | None, num_cores)
         model_path = _typed("model_path", str | Path, model_path)
+        tokenizer = _typed("tokenizer", str | Path | None, tokenizer)
+        zoo_dir = _typed("zoo_dir", str | Path | None, zoo_dir)
+        if not isinstance(config, Mapping):
+            config = _typed("config", str | Path | None, config)
         engine = _ENGINE_ALIASES.get(str(engine_type).lower(), str(engine_type).lower())
         if engine not in ENGINES:
             raise InputError(
