@@ -290,7 +290,7 @@ def test_training_runs_stops_and_goes_on(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{build.PACKAGE} is not installed (examples/minilm/requirements.txt)")
     import onnx
 
-    task = dataclasses.replace(TASKS[name], layers=1, pieces=5000, batch=4)
+    task = dataclasses.replace(TASKS[name], layers=1, pieces=5000, batch=4, sparsity=0.75)
     output, state = tmp_path / "model", tmp_path / "state"
     arguments = ["--state", str(state), "--output", str(output), "--threads", "1"]
     arguments += ["--steps", "3", "--sparse-steps", "30"]

@@ -91,7 +91,8 @@ TASK = Task(
     pieces=5_000,
     words=ALL_NAMES,
     sample=sample,
-    steps=450,
-    sparse_steps=300,
+    steps=300,
+    sparse_steps=80,
+    sparsity=0.0,
     batch=16,
 )
