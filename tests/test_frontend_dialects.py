@@ -378,3 +378,19 @@ def test_weights_of_nine_bits(tmp_path: Path, form: str, zero: Any) -> None:
     assert ops(graph)["linear_integer"] == 2
     few = [graph.constants[n.inputs[1]] for n in graph.nodes if n.op == "linear_integer"][1]
     assert np.mean(few != 0) < 0.2
+
+
+def test_shared_weights_that_were_taken_for_activations(tmp_path: Path) -> None:
+    """weight s8 -> DQ -> Q u8 -> DQ, as ONNX Runtime writes it for the second of two layers."""
+    constants = {**BASE, "w": W8, "ws": np.float32(0.02), "wz": np.int8(0)}
+    constants |= {"as": np.float32(0.0203), "az": np.uint8(126)}
+    nodes = [
+        *QDQ_X,
+        node("DequantizeLinear", "w ws wz", "dw"),
+        node("Identity", "dw", "same"),
+        node("QuantizeLinear", "same as az", "qw"),
+        node("DequantizeLinear", "qw as az", "dw2"),
+        node("MatMul", "d dw2", "y"),
+    ]
+    graph = check(save(tmp_path, nodes, [X], [Y], constants))
+    assert ops(graph)["linear"] == 0 and ops(graph)["qlinear"] + ops(graph)["linear_integer"] >= 1

@@ -185,12 +185,12 @@ def _layers(layers: Sequence[Mapping[str, Any]], note: str = "") -> list[str]:
     width = min(60, max(len(str(layer["name"])) for layer in layers))
     lines = [
         f"layers{note}:",
-        f"  {'name':{width}}  {'op':8} {'n x k':>13}  sparsity  4-blocks  kernel",
+        f"  {'name':{width}}  {'op':14} {'n x k':>13}  sparsity  4-blocks  kernel",
     ]
     for layer in layers:
         shape = f"{layer['n']} x {layer['k']}"
         lines.append(
-            f"  {layer['name']:{width}}  {layer['op']:8} {shape:>13}  {layer['sparsity']:8.1%}  "
+            f"  {layer['name']:{width}}  {layer['op']:14} {shape:>13}  {layer['sparsity']:8.1%}  "
             f"{layer['block4_sparsity']:8.1%}  {layer['kernel']}"
         )
     return lines

@@ -58,6 +58,8 @@ class Architecture:
         sentence: "" for the model's own outputs; else how the graph pools and normalizes:
             ``mean`` or ``cls``.
         variant: of another row, with another head or width.
+        gain: of the matrices; less than 1 where nothing is normalized, so that values do not grow
+            from layer to layer until the last bit of a score decides.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Architecture:
     sdpa: bool = True
     sentence: str = ""
     variant: bool = False
+    gain: float = 1.0
 
     @property
     def inputs(self) -> list[str]:
@@ -100,7 +103,7 @@ class Architecture:
         if not self.image:
             config.pad_token_id = self.pad
         network = getattr(transformers, self.model)(config).eval()
-        _spread(network)
+        _spread(network, self.gain)
         return _Wrapped.make(network, self)
 
     def feed(self, batch: int, length: int, seed: int = 0, ragged: bool = True) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class Architecture:
         return out
 
 
-def _spread(network: Any) -> None:
+def _spread(network: Any, gain: float) -> None:
     """Weights large enough that attention and activations are not all alike, biases not zero."""
     import torch
 
@@ -129,7 +132,8 @@ def _spread(network: Any) -> None:
         for name, p in network.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
             if p.ndim >= 2:
-                p.copy_(noise / (p[0].numel() ** 0.5) if "embed" not in name else noise)
+                size = gain / p[0].numel() ** 0.5
+                p.copy_(noise * size if "embed" not in name else noise)
             elif "weight" in name:
                 p.copy_(1 + 0.1 * noise)
             else:
@@ -232,6 +236,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "MobileBertModel",
         {**_SMALL, "embedding_size": 32, "intra_bottleneck_size": 32, "intermediate_size": 64},
         types=True,
+        gain=0.5,
     ),
     Architecture(
         "deberta-v2",

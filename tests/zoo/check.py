@@ -36,27 +36,32 @@ class Outcome:
         problem: why it did not compile, or "".
         error: root mean square of the difference to ONNX Runtime over that of ONNX Runtime's
             results; the largest over outputs and runs.
-        noise: the same for ONNX Runtime on this model and on the float model it was made from.
+        least: the smallest over runs.
+        noise: `error` for ONNX Runtime on this model and on the float model it was made from.
         kernels: how often each kind of kernel is called.
         compiled: whether the artifact was run, or only the optimized graph interpreted.
-        share: how much of the noise the error may be.
+        alike: whether ONNX Runtime computes what the file says.
     """
 
     problem: str = ""
     error: float = 0.0
+    least: float = 0.0
     noise: float = 0.0
     kernels: tuple[tuple[str, int], ...] = ()
     compiled: bool = False
-    share: float = 0.3
+    alike: bool = True
 
     @property
     def passes(self) -> bool:
         """Compiled, and equal up to rounding.
 
-        Rounding to bytes makes large differences of small ones, the more the coarser: they must
-        stay well below what it costs in accuracy.
+        Between two quantizations, a last bit now and then rounds a byte the other way; that changes
+        some twenty bytes behind the next quantization, and so on, until the difference is as large
+        as what quantization costs.  It happens in some runs, not in all.
         """
-        return not self.problem and self.error <= max(2e-5, self.share * self.noise)
+        if self.problem or self.error > max(2e-5, 1.2 * self.noise):
+            return False
+        return not self.alike or self.least <= max(2e-5, 0.02 * self.noise)
 
 
 def _relative(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> float:
@@ -133,44 +138,42 @@ def check(
     sequence = not network.image
     try:
         if compiled:
-            error, kernels = _compiled(path, sequence and not fixed, folder, target, compared)
+            errors, kernels = _compiled(path, sequence and not fixed, folder, target, compared)
         else:
-            error, kernels = _interpreted(path, sequence, target, compared)
+            errors, kernels = _interpreted(path, sequence, target, compared)
     except UnsupportedError as problem:
         return Outcome(problem=str(problem))
-    calls = Counter(map(kind, kernels))
-    return Outcome("", error, noise, tuple(sorted(calls.items())), compiled, _share(path))
+    calls = tuple(sorted(Counter(map(kind, kernels)).items()))
+    return Outcome("", max(errors), min(errors), noise, calls, compiled, _alike(path))
 
 
-def _share(path: Path) -> float:
-    """How much of the noise the error may be.
+def _alike(path: Path) -> bool:
+    """Whether ONNX Runtime computes what the file says, but for the order of sums.
 
-    More where ONNX Runtime computes otherwise: in half precision (here it is float32, and all that
-    rounding to halves costs remains), and in QLinearSoftmax, whose probabilities come from a table
-    and are a step off for up to a third of all scores.
+    It computes half precision in half precision (here it is float32), and takes the probabilities
+    of QLinearSoftmax from a table, which makes up to a third of them a step off.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    if any(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer):
-        return 1.2
-    return 0.8 if any(n.op_type == "QLinearSoftmax" for n in graph.node) else 0.3
+    half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
+    return not half and not any(n.op_type == "QLinearSoftmax" for n in graph.node)
 
 
 def _compiled(
     path: Path, bucketed: bool, folder: Path, target: str, compared: Compared
-) -> tuple[float, list[str]]:
-    """The largest difference of what the artifact computes, and its kernels."""
+) -> tuple[list[float], list[str]]:
+    """How far what the artifact computes is off, by run, and its kernels."""
     buckets = [BUCKET] if bucketed else []
     artifact = sparsec.compile(path, buckets=buckets, output=folder / "a.sparsec", target=target)
     with sparsec.Engine(artifact.path, num_cores=1) as engine:
         errors = [
             _relative(list(engine.run(list(given.values()))), want) for given, want in compared
         ]
-    return max(errors), [row.kernel for b in artifact.manifest.buckets for row in b.kernels]
+    return errors, [row.kernel for b in artifact.manifest.buckets for row in b.kernels]
 
 
 def _interpreted(
     path: Path, sequence: bool, target: str, compared: Compared
-) -> tuple[float, list[str]]:
+) -> tuple[list[float], list[str]]:
     """The same for the optimized graphs, each for the length of its inputs."""
     model = frontend.load_model(path)
     signature = frontend.signature(model)
@@ -184,4 +187,4 @@ def _interpreted(
             (bucket,) = emit_buckets([graph], signature, isa, model.name).buckets
             kernels = [str(row["kernel"]) for row in bucket.kernels]
         errors.append(_relative(interpret(graph, list(given.values())), want))
-    return max(errors), kernels
+    return errors, kernels

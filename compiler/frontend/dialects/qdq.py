@@ -4,6 +4,7 @@ First, dequantize moves behind the ops that move elements, and pairs that undo e
 
     dequantize -> reshape, transpose, slice, gather     =>   the same on 8 bits -> dequantize
     quantize(s, z) <- dequantize(s, z) <- q             =>   q
+    quantize <- dequantize <- constant                  =>   constant
 
 (so a quantized embedding table is gathered as bytes, and weights are dequantized in their final
 layout), then linear layers:
@@ -27,6 +28,7 @@ from sparsec.compiler.frontend.dialects.matmul_integer import (
     weights,
 )
 from sparsec.compiler.ir import Match, Node
+from sparsec.compiler.ops import OPS
 
 _MOVES = ("reshape", "transpose", "slice", "gather")
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
@@ -105,6 +107,23 @@ def move_of_constant(m: Match, node: Node) -> bool:
     return node.op in _MOVES and fold_constant(m, node)
 
 
+def requantize_constant(m: Match, node: Node) -> bool:
+    """quantize(dequantize(constant)) => constant: a weight that a quantizer took for an activation.
+
+    ONNX Runtime's does so where layers share it.
+    """
+    inner = m.producer(node.inputs[0], "dequantize") if node.op == "quantize" else None
+    if inner is None:
+        return False
+    arrays = [m.constant(name) for name in (*inner.inputs, *node.inputs[1:])]
+    if any(a is None for a in arrays):
+        return False
+    (wide,) = OPS["dequantize"].reference(inner.attrs, *arrays[:3])
+    (narrow,) = OPS["quantize"].reference(node.attrs, wide, *arrays[3:])
+    m.edit.replace_uses(node.output, m.edit.constant(narrow, inner.inputs[0]))
+    return True
+
+
 def to_qlinear(m: Match, node: Node) -> bool:
     """matmul(dequantize(x), dequantize(W)) => qlinear."""
     if node.op != "matmul":
@@ -169,5 +188,5 @@ def integer_bias(m: Match, node: Node) -> bool:
     return False
 
 
-MOVE = [move_of_constant, dequantize_after_move, requantize_same]
+MOVE = [move_of_constant, dequantize_after_move, requantize_same, requantize_constant]
 RULES = [to_qlinear, integer_bias]
