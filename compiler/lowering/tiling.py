@@ -29,7 +29,8 @@ DENSITY_STEP = 0.05
 
 
 #: Factors of :func:`features` in nanoseconds, fitted by benchmarks/cost_model.py on a Zen 4 core at
-#: 3.7 GHz (only their ratios matter).  There, what the model chooses takes 1.6 % longer than the best of all tilings, on average over 90 layers and sizes.
+#: 3.7 GHz (only their ratios matter).  There, what the model chooses takes 1.6 % (int8 and float)
+#: longer than the best of all tilings, on average over 90 layers and sizes.
 NANOSECONDS: dict[str, dict[str, tuple[float, ...]]] = {
     "avx512_vnni": {
         "i8": (0.309, 0.249, 0.066, 0.341, 1.81, 1.25, 2.47, 0.281, 0.122, 0.0, 0.0),
