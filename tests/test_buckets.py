@@ -97,7 +97,9 @@ def test_command(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command = ["buckets", str(texts), "--tokenizer", str(tmp_path), "-n", "2"]
     assert main([*command, "--max-length", "48"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("7 texts of 4 to 602 tokens, half of them up to 5, 95% up to 602; 1 above")
+    assert out.startswith(
+        "7 texts of 4 to 602 tokens, half of them up to 5, 95% up to 602; 1 above"
+    )
     assert "\n16,48 " in out and "padding left out" in out
     assert out.endswith("sparsec compile model.onnx --buckets 16,48\n")
     assert main([*command, "--json"]) == 0
