@@ -173,6 +173,7 @@ lengths and ragged masks. Made by `python -m tests.zoo.matrix`; `make test-slow`
 | **!** | results differ from ONNX Runtime's by more than rounding |
 | no | does not compile |
 | · | the exporter, the quantizer or ONNX Runtime itself cannot do it |
+| (blank) | not tried yet |
 
 "Equal up to rounding": the root mean square of the difference is below 2e-5 of the result's. In a
 quantized model a last bit now and then rounds a byte the other way, and every quantization behind
