@@ -537,6 +537,15 @@ def test_cancelled_requests_leave_the_queue(text_models: TextModels, tmp_path: P
         assert metrics(client)['sparsec_dropped_items_total{model="ner"}'] == 5
 
 
+def test_names_of_the_former_zoo(text_models: TextModels, tmp_path: Path) -> None:
+    folder = text_models["token-classification"].parent
+    config = {"endpoints": [{"task": "ner", "model": f"zoo:nlp/{folder.name}"}]}
+    with Server(tmp_path, config, "--zoo-dir", str(folder.parent)) as server:
+        with server.client() as http:
+            assert http.post("/predict", json={"inputs": TEXT}).status_code == 200
+        assert any("SparseZoo is gone" in line for line in server.lines)
+
+
 def test_ready_only_after_loading(text_models: TextModels, tmp_path: Path) -> None:
     model = text_models["token-classification"].parent  # compiled when the server starts
     config = {"endpoints": [{"task": "ner", "model": str(model), "sequence_length": 32}]}

@@ -12,6 +12,7 @@ from sparsec.cli.common import HelpFormatter, lengths, positive
 from sparsec.errors import InputError
 
 TOKEN = "SPARSEC_ADMIN_TOKEN"
+ZOO = "SPARSEZOO_MODELS_PATH"
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -50,6 +51,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     what.add_argument(
         "--engine-type", "--engine_type", choices=("sparsec", "onnxruntime"),
         help="what runs the model",
+    )  # fmt: skip
+    what.add_argument(
+        "--zoo-dir", "--zoo_dir", metavar="DIR",
+        help=f"where models with zoo: names are looked up (default: ${ZOO})",
     )  # fmt: skip
     where = parser.add_argument_group("where and how")
     where.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
@@ -93,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     from sparsec.serving.server import config, errors
 
     overrides = _overrides(args)
+    if args.zoo_dir:
+        os.environ[ZOO] = args.zoo_dir  # for the workers, and endpoints that come later
     if args.config_file:
         given = [name for name in _ENDPOINT if getattr(args, name)]
         if given:
