@@ -201,6 +201,12 @@ class Accumulator:
         return None if found is None else found.reshape(np.shape(self.scale))
 
 
+def _inverse(number: np.ndarray | np.float32) -> np.ndarray | np.float32:
+    """1 / number in float32; infinite for zero, as the division would be."""
+    with np.errstate(divide="ignore"):
+        return np.float32(1.0) / number
+
+
 def pad4(array: np.ndarray) -> np.ndarray:
     """A channel vector, lengthened with zeros to a multiple of 4."""
     return np.concatenate([array, np.zeros(-len(array) % 4, array.dtype)])
@@ -304,7 +310,7 @@ class Program:
             dtype = self.graph.values[name].dtype
             return f"a->cs[{self.args.scalar(Number(slot, dtype, reciprocal))}]"
         number = np.float32(array.reshape(-1)[0])
-        return f"a->cs[{self.args.scalar(np.float32(1.0) / number if reciprocal else number)}]"
+        return f"a->cs[{self.args.scalar(_inverse(number) if reciprocal else number)}]"
 
     def _count_steps(self, node: Node) -> tuple[str, int]:
         graph = self.graph
@@ -324,7 +330,7 @@ class Program:
             sum_, index = table
             return self._bind(I32, f"v_gelu_steps(vf_cvt({sum_}), a->cv[{index}])"), zp
         x = self.demand(source)
-        inverse = self.constant(np.asarray(np.float32(1.0) / scale, dtype=np.float32))
+        inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32))
         # Above this everything saturates; below, the conversion to integers sees to it.
         limit = self.constant(np.asarray(scale * np.float32(np.iinfo(dtype).max - zp + 2)))
         if self._is_inexact(source):
@@ -371,7 +377,7 @@ class Program:
                 inverse = f"vf_set1({self.number(node.inputs[1], reciprocal=True)})"
             else:
                 step = self.constant(scale)
-                inverse = self.constant(np.asarray(np.float32(1.0) / scale, dtype=np.float32))
+                inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32))
             zp = f"(int32_t){self.number(node.inputs[2])}"
             return f"v_quantize({x}, {step}, {inverse}, {zp}, {info.min}, {info.max})"
         if node.op == "dequantize":
@@ -393,7 +399,7 @@ class Program:
             and _is_power_of_two(graph.constants.get(node.inputs[1]))
         ):
             # The same number to the last bit, without a division.
-            inverse = np.float32(1.0) / graph.constants[node.inputs[1]]
+            inverse = _inverse(graph.constants[node.inputs[1]])
             return f"({self.demand(node.inputs[0])} * {self.constant(inverse)})"
         if node.op == "gather":
             # Of channels: the kernel visits them in that order.

@@ -38,7 +38,8 @@ def exact_factor(
     Returns:
         float32 ``[N]``, or None where there is no such factor or the accumulators may be too large.
     """
-    ratio = slope / step
+    with np.errstate(divide="ignore", invalid="ignore"):  # a scale of zero has no factor
+        ratio = slope / step
     if not np.all(ratio > 0) or not np.all(np.isfinite(ratio)):
         return None
     if np.max(np.maximum(np.abs(low), np.abs(high)) * ratio) > 2.0**30:
