@@ -79,7 +79,7 @@ def test_scales_in_two_steps(tmp_path: Path) -> None:
         assert ops(graph) == {"quantize": 1, "qlinear": 1}
 
 
-def test_weights_that_do_not_fit_int8_are_two_layers(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_int8_are_several_layers(tmp_path: Path) -> None:
     w = RNG.integers(0, 256, (K, N)).astype(np.uint8)
     w[0, 0], w[1, 0] = 0, 255
     constants = {**BASE, "w": w, "zw": np.uint8(123), "s": np.float32(0.01)}
@@ -93,6 +93,9 @@ def test_weights_that_do_not_fit_int8_are_two_layers(tmp_path: Path) -> None:
     assert ops(graph)["linear_integer"] == 2
     constants["w"] = np.clip(w, 0, 250)
     assert ops(check(save(tmp_path, nodes, [X], [Y], constants), tolerance=0))["qlinear"] == 1
+    constants |= {"w": w, "zw": np.uint8(0)}  # 255 is more than two int8 make
+    graph = check(save(tmp_path, nodes, [X], [Y], constants), tolerance=0)
+    assert ops(graph)["linear_integer"] == 3
 
 
 def test_products_of_activations_stay(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ W is u8 or s8 with any constant zero point (absent, scalar or [N]); scale is a c
 [N].  Operands come in either order.  A float bias stays an ``add``.  Products of two activations
 stay as they are.
 
-W minus its zero point may need nine bits, as with ONNX Runtime's uint8 weights.  Then it is the sum
-of two int8 matrices, of which the second holds the few weights that are out of range, and so is the
-layer:
+W minus its zero point may need nine bits, as with ONNX Runtime's uint8 weights.  Then it is a sum of
+int8 matrices, of which the second holds the few weights that are out of range (and a third those of
+255), and so is the layer:
 
     qlinear(x, W)   =>   (linear_integer(x, W1) + linear_integer(x, W2) + shift) * scale
 """
@@ -63,18 +63,18 @@ def weights(w: np.ndarray | None, zero: np.ndarray | None, rank: int) -> np.ndar
 
 
 def integer_sums(m: Match, x: str, wide: np.ndarray, hint: str, source: str) -> str:
-    """int32 [..., N]: x times int16 weights [N, K] of nine bits, as one or two layers."""
-    main = np.clip(wide, -128, 127)
-    total = m.edit.emit(
-        "linear_integer", (x, m.edit.constant(main.astype(np.int8), hint)), source=source
-    )
-    rest = wide - main
-    if not rest.any():
-        return total
-    few = m.edit.constant(rest.astype(np.int8), f"{hint}.rest")
-    return m.edit.emit(
-        "add", (total, m.edit.emit("linear_integer", (x, few), source=source)), source=source
-    )
+    """int32 [..., N]: x times int16 weights [N, K] of nine bits, as a sum of layers.
+
+    One or two; three where a weight is 255 = 127 + 127 + 1.
+    """
+    total = ""
+    while not total or wide.any():
+        part = np.clip(wide, -128, 127)
+        wide = wide - part
+        weight = m.edit.constant(part.astype(np.int8), f"{hint}.rest" if total else hint)
+        product = m.edit.emit("linear_integer", (x, weight), source=source)
+        total = m.edit.emit("add", (total, product), source=source) if total else product
+    return total
 
 
 def quantized_layer(
