@@ -12,6 +12,7 @@ import pytest
 
 from sparsec.compiler.frontend import dialect_name, import_graph
 from sparsec.compiler.ir import Graph, interpret
+from sparsec.errors import UnsupportedError
 from tests.frontend_support import FLOAT, INT64, check, feeds, node, ops, save, session
 
 K, N = 12, 5
@@ -66,6 +67,14 @@ def test_matmul_integer(tmp_path: Path, zero: str, bias: str) -> None:
     assert np.array_equal(graph.constants[layer.inputs[1]], shifted.T)
     assert ops(graph) == {"quantize": 1, "qlinear": 1, **({"add": 1} if bias == "float" else {})}
     assert dialect_name(model) == "sparseml"
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_scales_that_are_no_numbers_are_refused(tmp_path: Path, scale: float) -> None:
+    nodes = [QUANTIZE, node("DequantizeLinear", "q xs xz", "y")]
+    model = save(tmp_path, nodes, [X], [Y], {**BASE, "xs": np.float32(scale)})
+    with pytest.raises(UnsupportedError, match="damaged"):
+        import_graph(model, 8)
 
 
 def test_scales_in_two_steps(tmp_path: Path) -> None:

@@ -342,6 +342,14 @@ def test_layout_stays_where_it_cannot_sink() -> None:
     assert ops(after) == ops(graph)
 
 
+def test_products_of_nothing_have_a_shape() -> None:
+    """All reshapes of an empty tensor keep its count of elements: none."""
+    b = Builder()
+    nothing = b.op("reshape", floats(b, 2, 3, 0), shape=(5, 0))
+    graph = b.graph(b.op("linear", nothing, np.zeros((4, 0))))
+    assert check(graph, sink_layout).values[graph.outputs[0]].shape == (5, 4)
+
+
 def test_part_of_a_chain_sinks() -> None:
     """A scale per channel moves up through what leaves the channels alone, and no further."""
     b = Builder()

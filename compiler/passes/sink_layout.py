@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sparsec.compiler.ir import Editor, Graph, Node, Shape
+from sparsec.compiler.ir import Editor, Graph, Node, Shape, element_count
 from sparsec.compiler.ops import OPS
 from sparsec.compiler.passes.layout_chain import Step, shorten
 from sparsec.compiler.passes.patterns import last_axis_vector
@@ -195,6 +195,8 @@ def _keep_last_axis(steps: tuple[Step, ...], shape: Shape) -> bool:
             kept = step.perm[-1] == len(step.perm) - 1
         else:
             kept = step.op == "reshape" and bool(shape and after) and shape[-1] == after[-1]
+            # Says nothing new, except of empty tensors.
+            kept = kept and element_count(shape[:-1]) == element_count(after[:-1])
         if not kept:
             return False
         shape = after

@@ -19,6 +19,8 @@ _SHORT = tuple(np.dtype(t) for t in (np.uint8, np.int8, np.uint16, np.int16))
 
 def parameter(c: Importer, tensor: Tensor) -> Tensor:
     """A scale or zero point; one of a single element becomes a scalar."""
+    if tensor.array is not None and not np.isfinite(tensor.array).all():
+        raise Fail("its scale is infinite or not a number: the model is damaged")
     return c.reshape(tensor, ()) if tensor.shape == (1,) else tensor
 
 
