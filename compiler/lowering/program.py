@@ -332,7 +332,8 @@ class Program:
         x = self.demand(source)
         inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32))
         # Above this everything saturates; below, the conversion to integers sees to it.
-        limit = self.constant(np.asarray(scale * np.float32(np.iinfo(dtype).max - zp + 2)))
+        with np.errstate(over="ignore"):
+            limit = self.constant(np.asarray(scale * np.float32(np.iinfo(dtype).max - zp + 2)))
         if self._is_inexact(source):
             return self._bind(I32, f"v_steps_near({x}, {inverse}, {limit})"), zp
         return self._bind(I32, f"v_steps({x}, {self.constant(scale)}, {inverse}, {limit})"), zp

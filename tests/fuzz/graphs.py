@@ -304,8 +304,11 @@ def _reduce(g: Grower) -> None:
 
 
 def _softmax(g: Grower) -> None:
-    x = g.pick("f", low=1)
-    g.add(g.choice(["Softmax", "LogSoftmax"]), x, axis=g.axis(x))
+    x, op = g.pick("f", low=1), g.choice(["Softmax", "LogSoftmax"])
+    axis = g.axis(x)
+    if op == "LogSoftmax" and x.array.size and np.ptp(x.array, axis=axis).max() > 60:
+        raise Misfit  # the reference takes the logarithm of what has underflowed
+    g.add(op, x, axis=axis)
 
 
 def _layer_norm(g: Grower) -> None:

@@ -10,9 +10,9 @@ W is u8 or s8 with any constant zero point (absent, scalar or [N]); scale is a c
 [N].  Operands come in either order.  A float bias stays an ``add``.  Products of two activations
 stay as they are.
 
-W minus its zero point may need nine bits, as with ONNX Runtime's uint8 weights.  Then it is a sum of
-int8 matrices, of which the second holds the few weights that are out of range (and a third those of
-255), and so is the layer:
+W minus its zero point may need nine bits, as with ONNX Runtime's uint8 weights.  Then it is a sum
+of int8 matrices, of which the second holds the few weights that are out of range (and a third those
+of 255), and so is the layer:
 
     qlinear(x, W)   =>   (linear_integer(x, W1) + linear_integer(x, W2) + shift) * scale
 """
