@@ -243,6 +243,26 @@ def test_damaged_graphs(
         load_model(write(tmp_path, damaged(change)))
 
 
+def test_nodes_out_of_order(tmp_path: Path) -> None:
+    """ONNX Runtime's quantizer leaves the maker of what an If's branch reads behind the If."""
+    proto = linear()
+    body = [
+        helper.make_graph([node(op, "late", "r")], op, [], [helper.make_empty_tensor_value_info("r")])
+        for op in ("Neg", "Relu")
+    ]
+    yes = node("If", "yes", "out", then_branch=body[0], else_branch=body[1])
+    late = node("Abs", "y", "late")
+    flag = helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True])
+    proto.graph.initializer.append(flag)
+    product = onnx.NodeProto.FromString(proto.graph.node[0].SerializeToString())
+    del proto.graph.node[:]
+    proto.graph.node.extend([yes, late, product])
+    proto.graph.output[0].name = "out"
+    model = load_model(write(tmp_path, proto))
+    assert [n.op_type for n in model.proto.graph.node] == [product.op_type, "Abs", "If"]
+    check(model, lengths=(0,))
+
+
 def test_local_functions_are_inlined(tmp_path: Path) -> None:
     proto = linear()
     ids = [helper.make_opsetid("", 17)]

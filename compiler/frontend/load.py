@@ -8,6 +8,7 @@ to do.  Large constants stay where they are, in the proto or in a file, until th
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -100,9 +101,9 @@ def load_model(path: str | Path) -> Model:
     for tensor in tensors(proto):
         _check_tensor(tensor, folder, path)
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
-    _check_order(proto.graph, path)
+    moved = _sort(proto.graph, path)
     _check_functions(proto, path)
-    moved = _move_early_ops(proto)
+    moved |= _move_early_ops(proto)
     _run_checker(proto, data, path, moved)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
@@ -322,8 +323,13 @@ def dense_array(sparse: onnx.SparseTensorProto, folder: Path) -> np.ndarray:
     return out.reshape(shape)
 
 
-def _check_order(graph: onnx.GraphProto, path: Path) -> None:
-    """Refuse inputs that nothing makes, and cycles, with the names at fault."""
+def _sort(graph: onnx.GraphProto, path: Path) -> bool:
+    """Put nodes behind what they read; True if they were not.
+
+    ONNX Runtime's quantizer leaves files out of order whose subgraphs read what the graph makes,
+    and ONNX Runtime reads them.  Refuses inputs that nothing makes, and cycles, with the names at
+    fault.
+    """
     known = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     known |= {t.values.name for t in graph.sparse_initializer}
     made = {out for node in graph.node for out in node.output if out}
@@ -343,19 +349,41 @@ def _check_order(graph: onnx.GraphProto, path: Path) -> None:
     readers: dict[str, list[int]] = {}
     blocked = [0] * len(graph.node)
     for i, node in enumerate(graph.node):
-        for name in set(node.input) & made - known:
+        for name in _read_by(node) & made - known:
             readers.setdefault(name, []).append(i)
             blocked[i] += 1
     ready = [i for i, count in enumerate(blocked) if not count]
-    for i in ready:  # grows while it is walked
-        for name in set(graph.node[i].output):
+    heapq.heapify(ready)
+    order: list[int] = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for name in set(graph.node[order[-1]].output):
             for j in readers.get(name, ()):
                 blocked[j] -= 1
                 if not blocked[j]:
-                    ready.append(j)
-    if len(ready) < len(graph.node):
+                    heapq.heappush(ready, j)
+    if len(order) < len(graph.node):
         stuck = [n.name or n.op_type for n, count in zip(graph.node, blocked, strict=True) if count]
         raise ModelError(f"{path} has a cycle through {', '.join(stuck[:8])}; export it again")
+    if order == sorted(order):
+        return False
+    nodes = [onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return True
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """Names of the surrounding graph that a node or its subgraphs read."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            inner = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+            inner |= {out for inside in graph.node for out in inside.output}
+            names |= {v.name for v in graph.output} - inner
+            for inside in graph.node:
+                names |= _read_by(inside) - inner
+    return names
 
 
 def _check_functions(proto: onnx.ModelProto, path: Path) -> None:

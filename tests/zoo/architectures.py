@@ -138,6 +138,10 @@ def _spread(network: Any, gain: float) -> None:
                 p.copy_(1 + 0.1 * noise)
             else:
                 p.copy_(0.1 * noise)
+        for module in network.modules():
+            # As trained: the token of padding is nothing, whatever reads its neighbours.
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0
 
 
 class _Wrapped:
@@ -218,6 +222,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "ElectraModel",
         {**_SMALL, "embedding_size": 32},
         types=True,
+        sdpa=False,
     ),
     Architecture("mpnet", "MPNetConfig", "MPNetModel", _ROBERTA, pad=1, sdpa=False),
     Architecture(
@@ -236,6 +241,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "MobileBertModel",
         {**_SMALL, "embedding_size": 32, "intra_bottleneck_size": 32, "intermediate_size": 64},
         types=True,
+        sdpa=False,
         gain=0.5,
     ),
     Architecture(
