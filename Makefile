@@ -66,7 +66,8 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --ignore tests/test_zoo.py
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m slow tests/test_zoo.py
 
 lint: $(READY) tree
 	$(BIN)/ruff check .

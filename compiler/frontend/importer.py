@@ -193,6 +193,10 @@ class Importer:
         self, op: str, *inputs: Tensor | None, fold: bool = True, **attrs: Any
     ) -> tuple[Tensor, ...]:
         """Like :meth:`emit`, for ops of several outputs."""
+        # An extent of 1 broadcasts by itself, but for concat.
+        size = self.exported_batch or 0
+        if (size > 1 and OPS[op].elementwise) or (size and op == "concat" and attrs["axis"]):
+            inputs = self._for_any_batch(inputs)
         try:
             types = infer(op, [t.type if t else None for t in inputs], FrozenAttrs(attrs))
         except ValueError as error:
@@ -213,6 +217,30 @@ class Importer:
         return tuple(
             Tensor(np.dtype(dtype), tuple(shape), name=out)
             for out, (dtype, shape) in zip(outs, types, strict=True)
+        )
+
+    def _for_any_batch(self, inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Operands where an export of a fixed batch size has repeated a constant so many times.
+
+        For the size that was exported the result means the same.
+        """
+        ranks = {len(t.shape) for t in inputs if t is not None and t.shape[:1] == (BATCH,)}
+
+        def repeated(tensor: Tensor) -> bool:
+            array = tensor.array
+            return (
+                array is not None
+                and not tensor.symbolic
+                and len(tensor.shape) in ranks
+                and tensor.shape[0] == self.exported_batch
+                and (array.shape[0] == 1 or bool(np.all(array == array[:1])))
+            )
+
+        return tuple(
+            replace(t, shape=(BATCH, *t.shape[1:]), array=t.contents()[:1])
+            if t is not None and repeated(t)
+            else t
+            for t in inputs
         )
 
     def name(self, tensor: Tensor) -> str:

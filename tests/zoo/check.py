@@ -91,19 +91,30 @@ def kind(kernel: str) -> str:
 Compared = Sequence[tuple[Mapping[str, np.ndarray], Sequence[np.ndarray]]]
 
 
-def _expected(path: Path, source: Path, network: Network, fixed: bool) -> tuple[Compared, float]:
-    """Inputs and what ONNX Runtime makes of them, and how far that is from the float model."""
+def _expected(
+    path: Path, source: Path, network: Network, batch: int | None
+) -> tuple[Compared, float]:
+    """Inputs and what ONNX Runtime makes of them, and how far that is from the float model.
+
+    Args:
+        batch: the only batch size that ONNX Runtime takes; sparsec takes any.
+    """
     reference, floating = session(path), session(source)
     names = [given.name for given in reference.get_inputs()]
-    compared = []
+    compared: list[tuple[Mapping[str, np.ndarray], Sequence[np.ndarray]]] = []
     noise = 0.0
-    for batch, length in RUNS[: 1 if fixed else None]:
-        feed = network.feed(batch, length, seed=batch * 100 + length)
+    for size, length in [(batch, BUCKET)] * 2 if batch else RUNS:
+        feed = network.feed(size, length, seed=size * 100 + length + len(compared))
         given = {name: feed[name] for name in names}
         want = reference.run(None, given)
         if path != source:
             noise = max(noise, _relative(want, floating.run(None, given)))
         compared.append((given, want))
+    if batch:
+        (one, first), (two, second) = compared
+        together = {name: np.concatenate([one[name], two[name]]) for name in names}
+        want = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
+        compared.append((together, want))
     return compared, noise
 
 
@@ -131,7 +142,7 @@ def check(
     source: Path,
     network: Network,
     folder: Path,
-    fixed: bool = False,
+    batch: int | None = None,
     target: str = "auto",
     compiled: bool = True,
 ) -> Outcome:
@@ -140,17 +151,17 @@ def check(
     Args:
         source: the float model it was made from.
         folder: where the artifact goes.
-        fixed: whether it takes a batch of one sequence of the bucket's length only.
+        batch: the batch size of an export without dynamic axes, of the bucket's length.
         compiled: False interprets the graphs that would have been compiled.
     """
     try:
-        compared, noise = _expected(path, source, network, fixed)
+        compared, noise = _expected(path, source, network, batch)
     except Exception as error:  # whatever ONNX Runtime raises
         return Outcome(problem=f"tool: ONNX Runtime: {error}"[:300])
     sequence = not network.image
     try:
         if compiled:
-            errors, kernels = _compiled(path, sequence and not fixed, folder, target, compared)
+            errors, kernels = _compiled(path, sequence and not batch, folder, target, compared)
         else:
             errors, kernels = _interpreted(path, sequence, target, compared)
     except SparsecError as problem:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from tests.zoo.fake_quantize import NEURAL_COMPRESSOR, NNCF, TORCH, Scheme, insert
+
 
 class Network(Protocol):
     """What the tools are told about a model."""
@@ -112,6 +114,16 @@ def _static(**options: Any) -> Maker:
     return make
 
 
+def _inserted(scheme: Scheme) -> Maker:
+    """What tools other than ONNX Runtime's write."""
+
+    def make(source: Path, path: Path, network: Network, length: int) -> None:
+        feeds = [network.feed(2, length, seed) for seed in range(4)]
+        onnx.save(insert(onnx.load(source), scheme, feeds), path)
+
+    return make
+
+
 def _ort_saved(level: str, quantize: Maker | None = None) -> Maker:
     """The file that ONNX Runtime writes after its own optimization."""
 
@@ -170,6 +182,9 @@ DIALECTS: dict[str, Maker] = {
     "qdq-u8u8": _static(weights="QUInt8"),
     "qdq-matmul-only": _static(ops=["MatMul", "Gemm"]),
     "qdq-float-weights": _static(extra={"AddQDQPairToWeight": True}),
+    "nncf": _inserted(NNCF),
+    "torch-qat": _inserted(TORCH),
+    "neural-compressor": _inserted(NEURAL_COMPRESSOR),
     "qoperator-u8s8": _static(form="QOperator"),
     "qoperator-u8u8": _static(form="QOperator", weights="QUInt8"),
     "qoperator-channel": _static(form="QOperator", per_channel=True),

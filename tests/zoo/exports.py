@@ -18,14 +18,14 @@ class Exporter:
         dynamo: the newer exporter, on torch.export.
         opset: the ONNX opset.
         attention: transformers' implementation of attention, ``eager`` or ``sdpa``.
-        length: a fixed number of tokens, or None for dynamic axes.
+        fixed: batch size and number of tokens of an export without dynamic axes.
     """
 
     name: str
     dynamo: bool
     opset: int
     attention: str
-    length: int | None = None
+    fixed: tuple[int, int] | None = None
 
 
 EXPORTERS: tuple[Exporter, ...] = (
@@ -33,12 +33,12 @@ EXPORTERS: tuple[Exporter, ...] = (
     Exporter("ts14-eager", False, 14, "eager"),
     Exporter("ts14-sdpa", False, 14, "sdpa"),
     Exporter("ts17-sdpa", False, 17, "sdpa"),
-    Exporter("ts14-eager-fixed", False, 14, "eager", 16),
+    Exporter("ts14-eager-fixed", False, 14, "eager", (1, 16)),
     Exporter("dynamo18-eager", True, 18, "eager"),
     Exporter("dynamo18-sdpa", True, 18, "sdpa"),
     Exporter("dynamo20-sdpa", True, 20, "sdpa"),
     Exporter("dynamo23-sdpa", True, 23, "sdpa"),
-    Exporter("dynamo20-sdpa-fixed", True, 20, "sdpa", 16),
+    Exporter("dynamo20-sdpa-fixed", True, 20, "sdpa", (3, 16)),
 )
 
 BY_NAME = {e.name: e for e in EXPORTERS}
@@ -49,15 +49,13 @@ def export(architecture: Architecture, exporter: Exporter, path: Path) -> Path:
     import torch
 
     network = architecture.build(exporter.attention)
-    length = exporter.length or 12
-    # A fixed batch size of 1 is what an export without dynamic axes usually has.
-    feed = architecture.feed(1 if exporter.length else 2, length)
+    feed = architecture.feed(*(exporter.fixed or (2, 12)))
     args = tuple(torch.from_numpy(v) for v in feed.values())
     with torch.no_grad():
         count = len(network(*args))
     outputs = [f"output_{i}" for i in range(count)]
     names = architecture.inputs
-    fixed = exporter.length is not None
+    fixed = exporter.fixed is not None
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if exporter.dynamo:

@@ -65,9 +65,8 @@ def make(cell: Cell, folder: Path) -> tuple[Path, Path]:
         _replacing(source, lambda path: export(architecture, exporter, path))
     path = folder / f"{cell.key}.onnx"
     if not path.exists():
-        length = exporter.length or BUCKET
         maker = DIALECTS[cell.dialect]
-        _replacing(path, lambda new: maker(source, new, architecture, length))
+        _replacing(path, lambda new: maker(source, new, architecture, BUCKET))
     return path, source
 
 
@@ -91,8 +90,8 @@ def run(cell: Cell, folder: Path, compiled: bool = True) -> Outcome:
     except Exception as error:  # whatever the tools raise
         return Outcome(problem=f"tool: {type(error).__name__}: {error}"[:300])
     with tempfile.TemporaryDirectory() as out:
-        fixed = exporter.length is not None
-        return check(path, source, architecture, Path(out), fixed, compiled=compiled)
+        batch = exporter.fixed[0] if exporter.fixed else None
+        return check(path, source, architecture, Path(out), batch, compiled=compiled)
 
 
 def main() -> None:

@@ -210,7 +210,13 @@ def _gather(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("Expand", static=(1,))
 def _expand(c: Importer, n: OnnxNode) -> Tensor:
-    return c.expand(n[0], c.ints(n[1]))
+    x, target = n[0], c.ints(n[1])
+    size = c.exported_batch
+    if size and size > 1 and target[:1] == [size] and len(target) >= len(x.shape):
+        lead = x.shape[0] if len(target) == len(x.shape) else 1
+        if lead == BATCH or (lead == 1 and not x.known):
+            target = [BATCH, *target[1:]]
+    return c.expand(x, target)
 
 
 @onnx_op("Tile", static=(1,))
