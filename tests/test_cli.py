@@ -77,7 +77,7 @@ def test_help_shows_defaults(command: str, capsys: pytest.CaptureFixture[str]) -
     assert "(default: None)" not in text and "(default: False)" not in text
     expected = {
         "compile": ["(default: auto)", "--emit-c DIR", "--dump-ir DIR", "(default: 1)"],
-        "inspect": ["(default: 128)", "--json"],
+        "inspect": ["(default: 128, or", "--json"],
         "benchmark": ["(default: 10.0)", "(default: 2.0)", "(default: async)", "-nstreams N"],
         "buckets": ["(default: 4)", "--plot FILE", "--tokenizer PATH"],
         "serve": ["(default: 5543)", "--hot-reload-config", "--config-file FILE"],
@@ -245,6 +245,21 @@ def test_inspect_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert {"name", "op", "n", "k", "sparsity", "block4_sparsity", "kernel"} == set(
         report["layers"][0]
     )
+
+
+def test_inspect_at_the_longest_length_that_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from examples import encoders
+    from examples.encoders.config import EncoderConfig
+
+    path = tmp_path / "model.onnx"
+    encoders.write_random(path, EncoderConfig(layers=1, max_position=48), form="fp32")
+    assert run("inspect", path, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["length"] == 48 and report["layers"] and not report["unsupported"]
+    assert run("inspect", path, "--length", "49", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["unsupported"]
 
 
 def test_inspect_lists_everything_unsupported(

@@ -247,7 +247,9 @@ def test_nodes_out_of_order(tmp_path: Path) -> None:
     """ONNX Runtime's quantizer leaves the maker of what an If's branch reads behind the If."""
     proto = linear()
     body = [
-        helper.make_graph([node(op, "late", "r")], op, [], [helper.make_empty_tensor_value_info("r")])
+        helper.make_graph(
+            [node(op, "late", "r")], op, [], [helper.make_empty_tensor_value_info("r")]
+        )
         for op in ("Neg", "Relu")
     ]
     yes = node("If", "yes", "out", then_branch=body[0], else_branch=body[1])

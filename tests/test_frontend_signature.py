@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sparsec.compiler.frontend import Signature, import_graph, signature
-from sparsec.compiler.ir import BATCH
+from sparsec.compiler.ir import BATCH, interpret
 from sparsec.errors import ModelError, UnsupportedError
 from tests.frontend_support import FLOAT, INT64, check, node, save
 
@@ -73,6 +73,46 @@ def test_a_fixed_batch_is_overridden(tmp_path: Path) -> None:
     )
     assert shapes(signature(model))[1] == (1, "sequence")
     check(model)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_fixed_batch_that_constants_repeat(tmp_path: Path, size: int) -> None:
+    """Exporters fold the token in front of an image, and what masks are expanded to."""
+    first = np.broadcast_to(TABLE[:1], (size, 1, 8))
+    model = embed(
+        tmp_path,
+        [("input_ids", INT64, [size, 5]), ("mask", FLOAT, [size, 5])],
+        node("Concat", "first e", "tokens", axis=1),
+        node("Unsqueeze", "mask axis", "m"),
+        node("Expand", "m target", "wide"),
+        node("Concat", "ones wide", "whole", axis=1),
+        node("Mul", "tokens whole", "y"),
+        node("Add", "y offsets", "z"),
+        first=np.ascontiguousarray(first),
+        axis=np.array([2]),
+        target=np.array([size, 5, 8]),
+        ones=np.ones((size, 1, 8), np.float32),
+        offsets=np.repeat(np.arange(48, dtype=np.float32).reshape(1, 6, 8), size, axis=0),
+    )
+    found = signature(model)
+    assert [shape[0] for shape in shapes(found)] == ["batch"] * 3
+    check(model, lengths=(5,), batches=(size,))
+    graph = import_graph(model, 5)
+    ids, mask = np.arange(20).reshape(4, 5), np.ones((4, 5), np.float32)
+    (four,) = interpret(graph, [ids, mask])
+    (one,) = interpret(graph, [ids[3:], mask[3:]])
+    np.testing.assert_array_equal(four[3:], one)
+
+
+def test_a_fixed_batch_that_matters(tmp_path: Path) -> None:
+    """Samples that meet different constants are no batch."""
+    model = embed(
+        tmp_path,
+        [("input_ids", INT64, [3, 5])],
+        node("Add", "e offsets", "y"),
+        offsets=np.arange(120, dtype=np.float32).reshape(3, 5, 8),
+    )
+    assert shapes(signature(model)) == [(3, 5), (3, 5, 8)]
 
 
 def test_a_length_that_constants_insist_on(tmp_path: Path) -> None:

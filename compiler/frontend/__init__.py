@@ -12,7 +12,13 @@ from __future__ import annotations
 from sparsec.compiler.frontend import onnx_ops
 from sparsec.compiler.frontend.dialects import canonicalize, dialect_name
 from sparsec.compiler.frontend.load import Model, load_model
-from sparsec.compiler.frontend.signature import Signature, TensorSpec, import_raw, signature
+from sparsec.compiler.frontend.signature import (
+    Signature,
+    TensorSpec,
+    import_raw,
+    longest_length,
+    signature,
+)
 from sparsec.compiler.ir import Graph
 
 __all__ = [
@@ -24,6 +30,7 @@ __all__ = [
     "import_graph",
     "import_raw",
     "load_model",
+    "longest_length",
     "onnx_ops",
     "signature",
 ]

@@ -208,13 +208,37 @@ def _which_lengths(model: Model, roles: _Roles, length: int) -> str:
             f"compile it with that bucket{'' if only else ' or shorter ones'}, or export it with a "
             "dynamic sequence axis"
         )
+    low = _longest_below(model, roles, length)
+    return f"Length {length} is too long for this model: it works up to length {low}" if low else ""
+
+
+def _longest_below(model: Model, roles: _Roles, length: int) -> int:
+    """The longest length that works below one that does not; 0 if there is none."""
     if length == 1 or not _works(model, roles, 1):
-        return ""
+        return 0
     low, high = 1, length
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _works(model, roles, middle) else (low, middle)
-    return f"Length {length} is too long for this model: it works up to length {low}"
+    return low
+
+
+def longest_length(model: Model, most: int) -> int:
+    """The longest sequence length up to `most` at which a model can be imported.
+
+    It is `most` where none works (the import then says why), and 0 without a sequence axis.
+
+    Raises:
+        ModelError: the graph is damaged.
+        UnsupportedError: nodes that cannot be imported at any length.
+    """
+    roles = _settled(model)
+    if not roles.has_sequence:
+        return 0
+    found = signature(model)
+    if found.fixed_length is not None:
+        return found.fixed_length
+    return most if _works(model, roles, most) else _longest_below(model, roles, most) or most
 
 
 def signature(model: Model) -> Signature:

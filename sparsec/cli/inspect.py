@@ -9,6 +9,8 @@ from typing import Any
 
 from sparsec.cli.common import HelpFormatter, positive
 
+_LENGTH = 128
+
 
 def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the command's parser."""
@@ -25,9 +27,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     parser.add_argument(
         "--length",
         type=positive,
-        default=128,
         metavar="N",
-        help="sequence length to look at an ONNX model with",
+        help="sequence length to look at an ONNX model with "
+        f"(default: {_LENGTH}, or the longest that the model takes)",
     )
     parser.add_argument(
         "--target",
@@ -72,7 +74,7 @@ def _artifact(path: str) -> dict[str, Any]:
     return {"path": str(path), **report, "runs_here": True}
 
 
-def _model(path: str, length: int, target: str) -> dict[str, Any]:
+def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
     """What the compiler makes of a model, without building it."""
     from sparsec.compiler import frontend, import_buckets, targets
     from sparsec.compiler import report as reports
@@ -100,8 +102,8 @@ def _model(path: str, length: int, target: str) -> dict[str, Any]:
         signature = frontend.signature(model)
         report["inputs"] = [_tensor(spec) for spec in signature.inputs]
         report["outputs"] = [_tensor(spec) for spec in signature.outputs]
-        if signature.fixed_length is not None:
-            length = signature.fixed_length
+        if length is None or signature.fixed_length is not None:
+            length = frontend.longest_length(model, _LENGTH)
         report["length"] = length if signature.has_sequence else 0
         graphs = import_buckets(model, signature, [length] if signature.has_sequence else [])
         emission = emit_buckets(graphs, signature, isa, model.name)

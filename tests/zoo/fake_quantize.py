@@ -4,7 +4,7 @@
                                                                           MatMul
                       w -- QuantizeLinear -- DequantizeLinear ------------'
 
-NNCF leaves weights in float and quantizes them in the graph, and takes activations times activations
+NNCF leaves weights in float for the graph to quantize, and takes activations times activations
 and embedding tables, too; torch.ao's exported fake quantization of 7 bits has a Clip of bytes in
 between; Neural Compressor stores bytes, and gives every reader a pair of its own.
 """
@@ -148,7 +148,9 @@ def _weight(
             helper.make_node("QuantizeLinear", [name, *parameters], [quantized], **attributes)
         )
     out = f"dq_output_{stem}"
-    added.append(helper.make_node("DequantizeLinear", [quantized, *parameters], [out], **attributes))
+    added.append(
+        helper.make_node("DequantizeLinear", [quantized, *parameters], [out], **attributes)
+    )
     return out
 
 
