@@ -34,7 +34,11 @@ from sparsec.compiler.ops.elementwise import broadcast_shape
 from sparsec.errors import ModelError, UnsupportedError
 
 FOLD_LIMIT = 2**28
-"""Folding may not make a constant larger than this many bytes (nor than its inputs)."""
+"""Folding may not make a constant larger than this many bytes (nor than its inputs), but for what
+has a number for every pair of tokens: that is how masks of positions begin."""
+
+PAIRS_LIMIT = 2**31
+"""Not even a constant of a number for every pair of tokens may have more bytes."""
 
 FOLD_TOTAL = 2**35
 """All results of folding in one import may not take more bytes than this."""
@@ -172,6 +176,7 @@ class Importer:
     def __init__(self, model: Model, length: int, exported_batch: int | None = None) -> None:
         self.model = model
         self.exported_batch = exported_batch
+        self.fold_limit = max(FOLD_LIMIT, min(8 * length**2, PAIRS_LIMIT))
         self.edit = Editor(name=model.name, length=length)
         self.problems: list[Problem] = []
         self._folded = 0
@@ -253,7 +258,7 @@ class Importer:
             if tensor.symbolic:
                 raise Fail("a number that depends on the batch size is used as data")
             if tensor.uniform and not any(isinstance(d, BatchDim) for d in tensor.shape):
-                array = dense(tensor, FOLD_LIMIT)
+                array = dense(tensor, self.fold_limit)
             name = self.edit.constant(array, tensor.hint)
             if tuple(array.shape) != tensor.shape:
                 name = self.edit.emit(
@@ -327,14 +332,14 @@ class Importer:
     def _at_batch_one(self, tensor: Tensor) -> np.ndarray:
         """The contents for a batch of one: batch axes are uniform, so they have extent 1."""
         shape = tuple(1 if isinstance(d, BatchDim) else d for d in tensor.shape)
-        return dense(replace(tensor, shape=shape), FOLD_LIMIT)
+        return dense(replace(tensor, shape=shape), self.fold_limit)
 
     def _check_fold(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Tensor]
     ) -> None:
         size = math.prod(shape) * dtype.itemsize
         # Copies of a stored tensor, even in a wider type, are as large as the model made them.
-        limit = max([FOLD_LIMIT, *(8 * t.contents().size for t in inputs)])
+        limit = max([self.fold_limit, *(8 * t.contents().size for t in inputs)])
         self._folded += size
         if size > limit or self._folded > FOLD_TOTAL:
             raise Fail(f"folding gives a constant of {size} bytes, which is absurd")

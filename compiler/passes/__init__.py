@@ -28,10 +28,11 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("remove_identities", remove_identities),
     ("fuse_layernorm", fuse_layernorm),
     ("fuse_gelu", fuse_gelu),
+    # Before layout ops part two uses of one mask ...
+    ("masked_rows", masked_rows),
     # Layout ops meet the operands of the matrix products, where attention is found ...
     ("sink_layout", sink_layout),
     ("fold_moved", fold_constants),
-    ("masked_rows", masked_rows),
     ("fuse_attention", fuse_attention),
     # ... and those around it cancel.
     ("sink_attention_layout", sink_layout),

@@ -1,4 +1,4 @@
-"""The architectures: tiny random networks from transformers' config classes.
+"""The architectures: tiny random networks, from transformers' config classes but for one.
 
 Widths keep the ratios that matter (head sizes of 16 to 80, widths that are no multiple of 64), and
 everything else is as small as it can be.
@@ -6,6 +6,7 @@ everything else is as small as it can be.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,8 +49,8 @@ class Architecture:
 
     Attributes:
         name: the row's name.
-        config: transformers' config class.
-        model: transformers' model class.
+        config: the library's config class.
+        model: the library's model class.
         options: arguments of the config.
         types: whether it takes token types.
         image: whether it takes pixels instead of tokens.
@@ -57,6 +58,7 @@ class Architecture:
         sdpa: whether transformers has it with ``sdpa``; else it is always ``eager``.
         sentence: "" for the model's own outputs; else how the graph pools and normalizes:
             ``mean`` or ``cls``.
+        library: the module that has both.
         variant: of another row, with another head or width.
         gain: of the matrices; less than 1 where nothing is normalized, so that values do not grow
             from layer to layer until the last bit of a score decides.
@@ -71,6 +73,7 @@ class Architecture:
     pad: int = 0
     sdpa: bool = True
     sentence: str = ""
+    library: str = "transformers"
     variant: bool = False
     gain: float = 1.0
 
@@ -95,14 +98,14 @@ class Architecture:
     def build(self, attention: str, seed: int = 0) -> Any:
         """The network as a torch module, ready for export; ``attention`` is eager or sdpa."""
         import torch
-        import transformers
 
+        library = importlib.import_module(self.library)
         torch.manual_seed(seed)
-        config = getattr(transformers, self.config)(**self.options)
+        config = getattr(library, self.config)(**self.options)
         config._attn_implementation = attention if self.sdpa else "eager"
         if not self.image:
             config.pad_token_id = self.pad
-        network = getattr(transformers, self.model)(config).eval()
+        network = getattr(library, self.model)(config).eval()
         _spread(network, self.gain)
         return _Wrapped.make(network, self)
 
@@ -316,6 +319,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "NomicBertModel",
         _SMALL,
         types=True,
+        library="tests.zoo.nomic",
     ),
     Architecture("vit", "ViTConfig", "ViTModel", _VIT, image=True),
     Architecture("deit", "DeiTConfig", "DeiTModel", _VIT, image=True),
