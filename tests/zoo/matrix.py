@@ -160,8 +160,10 @@ def summary(outcome: Outcome | None) -> str:
 _HEAD = """# Coverage
 
 Tiny, randomly initialized networks of every architecture, exported by torch.onnx, quantized and
-fused by ONNX Runtime's own tools, compiled, and compared with ONNX Runtime for several batch sizes,
-lengths and ragged masks. Made by `python -m tests.zoo.matrix`; `make test-slow` runs all of it.
+fused by the tools that people use, compiled for the machine at hand, and compared with ONNX Runtime
+for several batch sizes, lengths and ragged masks. Made by `python -m tests.zoo.matrix`, which
+compiles everything. `make test-slow` goes through the same models: it compiles every export, and
+every dialect of one architecture of each kind; of the rest it interprets the optimized graph.
 
 | | |
 |---|---|
@@ -181,6 +183,32 @@ it makes more of that: at least one of four runs is equal, and all are nearer to
 Runtime computes in half precision and sparsec in float32, and with `QLinearSoftmax`, which ONNX
 Runtime looks up in a table that is often a step off.
 
+"""
+
+_ROWS = {
+    "fp16": "ONNX Runtime's float16 converter",
+    "qdq-*, qoperator-*": "ONNX Runtime's `quantize_static`, by types of activations and weights; "
+    "`channel`: a scale for each output",
+    "nncf": "as NNCF writes it: weights stay float and are quantized in the graph; products of "
+    "activations and embedding tables are quantized, too",
+    "torch-qat": "as torch.onnx writes torch.ao's fake quantization of 7 bits, with a `Clip` of "
+    "bytes",
+    "neural-compressor": "as Neural Compressor writes it: stored bytes, a scale for each output, a "
+    "pair of quantize and dequantize for each reader",
+    "dynamic-s8, -u8, -channel": "ONNX Runtime's `quantize_dynamic`; the `model_int8.onnx`, "
+    "`model_uint8.onnx` and `model_quantized.onnx` of transformers.js",
+    "dynamic-channel-reduced": "the same with weights of 7 bits: older `model_quantized.onnx`",
+    "dynamic-all-products": "with the products of attention, too: Optimum's "
+    "`model_qint8_avx512_vnni.onnx` and `model_quint8_avx2.onnx`",
+    "ort-extended*": "saved by ONNX Runtime after its own optimization",
+    "fused*": "ONNX Runtime's optimizer of transformers",
+}
+
+_REMARKS = """
+Where `L` stands in a quantized row, the quantizer has left those layers in float: ONNX Runtime's
+does so with the later uses of ALBERT's shared layers, and has no ranges for what its own fused ops
+make. The products of DeBERTa that run on general kernels are those with the positions. `mpnet` in
+static forms: ONNX Runtime quantizes the numbers of its position buckets, and then cannot run it.
 """
 
 
@@ -224,6 +252,9 @@ def render(found: Mapping[str, Outcome]) -> str:
     ]
     if problems:
         parts.append("\n".join(["## What does not compile", "", *problems, ""]))
+    rows = [f"| `{row}` | {text} |" for row, text in _ROWS.items()]
+    parts.append("\n".join(["## How the dialects are made", "", "| | |", "|---|---|", *rows, ""]))
+    parts.append(_REMARKS.lstrip())
     return "\n".join(parts)
 
 
