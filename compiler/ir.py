@@ -501,6 +501,27 @@ def to_text(graph: Graph) -> str:
     return "\n".join([*lines, "}", ""])
 
 
+def compute(node: Node, arrays: Sequence[np.ndarray | None]) -> Sequence[np.ndarray]:
+    """Results of a node on constants.
+
+    Raises:
+        UnsupportedError: an index is out of range.
+    """
+    from sparsec.compiler.ops import OPS
+    from sparsec.errors import UnsupportedError
+
+    try:
+        with np.errstate(all="ignore"):
+            results: Sequence[np.ndarray] = OPS[node.op].reference(
+                {**node.attrs, "_batch": 1}, *arrays
+            )
+    except IndexError as error:
+        name = node.source or node.output
+        message = f"1 node cannot be compiled\n  {name} ({node.op}): {error}"
+        raise UnsupportedError(message, [(name, node.op, str(error))]) from None
+    return results
+
+
 def interpret(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Run a graph with the numpy references of its ops.
 

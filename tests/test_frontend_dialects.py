@@ -406,3 +406,23 @@ def test_shared_weights_that_were_taken_for_activations(tmp_path: Path) -> None:
     ]
     graph = check(save(tmp_path, nodes, [X], [Y], constants))
     assert ops(graph)["linear"] == 0 and ops(graph)["qlinear"] + ops(graph)["linear_integer"] >= 1
+
+
+def test_quantized_indices_out_of_range(tmp_path: Path) -> None:
+    """ONNX Runtime's quantizer quantizes the numbers that MPNet's position buckets come from."""
+    nodes = [
+        node("DequantizeLinear", "q scale zero", "f"),
+        node("Cast", "f", "i", to=INT64),
+        node("Gather", "table i", "g"),
+        node("Add", "x g", "y"),
+    ]
+    constants = {
+        "q": np.array([200, 3], np.uint8),
+        "scale": np.float32(1),
+        "zero": np.uint8(0),
+        "table": np.ones((32, 4), np.float32),
+    }
+    x, y = ("x", FLOAT, ["batch", 2, 4]), ("y", FLOAT, [0, 0, 0])
+    with pytest.raises(UnsupportedError, match="index 200 is out of bounds") as caught:
+        import_graph(save(tmp_path, nodes, [x], [y], constants), 0)
+    assert [op for _, op, _ in caught.value.nodes] == ["gather"]

@@ -12,7 +12,7 @@ import pytest
 
 from examples import encoders
 from examples.encoders.config import EncoderConfig, Export
-from sparsec.compiler import frontend, import_buckets
+from sparsec.compiler import frontend, import_buckets, report
 from sparsec.compiler.ir import Graph
 from tests.zoo import matrix
 from tests.zoo.check import check
@@ -73,6 +73,8 @@ def test_dialect(encoder: Encoder, dialect: str, tmp_path: Path) -> None:
     assert kernels["linear f32" if dialect in FLOAT else "linear i8"] >= 6
     general = {name for name in kernels if name in SLOW}
     assert bool(general) == (dialect in GENERAL), kernels
+    named, _ = report.general(_graph(path))
+    assert bool(named) == bool(general) and all(row["reason"] for row in named)
 
 
 FLOAT = {"fp16", "ort-extended", "fused", "fused-fast-gelu", "fused-qdq"}

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Editor, Graph, Node, element_count
-from sparsec.compiler.ops import OPS
+from sparsec.compiler.ir import BatchDim, Editor, Graph, Node, compute, element_count
 
 # A result may be this much larger than what it is made from before it is left to run time.
 _GROWTH, _SMALL = 4, 1 << 16
@@ -24,7 +23,7 @@ def fold_constants(graph: Graph) -> Graph:
         if not _foldable(graph, edit, node, names):
             continue
         args = [edit.constants[n] if n else None for n in names]
-        results = OPS[node.op].reference({**node.attrs, "_batch": 1}, *args)
+        results = compute(node, args)
         for out, result in zip(node.outputs, results, strict=True):
             edit.replace_uses(out, edit.constant(np.ascontiguousarray(result), out))
     return edit.finish()

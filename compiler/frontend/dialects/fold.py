@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Match, Node
+from sparsec.compiler.ir import BatchDim, Match, Node, compute
 from sparsec.compiler.ops import OPS
 
 
@@ -20,7 +20,7 @@ def fold_constant(m: Match, node: Node) -> bool:
         return False
     if node.op == "expand":
         return False
-    results = OPS[node.op].reference({**node.attrs, "_batch": 1}, *arrays)
+    results = compute(node, arrays)
     hint = node.inputs[0] if OPS[node.op].layout else node.outputs[0]
     for out, array in zip(node.outputs, results, strict=True):
         m.edit.replace_uses(

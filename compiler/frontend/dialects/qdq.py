@@ -27,8 +27,7 @@ from sparsec.compiler.frontend.dialects.matmul_integer import (
     quantized_layer,
     weights,
 )
-from sparsec.compiler.ir import Match, Node
-from sparsec.compiler.ops import OPS
+from sparsec.compiler.ir import Match, Node, compute
 
 _MOVES = ("reshape", "transpose", "slice", "gather")
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
@@ -118,8 +117,8 @@ def requantize_constant(m: Match, node: Node) -> bool:
     arrays = [m.constant(name) for name in (*inner.inputs, *node.inputs[1:])]
     if any(a is None for a in arrays):
         return False
-    (wide,) = OPS["dequantize"].reference(inner.attrs, *arrays[:3])
-    (narrow,) = OPS["quantize"].reference(node.attrs, wide, *arrays[3:])
+    (wide,) = compute(inner, arrays[:3])
+    (narrow,) = compute(node, [wide, *arrays[3:]])
     m.edit.replace_uses(node.output, m.edit.constant(narrow, inner.inputs[0]))
     return True
 
