@@ -44,8 +44,10 @@ def _pad(m: Match, node: Node) -> bool:
         operands = [made.get(name, name) for name in step.inputs]
         made[step.output] = edit.emit(step.op, operands, source=step.source, **step.attrs)
     end = chain[-1].output
-    attrs = {"starts": (0,), "ends": (rows,), "axes": (1,), "steps": (1,)}
-    edit.replace_uses(end, edit.emit("slice", [made[end]], source=source, **attrs))
+    out = edit.emit(
+        "slice", [made[end]], source=source, starts=(0,), ends=(rows,), axes=(1,), steps=(1,)
+    )
+    edit.replace_uses(end, out)
     return True
 
 

@@ -162,8 +162,9 @@ _HEAD = """# Coverage
 Tiny, randomly initialized networks of every architecture, exported by torch.onnx, quantized and
 fused by the tools that people use, compiled for the machine at hand, and compared with ONNX Runtime
 for several batch sizes, lengths and ragged masks. Made by `python -m tests.zoo.matrix`, which
-compiles everything. `make test-slow` goes through the same models: it compiles every export, and
-every dialect of one architecture of each kind; of the rest it interprets the optimized graph.
+compiles everything. `make test-slow` goes through the same models, but for heads and widths, of
+which two exports have to do: it compiles every export, and every dialect of one architecture of
+each kind; of the rest it interprets the optimized graph.
 
 | | |
 |---|---|
