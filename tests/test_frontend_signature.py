@@ -104,6 +104,34 @@ def test_a_fixed_batch_that_constants_repeat(tmp_path: Path, size: int) -> None:
     np.testing.assert_array_equal(four[3:], one)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_fixed_batch_whose_heads_meet_positions(tmp_path: Path, size: int) -> None:
+    """[batch * heads, ..] times, and gathered at, what is the same for every sample."""
+    block = np.random.default_rng(2).standard_normal((2, 4, 6)).astype(np.float32)
+    places = np.random.default_rng(3).integers(0, 6, (2, 5, 5))
+    model = embed(
+        tmp_path,
+        [("input_ids", INT64, [size, 5])],
+        node("Reshape", "e apart", "r"),
+        node("Transpose", "r", "t", perm=[0, 2, 1, 3]),
+        node("Reshape", "t heads", "h"),
+        node("MatMul", "h block", "m"),
+        node("GatherElements", "m places", "g", axis=2),
+        node("Reshape", "g whole", "y"),
+        apart=np.array([size, 5, 2, 4]),
+        heads=np.array([-1, 5, 4]),
+        block=np.tile(block, (size, 1, 1)),
+        places=np.tile(places, (size, 1, 1)),
+        whole=np.array([size, 10, 5]),
+    )
+    assert shapes(signature(model)) == [("batch", "sequence"), ("batch", 10, 5)]
+    check(model, lengths=(5,), batches=(size,))
+    graph = import_graph(model, 5)
+    ids = np.arange(20).reshape(4, 5)
+    (four,), (one,) = interpret(graph, [ids]), interpret(graph, [ids[3:]])
+    np.testing.assert_allclose(four[3:], one, rtol=1e-6)
+
+
 def test_a_fixed_batch_that_matters(tmp_path: Path) -> None:
     """Samples that meet different constants are no batch."""
     model = embed(

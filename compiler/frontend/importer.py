@@ -202,6 +202,8 @@ class Importer:
         size = self.exported_batch or 0
         if (size > 1 and OPS[op].elementwise) or (size and op == "concat" and attrs["axis"]):
             inputs = self._for_any_batch(inputs)
+        if size and op in ("matmul", "gather_elements"):
+            inputs = self._blocks_for_any_batch(inputs)
         try:
             types = infer(op, [t.type if t else None for t in inputs], FrozenAttrs(attrs))
         except ValueError as error:
@@ -247,6 +249,27 @@ class Importer:
             else t
             for t in inputs
         )
+
+    def _blocks_for_any_batch(self, inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """The same for [batch * n, ..], of which a constant holds as many blocks of n.
+
+        DeBERTa multiplies and gathers the heads of a sample with what it makes of positions.
+        """
+        left, right = inputs
+        if left is None or right is None or not left.shape or not right.shape:
+            return tuple(inputs)
+        lead, count = left.shape[0], right.shape[0]
+        if not isinstance(lead, BatchDim) or lead.const or not right.known or right.symbolic:
+            return tuple(inputs)
+        n, size = lead.coef, self.exported_batch or 0
+        same_rank = len(left.shape) == len(right.shape)
+        if not same_rank or count != n * size or _batch_axes(right.shape):
+            return tuple(inputs)
+        blocks = dense(right, self.fold_limit).reshape(size, n, *right.shape[1:])
+        if np.any(blocks != blocks[:1]):
+            return tuple(inputs)
+        block = self.expand(constant(blocks[:1], right.hint), (BATCH, *blocks.shape[1:]))
+        return left, self.reshape(block, (lead, *right.shape[1:]))
 
     def name(self, tensor: Tensor) -> str:
         """The IR value of a tensor; compile-time tensors become constants (and an expand)."""
