@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import sparsec
 from examples import encoders
 from examples.encoders.config import EncoderConfig, Export
 from sparsec.compiler import frontend, import_buckets, report
 from sparsec.compiler.ir import Graph
+from tests.ort_reference import session
 from tests.zoo import matrix
 from tests.zoo.architectures import BY_NAME
 from tests.zoo.check import check
 from tests.zoo.dialects import DIALECTS
+from tests.zoo.exports import BY_NAME as EXPORTER_BY_NAME
+from tests.zoo.exports import export
 
 #: A mask of -10000, quantized to 8 bits, would leave nothing of the scores.
 CONFIG = EncoderConfig(
@@ -150,3 +154,23 @@ def test_zoo(zoo: Path, cell: matrix.Cell) -> None:
     if outcome.problem.startswith("tool: "):
         pytest.skip(outcome.problem)
     assert outcome.passes, outcome
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("modernbert")
+def test_modernbert_with_long_texts(zoo: Path, tmp_path: Path) -> None:
+    """Global and local attention over 2048 tokens; 8192 import with their masks."""
+    small = BY_NAME["modernbert"]
+    sizes = {"num_hidden_layers": 2, "local_attention": 128, "max_position_embeddings": 8192}
+    network = replace(small, options={**small.options, **sizes})
+    path = export(network, EXPORTER_BY_NAME[matrix.EXPORT_OF_DIALECTS], tmp_path / "model.onnx")
+    artifact = sparsec.compile(path, buckets=[2048], output=tmp_path / "a.sparsec")
+    feed = network.feed(2, 2048, ragged=True)
+    with sparsec.Engine(artifact.path) as engine:
+        (got,) = engine.run(list(feed.values()))
+    (want,) = session(path).run(None, dict(feed))
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * float(np.abs(want).max()))
+
+    model = frontend.load_model(path)
+    (graph,) = import_buckets(model, frontend.signature(model), [8192])
+    assert [n.op for n in graph.nodes].count("attention") == 2
