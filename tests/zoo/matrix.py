@@ -182,7 +182,9 @@ quantized model a last bit now and then rounds a byte the other way, and every q
 it makes more of that: at least one of four runs is equal, and all are nearer to ONNX Runtime than
 1.2 of what the quantization itself costs. The latter alone counts for half precision, which ONNX
 Runtime computes in half precision and sparsec in float32, and with `QLinearSoftmax`, which ONNX
-Runtime looks up in a table that is often a step off.
+Runtime looks up in a table that is often a step off. What a model gives for tokens that its mask
+leaves out is compared in sequences as long as the bucket, but not in shorter ones, where it depends
+on how many follow.
 
 """
 
