@@ -1,7 +1,7 @@
 """Sentences with words to be found again: facts from tables, cloze texts, and any other sentences.
 
-A block of `facts.txt` has names of columns, templates, and rows after `>` (a dash: nothing is known).
-Words that a template has in capitals, `{CAPITAL}`, may be asked for, `{capital}` only stands there.
+A block of `facts.txt` has names of columns, templates, and rows after `>` (a dash: not known).
+A slot in capitals, `{CAPITAL}`, may be asked for, `{capital}` only stands there.
 """
 
 from __future__ import annotations

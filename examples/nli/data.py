@@ -1,6 +1,6 @@
 """Texts about a topic, and hypotheses that name that topic or another one.
 
-`topics.txt` has a block for each topic: its labels, after a colon things it is about, and sentences.
+`topics.txt` has a block for each topic: its labels, after a colon what it is about, and sentences.
 A label that several topics have is true of all of them.
 """
 

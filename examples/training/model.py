@@ -137,9 +137,9 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids, mask and types, integers [B, S] -> (last hidden state, scores).
 
-        Scores are [B, rows, classes], each row a choice between classes: tokens between labels
-        or between words of the vocabulary, the whole text between labels (one row), or for question answering start and end (two rows)
-        between tokens.
+        Scores are [B, rows, classes], each row a choice between classes: tokens between labels or
+        between words of the vocabulary, the whole text between labels (one row), or for question
+        answering start and end (two rows) between tokens.
         """
         rows = [functional.embedding(ids, self.parameter("embeddings.word_embeddings.weight"))]
         rows.append(self.parameter("embeddings.token_type_embeddings.weight")[types])
