@@ -177,7 +177,9 @@ def test_a_label_alone_does_not_tell_whether_it_is_true() -> None:
 
 
 def test_facts_are_known_in_other_sentences() -> None:
-    train, test = fill_mask.facts(False), fill_mask.facts(True)
+    halves = [fill_mask.tables(held_out) for held_out in (False, True)]
+    assert all(all(tables) for tables in halves)  # each table has sentences of both
+    train, test = ([fact for table in tables for fact in table] for tables in halves)
     assert not {f.template for f in train} & {f.template for f in test}
     assert {f.values for f in test} <= {f.values for f in train}
     asked = {e.text[s.start : s.end] for e in examples(fill_mask.TASK, True) for s in e.spans}

@@ -25,9 +25,10 @@ HERE = Path(__file__).resolve().parent
 LISTS = read_lists(HERE / "phrases.txt")
 
 # Shares of examples: facts, cloze texts, sentences of the other examples and of examples/minilm.
-SHARES = (0.6, 0.12, 0.28)
+SHARES = (0.68, 0.12, 0.2)
 HELD_OUT = 4  # one in so many sentences
 MASKED = 0.15  # share of a sentence's words
+LONGEST = 100  # characters of a sentence that is no fact
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,28 @@ class Fact:
 
 
 @cache
-def facts(held_out: bool) -> list[Fact]:
+def tables(held_out: bool) -> list[list[Fact]]:
     """All rows in all templates of one half: held out are sentences, facts are known by heart."""
     result = []
     for block in (HERE / "facts.txt").read_text(encoding="utf-8").strip().split("\n\n"):
         head, *lines = block.split("\n")
         columns = alternatives(head)
+        facts = []
         templates = [line for line in lines if not line.startswith("> ")]
         for line in lines[len(templates) :]:
             cells = zip(columns, alternatives(line.removeprefix("> ")), strict=True)
             row = {column: value for column, value in cells if value != "-"}
             for template in split(templates, held_out, HELD_OUT):
                 if {s.lower() for s in re.findall(r"\{(\w+)\}", template)} <= set(row):
-                    result.append(Fact(template, tuple(row.items())))
+                    facts.append(Fact(template, tuple(row.items())))
+        result.append(facts)
     return result
+
+
+@cache
+def plain_lines() -> list[str]:
+    """The sentences that examples/minilm is calibrated with."""
+    return read_lines(MINILM / "calibration.txt")
 
 
 @cache
@@ -61,13 +70,21 @@ def cloze() -> Grammar:
     return Grammar({name: items for name, items in LISTS.items() if name.isupper()}, {})
 
 
+@cache
+def shares(held_out: bool) -> np.ndarray:
+    """How often each table is used: large ones more often, but not by their size."""
+    sizes = np.sqrt([len(facts) for facts in tables(held_out)])
+    return sizes / sizes.sum()
+
+
 def _pick(items: list[str], rng: np.random.Generator) -> str:
     return items[int(rng.integers(len(items)))]
 
 
 def from_fact(rng: np.random.Generator, held_out: bool) -> Example:
     """A fact, one word of which is to be found."""
-    choices = facts(held_out)
+    chances = shares(held_out)
+    choices = tables(held_out)[int(rng.choice(len(chances), p=chances))]
     fact = choices[int(rng.integers(len(choices)))]
     values = {column: [value] for column, value in fact.values}
     asked = {column.upper(): value for column, value in values.items()}
@@ -84,11 +101,15 @@ def from_text(text: str, rng: np.random.Generator) -> Example:
 
 
 def other_text(rng: np.random.Generator) -> str:
-    """A sentence that is no fact."""
-    kind = int(rng.integers(4))
-    if kind == 3:
-        return _pick(read_lines(MINILM / "calibration.txt"), rng)
-    return (ner.sample, sentiment.sample, nli.sample)[kind](rng, False).text
+    """A sentence that is no fact, and not long."""
+    text = ""
+    while not 0 < len(text) <= LONGEST:
+        kind = int(rng.integers(4))
+        if kind == 3:
+            text = _pick(plain_lines(), rng)
+        else:
+            text = (ner.sample, sentiment.sample, nli.sample)[kind](rng, False).text
+    return text
 
 
 def sample(rng: np.random.Generator, held_out: bool) -> Example:
@@ -116,6 +137,8 @@ TASK = Task(
     pieces=8_000,
     words=words(),
     sample=sample,
-    steps=500,
-    sparse_steps=500,
+    learning_rate=3e-4,
+    sparsity=0.5,
+    steps=680,
+    sparse_steps=300,
 )

@@ -131,6 +131,7 @@ TASK = Task(
     pieces=10_000,
     words=tuple(text for t in all_topics() for text in (*t.labels, *t.things, *t.sentences)),
     sample=sample,
+    sparsity=0.5,
     steps=450,
-    sparse_steps=500,
+    sparse_steps=400,
 )
