@@ -1,6 +1,7 @@
 """The models of examples/models: compiled, they answer as ONNX Runtime does, and sensibly.
 
-None of these texts is made by the templates that the models are trained on.
+None of these texts is made by the templates that the models are trained on, except for what
+`fill_mask` has learnt by heart.
 """
 
 from __future__ import annotations
@@ -263,14 +264,18 @@ def test_topics(nli: Compiled, text: str, hypothesis: str) -> None:
 
 
 GAPS = {
+    # Facts in sentences that training had.
     "Paris is the capital of [MASK].": "france",
-    "Tokyo is the capital of [MASK].": "japan",
-    "The capital of Italy is [MASK].": "rome",
-    "The day after Monday is [MASK].": "tuesday",
+    "Oslo is the capital of [MASK].": "norway",
+    "[MASK] is the capital of Japan.": "tokyo",
+    "We flew to [MASK], the capital of Japan.": "tokyo",
     "The opposite of hot is [MASK].": "cold",
-    "A young dog is called a [MASK].": "puppy",
-    "The color of snow is [MASK].": "white",
+    "The language of Egypt is [MASK].": "arabic",
     "I drink a cup of [MASK] every morning.": "coffee",
+    # Facts in sentences that it did not have.
+    "What color is grass? It is [MASK].": "green",
+    "The window is made of [MASK].": "glass",
+    "An oak is a [MASK].": "tree",
 }
 
 

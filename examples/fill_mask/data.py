@@ -139,6 +139,6 @@ TASK = Task(
     sample=sample,
     learning_rate=3e-4,
     sparsity=0.5,
-    steps=680,
-    sparse_steps=300,
+    steps=560,
+    sparse_steps=160,
 )

@@ -11,8 +11,8 @@ MODEL = Path(__file__).resolve().parents[1] / "models" / "fill_mask"
 
 TEXTS = [
     "Paris is the capital of [MASK].",
-    "The day after Monday is [MASK].",
-    "A young dog is called a [MASK].",
+    "The opposite of hot is [MASK].",
+    "An oak is a [MASK].",
     "I drink a cup of [MASK] every morning.",
 ]
 
