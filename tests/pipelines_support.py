@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from examples.encoders import EncoderConfig, Weights, random_weights, write_fp32
@@ -114,7 +111,7 @@ def make(
 
     Args:
         folder: made if it is missing.
-        head: as in :class:`EncoderConfig`, or ``masked-lm``.
+        head: as in :class:`EncoderConfig`.
         seed: of the weights.
         kind: ``wordpiece``, ``byte-level`` or ``unigram``, the tokenizer.
         settings: further entries of config.json; ``labels`` becomes ``id2label``.
@@ -122,19 +119,12 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     labels = settings.pop("labels", None)
     config = CONFIG if kind == "wordpiece" else replace(CONFIG, vocab=300)
-    masked = head == "masked-lm"
-    config = replace(
-        config,
-        head="hidden" if masked else head,
-        num_labels=len(labels) if labels else config.num_labels,
-    )
+    config = replace(config, head=head, num_labels=len(labels) if labels else config.num_labels)
     weights = random_weights(config, seed)
     for name in ("classifier", "qa_outputs"):
         if f"{name}.weight" in weights:
             weights[f"{name}.weight"] *= 3  # so that predictions are not all alike
     write_fp32(folder / "model.onnx", config, weights, Export(opset=17))
-    if masked:
-        weights |= masked_lm_head(folder / "model.onnx", config, weights, seed)
     if kind == "wordpiece":
         word_piece(folder / "tokenizer.json")
         special = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True))
@@ -151,53 +141,3 @@ def make(
         entries["id2label"] = {str(i): label for i, label in enumerate(labels)}
     (folder / "config.json").write_text(json.dumps({**entries, **settings}))
     return config, weights
-
-
-def masked_lm_head(path: Path, config: EncoderConfig, weights: Weights, seed: int) -> Weights:
-    """Put BERT's masked language model head on a model that gives hidden states."""
-    rng = np.random.default_rng((seed, 2))
-    h, prefix = config.hidden, "cls.predictions"
-    head = {
-        f"{prefix}.transform.dense.weight": rng.standard_normal((h, h)) / np.sqrt(h),
-        f"{prefix}.transform.dense.bias": 0.1 * rng.standard_normal(h),
-        f"{prefix}.transform.LayerNorm.weight": 1 + 0.1 * rng.standard_normal(h),
-        f"{prefix}.transform.LayerNorm.bias": 0.1 * rng.standard_normal(h),
-        f"{prefix}.bias": 0.1 * rng.standard_normal(config.vocab),
-    }
-    head = {name: value.astype(np.float32) for name, value in head.items()}
-    model = onnx.load(path)
-    graph = model.graph
-    consts = {
-        "w": head[f"{prefix}.transform.dense.weight"].T,
-        "b": head[f"{prefix}.transform.dense.bias"],
-        "gamma": head[f"{prefix}.transform.LayerNorm.weight"],
-        "beta": head[f"{prefix}.transform.LayerNorm.bias"],
-        "table": weights["embeddings.word_embeddings.weight"].T,
-        "bias": head[f"{prefix}.bias"],
-        "root": np.float32(np.sqrt(2)),
-        "one": np.float32(1),
-        "half": np.float32(0.5),
-    }
-    for name, value in consts.items():
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), f"h_{name}"))
-
-    def op(kind: str, inputs: str, output: str, **attrs: Any) -> None:
-        graph.node.append(
-            helper.make_node(kind, inputs.split(), [output], f"head/{output}", **attrs)
-        )
-
-    op("MatMul", "last_hidden_state h_w", "d0")
-    op("Add", "d0 h_b", "d1")
-    op("Div", "d1 h_root", "g0")
-    op("Erf", "g0", "g1")
-    op("Add", "g1 h_one", "g2")
-    op("Mul", "d1 g2", "g3")
-    op("Mul", "g3 h_half", "g4")
-    op("LayerNormalization", "g4 h_gamma h_beta", "n", axis=-1, epsilon=config.eps)
-    op("MatMul", "n h_table", "t0")
-    op("Add", "t0 h_bias", "logits")
-    del graph.output[:]
-    shape = ["batch", "sequence", config.vocab]
-    graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
-    onnx.save(model, path)
-    return head

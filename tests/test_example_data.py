@@ -1,4 +1,4 @@
-"""What examples/{ner,sentiment,qa} are trained on, and the training script itself."""
+"""What examples/{ner,sentiment,qa,nli,fill_mask} are trained on, and the training script itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ pytest.importorskip("safetensors", reason="examples need safetensors")
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from examples.fill_mask import data as fill_mask
 from examples.ner import data as ner
+from examples.nli import data as nli
 from examples.qa import data as qa
 from examples.sentiment import data as sentiment
 from examples.training.data import IGNORE, Example, Task, batches, collate, score
@@ -24,7 +26,13 @@ from examples.training.templates import Grammar, Span, Text, read_lists, split
 from examples.training.vocabulary import trim
 from examples.training.words import ALL_NAMES, entities, invented
 
-TASKS = {"ner": ner.TASK, "sentiment": sentiment.TASK, "qa": qa.TASK}
+TASKS = {
+    "ner": ner.TASK,
+    "sentiment": sentiment.TASK,
+    "qa": qa.TASK,
+    "nli": nli.TASK,
+    "fill_mask": fill_mask.TASK,
+}
 
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="training needs torch")
 
@@ -147,6 +155,40 @@ def test_opinions_are_balanced() -> None:
         assert 0.44 < share < 0.56
 
 
+def test_labels_of_held_out_topics_are_new() -> None:
+    train, test = nli.topics(False), nli.topics(True)
+    assert len(train) > 80 and len(test) > 12
+    for topic in (*train, *test):
+        assert topic.labels and len(topic.things) > 2 and len(topic.sentences) > 2, topic
+    labels = [{label for t in half for label in t.labels} for half in (train, test)]
+    assert not labels[0] & labels[1]
+    for half in (nli.generic, nli.hypotheses):
+        assert half(True) and not set(half(False)) & set(half(True))
+
+
+def test_a_label_alone_does_not_tell_whether_it_is_true() -> None:
+    for held_out in (False, True):
+        made = examples(nli.TASK, held_out, 3000)
+        assert 0.47 < np.mean([e.label for e in made]) < 0.53
+        for label in ("sport", "science") if not held_out else ("travel", "cats"):
+            pattern = re.compile(rf"\b{label}\b")
+            asked = [e.label for e in made if e.pair and pattern.search(e.pair)]
+            assert len(asked) > 30 and 0.25 < np.mean(asked) < 0.75, (label, np.mean(asked))
+
+
+def test_facts_are_known_in_other_sentences() -> None:
+    halves = [fill_mask.tables(held_out) for held_out in (False, True)]
+    assert all(all(tables) for tables in halves)  # each table has sentences of both
+    train, test = ([fact for table in tables for fact in table] for tables in halves)
+    assert not {f.template for f in train} & {f.template for f in test}
+    assert {f.values for f in test} <= {f.values for f in train}
+    asked = {e.text[s.start : s.end] for e in examples(fill_mask.TASK, True) for s in e.spans}
+    assert len(asked) > 50
+    for held_out in (False, True):
+        for e in examples(fill_mask.TASK, held_out):
+            assert e.spans and all(s.start < s.end for s in e.spans)
+
+
 def test_invented_names_differ() -> None:
     words = [invented(i) for i in range(400)]
     assert len(set(words)) > 380 and all(w.isalpha() and w[0].isupper() for w in words)
@@ -203,6 +245,15 @@ def test_targets(tokenizer: Tokenizer) -> None:
     assert "".join(tokens[first : last + 1]).replace("##", "") == "rome"
     assert batch.types[0, first] == 1
 
+    hidden = Example("Mary is in Rome.", spans=(Span(0, 4, "PER"), Span(11, 15, "LOC")))
+    batch = collate(fill_mask.TASK, tokenizer, [hidden])
+    tokens = tokenizer.encode(hidden.text)
+    asked = [1, *range(6, 10)]
+    assert np.flatnonzero(batch.targets[0] != IGNORE).tolist() == asked
+    assert (batch.ids[0][asked] == tokenizer.token_to_id("[MASK]")).all()
+    whole = np.where(batch.targets[0] == IGNORE, batch.ids[0], batch.targets[0])
+    assert whole.tolist() == tokens.ids
+
     batch = collate(sentiment.TASK, tokenizer, [Example("the", label=1), Example("mary")])
     assert batch.targets.tolist() == [[1], [0]]
 
@@ -235,7 +286,12 @@ def test_torch_computes_what_is_written() -> None:
     )
     from examples.training.model import Encoder
 
-    heads = {"token-classification": 5, "sequence-classification": 2, "question-answering": 2}
+    heads = {
+        "token-classification": 5,
+        "sequence-classification": 2,
+        "question-answering": 2,
+        "masked-lm": 0,
+    }
     for head, labels in heads.items():
         config = EncoderConfig(layers=2, hidden=32, heads=4, intermediate=64, vocab=60,
                                head=head, num_labels=labels)  # fmt: skip
@@ -255,7 +311,7 @@ def test_torch_computes_what_is_written() -> None:
         ) -> None:
             if head == "question-answering":  # padding can't be an answer
                 a, b = a.transpose(0, 2, 1)[real], b.transpose(0, 2, 1)[real]
-            elif head == "token-classification":
+            elif head in ("token-classification", "masked-lm"):
                 a, b = a[real], b[real]
             assert np.abs(a - b).max() < high * np.abs(b).max()
 
@@ -272,6 +328,27 @@ def test_torch_computes_what_is_written() -> None:
         want = numpy_scores(forward(config, weights, *batch, quantized=quantized))
         # A value halfway between two steps can be rounded either way.
         compare(found, want, 0.03)
+
+
+@needs_torch
+def test_new_heads() -> None:
+    from examples.encoders import EncoderConfig, random_weights
+    from examples.training.model import Encoder, with_head
+
+    body = random_weights(EncoderConfig(layers=1, hidden=32, heads=4, intermediate=64, vocab=60))
+    config = EncoderConfig(
+        layers=1, hidden=32, heads=4, intermediate=64, vocab=60, head="masked-lm"
+    )
+    made = with_head(config, body, seed=1)
+    assert set(made) == set(config.parameter_shapes())
+    assert all(made[name] is value for name, value in body.items())
+    words, decoder = "embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+    assert np.array_equal(made[decoder], made[words])
+    assert (made["cls.predictions.transform.LayerNorm.weight"] == 1).all()
+    model = Encoder(config, made)
+    learnt = {name for name in made if model.parameter(name).requires_grad}
+    assert not {words, decoder} & learnt  # the two stay one table
+    assert {"cls.predictions.transform.dense.weight", "cls.predictions.decoder.bias"} <= learnt
 
 
 @needs_torch
@@ -300,7 +377,9 @@ def test_training_runs_stops_and_goes_on(name: str, tmp_path: Path) -> None:
     onnx.checker.check_model(str(output / "model.onnx"))
     config = json.loads((output / "config.json").read_text())
     vocabulary = Tokenizer.from_file(str(output / "tokenizer.json")).get_vocab_size()
-    assert config["vocab_size"] == vocabulary and len(config["id2label"]) == len(task.labels)
+    assert config["vocab_size"] == vocabulary and len(config.get("id2label", ())) == len(
+        task.labels
+    )
     for initializer in onnx.load(output / "model.onnx").graph.initializer:
         if initializer.name.startswith("encoder") and initializer.name.endswith("w_u8"):
             values = onnx.numpy_helper.to_array(initializer).T.astype(np.float32) - 128

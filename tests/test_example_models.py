@@ -1,6 +1,7 @@
 """The models of examples/models: compiled, they answer as ONNX Runtime does, and sensibly.
 
-None of these texts is made by the templates that the models are trained on.
+None of these texts is made by the templates that the models are trained on, except for what
+`fill_mask` has learnt by heart.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Compiled:
         source = MODELS / name
         self.tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+        names = config.get("id2label", {})
+        self.labels = [names[str(i)] for i in range(len(names))]
         output = folder / f"{name}.sparsec"
         artifact = sparsec.compile(source / "model.onnx", buckets=[LENGTH], output=output)
         self.engine = sparsec.Engine(artifact, num_cores=1)
@@ -48,17 +50,23 @@ class Compiled:
         fields = (encoding.ids, encoding.attention_mask, encoding.type_ids)
         return [np.array([f], np.int64) for f in fields]
 
-    def run(self, encoding: tokenizers.Encoding) -> list[np.ndarray]:
-        """Outputs for one text, checked against ONNX Runtime's."""
-        inputs = self.inputs(encoding)
-        assert inputs[0].shape[1] <= LENGTH
-        found = self.engine.run(inputs)
+    def run(self, *encodings: tokenizers.Encoding) -> list[np.ndarray]:
+        """Outputs for one text, or those of several one after the other.
+
+        They are checked against ONNX Runtime's, relative to the largest value of all.
+        """
+        found, wanted = [], []
         names = [i.name for i in self.session.get_inputs()]
-        wanted = self.session.run(None, dict(zip(names, inputs, strict=True)))
+        for encoding in encodings:
+            inputs = self.inputs(encoding)
+            assert inputs[0].shape[1] <= LENGTH
+            found += self.engine.run(inputs)
+            wanted += self.session.run(None, dict(zip(names, inputs, strict=True)))
+        largest = max(np.abs(b).max() for b in wanted)
         for a, b in zip(found, wanted, strict=True):
             assert a.shape == b.shape
             # Steps of quantizers that fall the other way: see test_end_to_end.BOUNDS.
-            assert np.abs(a - b).max() <= 5e-2 * np.abs(b).max()
+            assert np.abs(a - b).max() <= 5e-2 * largest
         return found
 
 
@@ -84,6 +92,20 @@ def sentiment(folder: Path) -> Iterator[Compiled]:
 @pytest.fixture(scope="module")
 def qa(folder: Path) -> Iterator[Compiled]:
     model = Compiled("qa", folder)
+    yield model
+    model.engine.close()
+
+
+@pytest.fixture(scope="module")
+def nli(folder: Path) -> Iterator[Compiled]:
+    model = Compiled("nli", folder)
+    yield model
+    model.engine.close()
+
+
+@pytest.fixture(scope="module")
+def fill_mask(folder: Path) -> Iterator[Compiled]:
+    model = Compiled("fill_mask", folder)
     yield model
     model.engine.close()
 
@@ -216,12 +238,70 @@ def test_answers(qa: Compiled, passage: str, question: str, answer: str) -> None
     assert found == answer
 
 
-@pytest.mark.parametrize("name", ["ner", "sentiment", pytest.param("qa", marks=needs_qa)])
+# The first label is right.
+TOPICS = {
+    "Who are you voting for?": ["politics", "sport"],
+    "Apple presented a thinner laptop.": ["technology", "nature", "religion"],
+    "I have a problem with my iphone that needs to be resolved asap!!": ["phone", "cooking"],
+    "A new model offers an explanation for how the Galilean satellites formed around the solar "
+    "system's largest world.": ["space", "health", "finance"],
+    "The senate passed a new tax bill.": ["politics", "music", "food"],
+    "Add two eggs and a cup of flour, then bake for an hour.": ["cooking", "politics", "sport"],
+    "The goalkeeper made three great saves.": ["sport", "economy", "weather"],
+    "My flight to Madrid was cancelled.": ["travel", "religion", "science"],
+    "The patient needs surgery on her knee.": ["medicine", "music", "finance"],
+    "Shares fell sharply after the central bank raised rates.": ["finance", "sport", "art"],
+    "The violinist played Bach.": ["music", "crime", "weather"],
+    "It will be sunny with light winds.": ["weather", "politics", "music"],
+    "Two men robbed a jewellery shop at gunpoint.": ["crime", "cooking", "education"],
+    "Our dog ate the neighbour's rabbit.": ["animals", "economy", "technology"],
+    "Rome was sacked in 410.": ["history", "technology", "cooking"],
+}
+HYPOTHESES = ("This text is about {}", "This example is {}.")
+
+
+@pytest.mark.parametrize("hypothesis", HYPOTHESES)
+@pytest.mark.parametrize("text", TOPICS)
+def test_topics(nli: Compiled, text: str, hypothesis: str) -> None:
+    entailment = nli.labels.index("entailment")
+    encodings = [nli.encode(text, hypothesis.replace("{}", label)) for label in TOPICS[text]]
+    scores = [logits[0][entailment] for logits in nli.run(*encodings)]
+    assert scores[0] == max(scores)
+
+
+GAPS = {
+    # Facts in sentences that training had.
+    "Paris is the capital of [MASK].": "france",
+    "Oslo is the capital of [MASK].": "norway",
+    "[MASK] is the capital of Japan.": "tokyo",
+    "We flew to [MASK], the capital of Japan.": "tokyo",
+    "The opposite of hot is [MASK].": "cold",
+    "The language of Egypt is [MASK].": "arabic",
+    "I drink a cup of [MASK] every morning.": "coffee",
+    # Facts in sentences that it did not have.
+    "What color is grass? It is [MASK].": "green",
+    "The window is made of [MASK].": "glass",
+    "An oak is a [MASK].": "tree",
+}
+
+
+@pytest.mark.parametrize("text", GAPS)
+def test_gaps(fill_mask: Compiled, text: str) -> None:
+    encoding = fill_mask.encode(text)
+    place = encoding.tokens.index("[MASK]")
+    found = int(fill_mask.run(encoding)[0][0, place].argmax())
+    assert fill_mask.tokenizer.id_to_token(found) == GAPS[text]
+
+
+@pytest.mark.parametrize(
+    "name", ["ner", "sentiment", "nli", "fill_mask", pytest.param("qa", marks=needs_qa)]
+)
 def test_files_fit_together(name: str) -> None:
     source = MODELS / name
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == config["vocab_size"]
     assert tokenizer.truncation is None and tokenizer.padding is None
-    assert {v: int(k) for k, v in config["id2label"].items()} == config["label2id"]
+    labels = config.get("id2label", {})
+    assert {v: int(k) for k, v in labels.items()} == config.get("label2id", {})
     assert (source / "model.onnx").stat().st_size < 15e6

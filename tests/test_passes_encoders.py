@@ -56,8 +56,10 @@ def assert_lean(graph: Graph, config: EncoderConfig, quantized: bool) -> Counter
     if config.attention == "distilbert":
         allowed |= {"div"}  # of the queries, elementwise on rows
     assert set(left) <= allowed
-    assert left["attention"] == left["gelu"] == config.layers
-    assert left["layernorm"] == 2 * config.layers + 1
+    transforms = config.head == "masked-lm"  # a dense layer, GELU and LayerNorm of its own
+    assert left["attention"] == config.layers
+    assert left["gelu"] == config.layers + transforms
+    assert left["layernorm"] == 2 * config.layers + 1 + transforms
     assert left["qlinear" if quantized else "linear"] == len(config.linears())
     assert left["linear" if quantized else "qlinear"] == 0
     # The mask is put into shape once; heads drop an axis of their outputs.

@@ -108,7 +108,7 @@ def reference_model(
         model.tie_weights()
         with torch.no_grad():
             model.cls.predictions.decoder.bias.copy_(
-                torch.from_numpy(weights["cls.predictions.bias"])
+                torch.from_numpy(weights["cls.predictions.decoder.bias"])
             )
     return model
 

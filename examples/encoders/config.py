@@ -6,7 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Head = Literal[
-    "hidden", "pooler", "token-classification", "question-answering", "sequence-classification"
+    "hidden",
+    "pooler",
+    "token-classification",
+    "question-answering",
+    "sequence-classification",
+    "masked-lm",
 ]
 Form = Literal["fp32", "sparseml", "qdq"]
 
@@ -16,8 +21,14 @@ HEADS: tuple[Head, ...] = (
     "token-classification",
     "question-answering",
     "sequence-classification",
+    "masked-lm",
 )
 FORMS: tuple[Form, ...] = ("fp32", "sparseml", "qdq")
+
+# The head of a masked language model; its decoder's weights are those of the word embeddings.
+PREDICTIONS = "cls.predictions"
+DECODER = f"{PREDICTIONS}.decoder"
+WORDS = "embeddings.word_embeddings"
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,8 @@ class EncoderConfig:
             names.append("classifier")
         if self.head == "question-answering":
             names.append("qa_outputs")
+        if self.head == "masked-lm":
+            names += [f"{PREDICTIONS}.transform.dense", DECODER]
         return names
 
     def tables(self) -> list[str]:
@@ -110,6 +123,8 @@ class EncoderConfig:
             for i in range(self.layers)
             for p in ("attention.output", "output")
         ]
+        if self.head == "masked-lm":
+            norms.append(f"{PREDICTIONS}.transform.LayerNorm")
         for name in norms:
             shapes |= {f"{name}.weight": (h,), f"{name}.bias": (h,)}
         labels = 2 if self.head == "question-answering" else self.num_labels
@@ -117,6 +132,8 @@ class EncoderConfig:
             n, k = h, h
             if name in ("classifier", "qa_outputs"):
                 n = labels
+            elif name == DECODER:
+                n = self.vocab
             elif name.endswith("intermediate.dense"):
                 n = m
             elif name.endswith("output.dense") and "attention" not in name:

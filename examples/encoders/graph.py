@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from examples.encoders.config import EncoderConfig, Export
+from examples.encoders.config import DECODER, PREDICTIONS, EncoderConfig, Export
 from examples.encoders.emitter import Emitter
 from examples.encoders.reference import LOWEST
 from examples.encoders.weights import Weights
@@ -101,9 +101,9 @@ class EncoderGraph:
         normed = e.op("Div", [centered, e.op("Sqrt", [shifted], scope)], scope)
         return e.op("Add", [e.op("Mul", [normed, gamma], scope), beta], scope)
 
-    def gelu(self, layer: str, x: str) -> str:
+    def gelu(self, scope: str, x: str) -> str:
         """GELU by erf: one node from opset 20 on, else primitive ops."""
-        e, scope = self.e, scope_of(f"{layer}.intermediate.intermediate_act_fn")
+        e = self.e
         if self.export.fused and self.export.opset >= 20:
             return e.op("Gelu", [x], scope, approximate="none")
         scaled = e.op("Div", [x, e.scalar(2**0.5, scope)], scope)
@@ -218,7 +218,8 @@ class EncoderGraph:
         y = self.linear(f"{name}.attention.output.dense", self.attention(name, x, mask), 3)
         y = e.op("Add", [y, x], scope_of(f"{name}.attention.output"))
         x = self.norm(f"{name}.attention.output.LayerNorm", y)
-        y = self.gelu(name, self.linear(f"{name}.intermediate.dense", x, 3))
+        scope = scope_of(f"{name}.intermediate.intermediate_act_fn")
+        y = self.gelu(scope, self.linear(f"{name}.intermediate.dense", x, 3))
         y = self.linear(f"{name}.output.dense", y, 3)
         y = e.op("Add", [y, x], scope_of(f"{name}.output"))
         return self.norm(f"{name}.output.LayerNorm", y)
@@ -257,6 +258,12 @@ class EncoderGraph:
             logits = self.linear("qa_outputs", x, 3)
             for half, name in zip(e.split_halves(logits, ""), ("start", "end"), strict=True):
                 e.output(e.squeeze(half, -1, ""), f"{name}_logits", kind, [batch, length])
+        elif config.head == "masked-lm":
+            transform = f"{PREDICTIONS}.transform"
+            scope = scope_of(f"{transform}.transform_act_fn")
+            y = self.gelu(scope, self.linear(f"{transform}.dense", x, 3))
+            logits = self.linear(DECODER, self.norm(f"{transform}.LayerNorm", y), 3)
+            e.output(logits, "logits", kind, [batch, length, config.vocab])
         return e
 
 

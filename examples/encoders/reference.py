@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from examples.encoders.config import EncoderConfig
+from examples.encoders.config import DECODER, PREDICTIONS, EncoderConfig
 from examples.encoders.quantization import QuantizedModel, Ranges
 from examples.encoders.weights import Weights
 
@@ -194,6 +194,10 @@ def forward(
     if config.head == "question-answering":
         logits = num.linear("qa_outputs", x)
         return [logits[..., 0], logits[..., 1]]
+    if config.head == "masked-lm":
+        y = gelu(num.linear(f"{PREDICTIONS}.transform.dense", x))
+        y = normalize(config, num, f"{PREDICTIONS}.transform.LayerNorm", y)
+        return [num.linear(DECODER, y)]
     pooled = np.tanh(num.linear("pooler.dense", x[:, 0]))
     if config.head == "pooler":
         return [x, pooled]

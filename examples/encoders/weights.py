@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from examples.encoders.config import EncoderConfig
+from examples.encoders.config import DECODER, WORDS, EncoderConfig
 
 Weights = dict[str, np.ndarray]
 
@@ -79,6 +79,8 @@ def random_weights(
                 values /= max(float(np.sqrt(np.square(values).mean())), 1e-6)
             values /= np.sqrt(np.float32(shape[1]))
         weights[name] = values.astype(np.float32)
+    if config.head == "masked-lm":
+        weights[f"{DECODER}.weight"] = weights[f"{WORDS}.weight"]
     return weights
 
 

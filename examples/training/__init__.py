@@ -1,1 +1,1 @@
-"""Trains small BERT encoders for the tasks of examples/{ner,sentiment,qa}; see README.md."""
+"""Trains the small BERT encoders of examples/models; see README.md."""

@@ -21,7 +21,7 @@ class Example:
 
     Attributes:
         text, pair: the text, or question and passage.
-        spans: entities in `text`, or the answer in `pair` (the first span).
+        spans: entities in `text`, words of it to be found, or the answer in `pair` (the first).
         label: number of the text's label.
     """
 
@@ -105,6 +105,17 @@ def answer_tokens(encoding: Encoding, answer: Span) -> list[int]:
     return [tokens[0], tokens[-1]]
 
 
+def hide(encoding: Encoding, spans: Sequence[Span], ids: np.ndarray, mask: int) -> list[int]:
+    """Put the mask token on tokens in `spans`; returns their ids, and IGNORE for all others."""
+    result = []
+    for i, (start, end) in enumerate(encoding.offsets):
+        hidden = start < end and any(s.start <= start and end <= s.end for s in spans)
+        result.append(encoding.ids[i] if hidden else IGNORE)
+        if hidden:
+            ids[i] = mask
+    return result
+
+
 def collate(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
     """Tokenize examples and pad them to the longest."""
     inputs = [e.text if e.pair is None else (e.text, e.pair) for e in examples]
@@ -121,6 +132,11 @@ def collate(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> Ba
         for i, (encoding, example) in enumerate(pairs):
             labels = token_labels(encoding, example.spans, task.labels)
             targets[i, : len(labels)] = labels
+    elif task.head == "masked-lm":
+        targets = np.full(shape, IGNORE, np.int64)
+        mask_id = tokenizer.token_to_id("[MASK]")
+        for i, (encoding, example) in enumerate(pairs):
+            targets[i, : len(encoding)] = hide(encoding, example.spans, ids[i], mask_id)
     elif task.head == "question-answering":
         targets = np.array([answer_tokens(encoding, e.spans[0]) for encoding, e in pairs])
     else:

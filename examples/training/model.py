@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from examples.encoders import EncoderConfig, Ranges, Weights
+from examples.encoders.config import DECODER, PREDICTIONS, WORDS
 from examples.encoders.reference import input_key
 
 # Ranges of activations follow what is seen at this rate while they are still learned.
@@ -46,7 +47,10 @@ class Encoder(nn.Module):
                 for name in config.parameter_shapes()
             }
         )
-        for name in config.tables():  # new names must look like the ones that were trained on
+        frozen = config.tables()  # new names must look like the ones that were trained on
+        if config.head == "masked-lm":
+            frozen.append(DECODER)  # the same table
+        for name in frozen:
             self.parameter(f"{name}.weight").requires_grad = False
 
     def parameter(self, name: str) -> nn.Parameter:
@@ -133,9 +137,9 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids, mask and types, integers [B, S] -> (last hidden state, scores).
 
-        Scores are [B, rows, classes], each row a choice between classes: tokens between labels,
-        the whole text between labels (one row), or for question answering start and end (two rows)
-        between tokens.
+        Scores are [B, rows, classes], each row a choice between classes: tokens between labels or
+        between words of the vocabulary, the whole text between labels (one row), or for question
+        answering start and end (two rows) between tokens.
         """
         rows = [functional.embedding(ids, self.parameter("embeddings.word_embeddings.weight"))]
         rows.append(self.parameter("embeddings.token_type_embeddings.weight")[types])
@@ -154,6 +158,9 @@ class Encoder(nn.Module):
         if self.config.head == "question-answering":
             scores = self.linear("qa_outputs", x).transpose(1, 2)
             return x, scores + hidden[:, 0]
+        if self.config.head == "masked-lm":
+            y = functional.gelu(self.linear(f"{PREDICTIONS}.transform.dense", x))
+            return x, self.linear(DECODER, self.norm(f"{PREDICTIONS}.transform.LayerNorm", y))
         pooled = torch.tanh(self.linear("pooler.dense", x[:, 0]))
         return x, self.linear("classifier", pooled)[:, None]
 
@@ -165,6 +172,10 @@ def with_head(config: EncoderConfig, weights: Weights, seed: int) -> Weights:
     for name, shape in config.parameter_shapes().items():
         if name in weights:
             result[name] = weights[name]
+        elif name.endswith("LayerNorm.weight"):
+            result[name] = np.ones(shape, np.float32)
+        elif name == f"{DECODER}.weight":
+            result[name] = result[f"{WORDS}.weight"]
         elif name.endswith("bias"):
             result[name] = np.zeros(shape, np.float32)
         else:

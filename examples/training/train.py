@@ -97,12 +97,12 @@ def loss_of(
     teacher: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
     """Cross entropy; with a teacher's (hidden, scores) also the distance to both."""
-    scores = scores.float()
-    loss = functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    counted = targets != IGNORE
+    scores = scores[counted].float()
+    loss = functional.cross_entropy(scores, targets[counted])
     if teacher is None:
         return loss
-    counted = targets != IGNORE
-    ours = (scores[counted] / TEMPERATURE).log_softmax(-1)
+    ours = (scores / TEMPERATURE).log_softmax(-1)
     theirs = (teacher[1].float()[counted] / TEMPERATURE).log_softmax(-1)
     near = functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
     real = mask.bool()
@@ -299,11 +299,16 @@ ARCHITECTURES = {
     "token-classification": "BertForTokenClassification",
     "sequence-classification": "BertForSequenceClassification",
     "question-answering": "BertForQuestionAnswering",
+    "masked-lm": "BertForMaskedLM",
 }
 
 
 def hf_config(task: Task, config: EncoderConfig) -> dict[str, Any]:
     """config.json in Hugging Face's format."""
+    labels = {
+        "id2label": {str(i): label for i, label in enumerate(task.labels)},
+        "label2id": {label: i for i, label in enumerate(task.labels)},
+    }
     return {
         "architectures": [ARCHITECTURES[config.head]],
         "model_type": "bert",
@@ -318,8 +323,7 @@ def hf_config(task: Task, config: EncoderConfig) -> dict[str, Any]:
         "position_embedding_type": "absolute",
         "type_vocab_size": config.type_vocab,
         "vocab_size": config.vocab,
-        "id2label": {str(i): label for i, label in enumerate(task.labels)},
-        "label2id": {label: i for i, label in enumerate(task.labels)},
+        **(labels if task.labels else {}),
     }
 
 
