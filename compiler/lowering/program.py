@@ -201,7 +201,7 @@ class Accumulator:
         return None if found is None else found.reshape(np.shape(self.scale))
 
 
-def _inverse(number: np.ndarray | np.float32) -> np.ndarray | np.float32:
+def _inverse(number: Any) -> Any:
     """1 / number in float32; infinite for zero, as the division would be."""
     with np.errstate(divide="ignore"):
         return np.float32(1.0) / number
