@@ -28,6 +28,7 @@ from sparsec.compiler import targets, toolchain
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, bind_shape, interpret
 from sparsec.compiler.lowering import general
 from sparsec.compiler.lowering.general import render
+from sparsec.compiler.ops import OPS
 from sparsec.runtime import cpu
 
 
@@ -824,6 +825,64 @@ def contraction_case(draw: Any) -> Case:
     for dtype, shape in zip((left, right), zeros, strict=True):
         parts.append(None if shape is None else tensor(draw, dtype, shape, batch))
     return one_node(op, batch, parts)
+
+
+@st.composite
+def convolution_case(draw: Any) -> Case:
+    batch = draw(st.integers(1, 2))
+    rank = draw(st.sampled_from([1, 2, 2, 3]))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    depth, maps = draw(st.sampled_from([1, 1, 2, 5])), draw(st.sampled_from([1, 2, 7, 65]))
+    kernel = [draw(st.sampled_from([1, 2, 3])) for _ in range(rank)]
+    unit = draw(st.booleans())
+    strides, dilations = (
+        tuple(1 if unit else draw(st.sampled_from([1, 2, 3])) for _ in range(rank)) for _ in "sd"
+    )
+    sizes = [1, 2, 7, 33] if rank > 1 else [1, 5, 16, 31, 40, 64, 70, 100]
+    size = [
+        (k - 1) * d + draw(st.sampled_from(sizes)) for k, d in zip(kernel, dilations, strict=True)
+    ]
+    n = draw(st.sampled_from([BATCH, 1, 2]))
+    x_shape, w_shape = (n, groups * depth, *size), (groups * maps, depth, *kernel)
+    attrs = {"strides": strides, "dilations": dilations, "groups": groups}
+    if draw(st.booleans()):
+        dtype = draw(st.sampled_from(FLOATS))
+        parts = [tensor(draw, dtype, s, batch, False) for s in (x_shape, w_shape)]
+        terms = depth * math.prod(kernel)
+
+        def size_of(inputs: list[np.ndarray], _: Any) -> Any:
+            (total,) = OPS["conv"].reference(attrs, *(np.abs(a).astype("f8") for a in inputs[:2]))
+            return total
+
+        return one_node("conv", batch, parts, **attrs, ulps=terms + 2, scale=size_of)
+    left, right = draw(st.sampled_from(BYTES)), draw(st.sampled_from(BYTES))
+    parts = [tensor(draw, left, x_shape, batch), tensor(draw, right, w_shape, batch)]
+    zeros = draw(st.sampled_from([None, ()])), draw(st.sampled_from([None, (), w_shape[:1]]))
+    for dtype, shape in zip((left, right), zeros, strict=True):
+        parts.append(None if shape is None else tensor(draw, dtype, shape, batch))
+    return one_node("conv_integer", batch, parts, **attrs)
+
+
+@BATCHED
+@given(cases=st.lists(convolution_case(), min_size=40, max_size=40))
+def test_convolutions(build: Any, cases: list[Case]) -> None:
+    build(cases)
+
+
+def test_deep_convolutions(build: Any) -> None:
+    """Patches longer than what is copied at a time."""
+    rng = np.random.default_rng(4)
+    attrs = {"strides": (1, 1), "dilations": (1, 1), "groups": 1}
+    x, w = (rng.integers(-9, 9, s).astype(np.float32) for s in ((2, 70, 9, 20), (67, 70, 3, 3)))
+    narrow = x.astype(np.int8), w.astype(np.int8)
+    apart = attrs | {"strides": (2, 3)}
+    build(
+        [
+            one_node("conv", 2, [(x, (BATCH, *x.shape[1:])), (w, w.shape)], **a)
+            for a in (attrs, apart)
+        ]
+        + [one_node("conv_integer", 1, [(a, a.shape) for a in narrow], **b) for b in (attrs, apart)]
+    )
 
 
 @BATCHED

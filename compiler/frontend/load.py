@@ -342,8 +342,9 @@ def _check_order(graph: onnx.GraphProto, path: Path) -> None:
         )
     readers: dict[str, list[int]] = {}
     blocked = [0] * len(graph.node)
+    later = made - known
     for i, node in enumerate(graph.node):
-        for name in set(node.input) & made - known:
+        for name in set(node.input) & later:
             readers.setdefault(name, []).append(i)
             blocked[i] += 1
     ready = [i for i, count in enumerate(blocked) if not count]
