@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Editor, Graph, Node
+from sparsec.compiler.ir import Editor, Graph
 from sparsec.errors import UnsupportedError
 
 
@@ -14,24 +14,12 @@ def check_supported(graph: Graph) -> None:
 
     bad = []
     for node in graph.nodes:
-        reason = supported(node, graph) or _beyond_batch(node, graph)
+        reason = supported(node, graph)
         if reason is not None:
             bad.append((node.source or node.output, node.op, reason))
     if bad:
         listing = "\n".join(f"  {name} ({op}): {reason}" for name, op, reason in bad)
         raise UnsupportedError(f"{len(bad)} node(s) cannot be compiled:\n{listing}", bad)
-
-
-def _beyond_batch(node: Node, graph: Graph) -> str | None:
-    """Why a result has no place in memory that grows with the batch, if so."""
-    for name in node.outputs:
-        shape = graph.values[name].shape
-        if sum(isinstance(d, BatchDim) for d in shape) > 1:
-            return (
-                f"its result {list(shape)} grows with the square of the batch size B: compare samples "
-                "with each other outside of the model, or export it with a fixed batch size"
-            )
-    return None
 
 
 def row_major_products(graph: Graph) -> Graph:
