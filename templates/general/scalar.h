@@ -191,6 +191,33 @@ static inline float op_exp_near_f32(float x)
     return p * op_power_of_two_f32(n);
 }
 
+/* The natural logarithm within 0.8 units of the last place. */
+static inline float op_log_f32(float x)
+{
+    /* x is m * 2^n with m from sqrt(1/2) to sqrt(2); denormal ones are made normal first. */
+    const int small = x < 0x1p-126f;
+    const float scaled = x * (small ? 0x1p+23f : 1.0f);
+    uint32_t bits;
+    memcpy(&bits, &scaled, 4);
+    const int32_t n = (int32_t)(bits - 0x3f3504f3u) >> 23;
+    bits -= (uint32_t)n << 23;
+    float m;
+    memcpy(&m, &bits, 4);
+    const float f = m - 1.0f, whole = (float)(n - 23 * small), square = f * f;
+    float p = op_fma_f32(f, 0.0674882159f, -0.116794042f);
+    p = op_fma_f32(f, p, 0.118892446f);
+    p = op_fma_f32(f, p, -0.124050885f);
+    p = op_fma_f32(f, p, 0.142193511f);
+    p = op_fma_f32(f, p, -0.166680142f);
+    p = op_fma_f32(f, p, 0.200021282f);
+    p = op_fma_f32(f, p, -0.250000089f);
+    p = op_fma_f32(f, p, 0.333333135f);
+    const float rest = op_fma_f32(square * f, p, op_fma_f32(whole, -2.12194440e-4f, -0.5f * square));
+    const float y = op_fma_f32(whole, 0.693359375f, f + rest);
+    const float edge = x == 0 ? -INFINITY : x > 0 ? x : NAN; /* infinity and NaN stay */
+    return (x > 0) & (x < INFINITY) ? y : edge;
+}
+
 /* The error function within 1.2 units of the last place. */
 static inline float op_erf_f32(float x)
 {
@@ -305,6 +332,7 @@ static inline float op_gelu_tanh_f32(float x)
 }
 
 static inline double op_exp_f64(double x) { return exp(x); }
+static inline double op_log_f64(double x) { return log(x); }
 static inline double op_sin_f64(double x) { return sin(x); }
 static inline double op_cos_f64(double x) { return cos(x); }
 static inline double op_erf_f64(double x) { return erf(x); }
@@ -351,6 +379,41 @@ static inline float op_dequantize_i32(int32_t q, float scale, int32_t zp)
 {
     return (float)((int64_t)q - (int64_t)zp) * scale;
 }
+
+/* ---- vectors ---- */
+
+/* One vector register of the target, as a compiler's vector type. */
+#if defined(__AVX512F__)
+#define OP_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define OP_VECTOR_BYTES 32
+#else
+#define OP_VECTOR_BYTES 16
+#endif
+
+typedef float op_vf32 __attribute__((vector_size(OP_VECTOR_BYTES)));
+typedef double op_vf64 __attribute__((vector_size(OP_VECTOR_BYTES)));
+typedef int32_t op_mf32 __attribute__((vector_size(OP_VECTOR_BYTES))); /* what comparisons give */
+typedef int64_t op_mf64 __attribute__((vector_size(OP_VECTOR_BYTES)));
+enum { OP_LANES_f32 = OP_VECTOR_BYTES / 4, OP_LANES_f64 = OP_VECTOR_BYTES / 8 };
+
+/* a * b + c, in one rounding where the target has that. */
+#if defined(__AVX512F__)
+#define OP_FMA_V(S, SUFFIX)                                                                         \
+    static inline op_v##S op_fma_v##S(op_v##S a, op_v##S b, op_v##S c) { return _mm512_fmadd_##SUFFIX(a, b, c); }
+OP_FMA_V(f32, ps)
+OP_FMA_V(f64, pd)
+#elif defined(__FMA__)
+#define OP_FMA_V(S, SUFFIX)                                                                         \
+    static inline op_v##S op_fma_v##S(op_v##S a, op_v##S b, op_v##S c) { return _mm256_fmadd_##SUFFIX(a, b, c); }
+OP_FMA_V(f32, ps)
+OP_FMA_V(f64, pd)
+#else
+static inline op_vf32 op_fma_vf32(op_vf32 a, op_vf32 b, op_vf32 c) { return c + a * b; }
+static inline op_vf64 op_fma_vf64(op_vf64 a, op_vf64 b, op_vf64 c) { return c + a * b; }
+#endif
+static inline op_vf32 op_set1_vf32(float a) { return a - (op_vf32){0}; }
+static inline op_vf64 op_set1_vf64(double a) { return a - (op_vf64){0}; }
 
 /* ---- runs of elements ---- */
 
@@ -452,8 +515,6 @@ OP_PRODUCT(u8, uint8_t, uint64_t)
                 lane[j] = op_##NAME##_##S(lane[j], lane[j + half]);                                 \
         return lane[0];                                                                             \
     }
-OP_EXTREMUM(max, f32, float)
-OP_EXTREMUM(max, f64, double)
 OP_EXTREMUM(max, i64, int64_t)
 OP_EXTREMUM(max, i32, int32_t)
 OP_EXTREMUM(max, i16, int16_t)
@@ -462,8 +523,6 @@ OP_EXTREMUM(max, u64, uint64_t)
 OP_EXTREMUM(max, u32, uint32_t)
 OP_EXTREMUM(max, u16, uint16_t)
 OP_EXTREMUM(max, u8, uint8_t)
-OP_EXTREMUM(min, f32, float)
-OP_EXTREMUM(min, f64, double)
 OP_EXTREMUM(min, i64, int64_t)
 OP_EXTREMUM(min, i32, int32_t)
 OP_EXTREMUM(min, i16, int16_t)
@@ -472,6 +531,39 @@ OP_EXTREMUM(min, u64, uint64_t)
 OP_EXTREMUM(min, u32, uint32_t)
 OP_EXTREMUM(min, u16, uint16_t)
 OP_EXTREMUM(min, u8, uint8_t)
+
+#define OP_EXTREMUM_FLOAT(NAME, S, T, BEFORE)                                                       \
+    static inline T op_##NAME##_run_##S(T start, const T *x, int64_t n)                             \
+    {                                                                                               \
+        op_v##S best[2] = {op_set1_v##S(start), op_set1_v##S(start)}, v;                            \
+        op_m##S nan = {0};                                                                          \
+        int64_t i = 0;                                                                              \
+        for (; i + 2 * OP_LANES_##S <= n; i += 2 * OP_LANES_##S)                                    \
+            for (int h = 0; h < 2; h++) {                                                           \
+                memcpy(&v, x + i + h * OP_LANES_##S, sizeof v);                                     \
+                const op_m##S take = v BEFORE best[h];                                              \
+                best[h] = (op_v##S)((take & (op_m##S)v) | (~take & (op_m##S)best[h]));              \
+                nan |= v != v;                                                                      \
+            }                                                                                       \
+        const op_m##S take = best[1] BEFORE best[0];                                                \
+        best[0] = (op_v##S)((take & (op_m##S)best[1]) | (~take & (op_m##S)best[0]));                \
+        T lane[OP_LANES_##S];                                                                       \
+        int32_t odd = 0;                                                                            \
+        memcpy(lane, &best[0], sizeof lane);                                                        \
+        for (int j = 0; j < OP_LANES_##S; j++)                                                      \
+            odd |= (int32_t)nan[j];                                                                 \
+        for (int half = OP_LANES_##S / 2; half; half /= 2)                                          \
+            for (int j = 0; j < half; j++)                                                          \
+                lane[j] = lane[j + half] BEFORE lane[j] ? lane[j + half] : lane[j];                 \
+        start = odd ? (T)NAN : lane[0];                                                             \
+        for (; i < n; i++)                                                                          \
+            start = op_##NAME##_##S(start, x[i]);                                                   \
+        return start;                                                                               \
+    }
+OP_EXTREMUM_FLOAT(max, f32, float, >)
+OP_EXTREMUM_FLOAT(max, f64, double, >)
+OP_EXTREMUM_FLOAT(min, f32, float, <)
+OP_EXTREMUM_FLOAT(min, f64, double, <)
 
 /* a / b for finite b whose reciprocal `inverse` is known: one Newton step makes the product the true
  * quotient, or within a unit of the last place where it is denormal. */
@@ -492,40 +584,16 @@ static inline double op_quotient_f64(double a, double b, double inverse) { (void
     static inline void op_softmax_run_##S(T *y, const T *x, int64_t n)                              \
     {                                                                                               \
         const T top = op_max_run_##S((T)-INFINITY, x, n);                                           \
-        double lane[16] = {0};                                                                      \
-        int64_t i = 0;                                                                              \
-        for (; i + 16 <= n; i += 16) {                                                              \
-            T e[16];                                                                                \
-            for (int j = 0; j < 16; j++)                                                            \
-                e[j] = op_exp_##S(x[i + j] - top);                                                  \
-            for (int j = 0; j < 16; j++)                                                            \
-                lane[j] += (double)e[j];                                                            \
-            memcpy(y + i, e, sizeof e);                                                             \
-        }                                                                                           \
-        for (int half = 8; half; half /= 2)                                                         \
-            for (int j = 0; j < half; j++)                                                          \
-                lane[j] += lane[j + half];                                                          \
-        for (; i < n; i++) {                                                                        \
+        for (int64_t i = 0; i < n; i++)                                                             \
             y[i] = op_exp_##S(x[i] - top);                                                          \
-            lane[0] += (double)y[i];                                                                \
-        }                                                                                           \
-        const T sum = (T)lane[0], inverse = 1 / sum;                                                \
-        for (i = 0; i < n; i++)                                                                     \
+        const T sum = (T)op_sum_##S(y, n), inverse = 1 / sum;                                                \
+        for (int64_t i = 0; i < n; i++)                                                             \
             y[i] = op_quotient_##S(y[i], sum, inverse);                                             \
     }
 OP_SOFTMAX(f32, float)
 OP_SOFTMAX(f64, double)
 
 /* ---- matrix products ---- */
-
-/* One vector register of the target, as a compiler's vector type. */
-#if defined(__AVX512F__)
-#define OP_VECTOR_BYTES 64
-#elif defined(__AVX__)
-#define OP_VECTOR_BYTES 32
-#else
-#define OP_VECTOR_BYTES 16
-#endif
 
 /* Rows of a register block; its columns are two vectors.  AVX512 has 32 registers, the others 16. */
 enum { OP_MR = OP_VECTOR_BYTES == 64 ? 8 : 4 };
@@ -536,32 +604,10 @@ enum { OP_MC = 64 };
 /* Rows and columns of a block of dot products. */
 enum { OP_DOT_MR = 4, OP_DOT_NR = OP_VECTOR_BYTES == 64 ? 4 : 2 };
 
-typedef float op_vf32 __attribute__((vector_size(OP_VECTOR_BYTES)));
-typedef double op_vf64 __attribute__((vector_size(OP_VECTOR_BYTES)));
-
-/* a * b + c, in one rounding where the target has that. */
-#if defined(__AVX512F__)
-#define OP_FMA_V(S, SUFFIX)                                                                         \
-    static inline op_v##S op_fma_v##S(op_v##S a, op_v##S b, op_v##S c) { return _mm512_fmadd_##SUFFIX(a, b, c); }
-OP_FMA_V(f32, ps)
-OP_FMA_V(f64, pd)
-#elif defined(__FMA__)
-#define OP_FMA_V(S, SUFFIX)                                                                         \
-    static inline op_v##S op_fma_v##S(op_v##S a, op_v##S b, op_v##S c) { return _mm256_fmadd_##SUFFIX(a, b, c); }
-OP_FMA_V(f32, ps)
-OP_FMA_V(f64, pd)
-#else
-static inline op_vf32 op_fma_vf32(op_vf32 a, op_vf32 b, op_vf32 c) { return c + a * b; }
-static inline op_vf64 op_fma_vf64(op_vf64 a, op_vf64 b, op_vf64 c) { return c + a * b; }
-#endif
-static inline op_vf32 op_set1_vf32(float a) { return a - (op_vf32){0}; }
-static inline op_vf64 op_set1_vf64(double a) { return a - (op_vf64){0}; }
-
 /* y[mr][nr] = a[mr][k] b[k][nr], with mr <= OP_MR and nr <= 2 vectors; rows are lda, ldb, ldy apart.
  * With `more` it is added to what y holds, in the order in which one longer product would add it. */
 #define OP_GEMM(S, T)                                                                               \
     enum {                                                                                          \
-        OP_LANES_##S = OP_VECTOR_BYTES / sizeof(T),                                                 \
         OP_NR_##S = 2 * OP_LANES_##S,                                                               \
         OP_KC_##S = 24576 / (OP_NR_##S * sizeof(T)) /* depth of a copied panel: it stays in L1 */   \
     };                                                                                              \
@@ -689,16 +735,19 @@ OP_COPY(i32, int32_t)
     static inline __attribute__((always_inline)) void op_taps_fixed_##S(                            \
         const int nv, T *y, const T *x, const T *w, const int32_t *tap, int taps, int64_t last)     \
     {                                                                                               \
-        op_v##S sum[4] = {{0}}, v;                                                                  \
-        for (int t = 0; t < taps; t++) {                                                            \
-            const op_v##S factor = op_set1_v##S(w[t]);                                              \
-            for (int i = 0; i < nv; i++) {                                                          \
-                memcpy(&v, x + tap[t] + (i < nv - 1 ? i * OP_LANES_##S : last), sizeof v);          \
-                sum[i] = op_fma_v##S(factor, v, sum[i]);                                            \
+        op_v##S sum[2][4] = {{{0}}}, v; /* of even and of odd taps: two chains of additions */      \
+        for (int t = 0; t < taps; t += 2)                                                           \
+            for (int h = 0; h < 2 && t + h < taps; h++) {                                           \
+                const op_v##S factor = op_set1_v##S(w[t + h]);                                      \
+                for (int i = 0; i < nv; i++) {                                                      \
+                    memcpy(&v, x + tap[t + h] + (i < nv - 1 ? i * OP_LANES_##S : last), sizeof v);  \
+                    sum[h][i] = op_fma_v##S(factor, v, sum[h][i]);                                  \
+                }                                                                                   \
             }                                                                                       \
+        for (int i = 0; i < nv; i++) {                                                              \
+            v = sum[0][i] + sum[1][i];                                                              \
+            memcpy(y + (i < nv - 1 ? i * OP_LANES_##S : last), &v, sizeof v);                       \
         }                                                                                           \
-        for (int i = 0; i < nv; i++)                                                                \
-            memcpy(y + (i < nv - 1 ? i * OP_LANES_##S : last), &sum[i], sizeof sum[i]);             \
     }                                                                                               \
     static inline void op_taps_##S(T *y, const T *x, const T *w, const int32_t *tap, int taps,      \
                                    int64_t n)                                                       \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 from sparsec.compiler.lowering.general.contraction import needs_sums, parameter_number
 from sparsec.compiler.lowering.general.extents import (
@@ -19,6 +20,15 @@ from sparsec.compiler.ops.contraction import conv_out
 
 # Elements of a line that a depthwise kernel sums up at a time.
 _COLUMNS = 64
+
+# Taps of bytes whose sums floats hold: 256 * 255 * 255 is less than 2**24.
+_EXACT = 256
+
+# How a depthwise kernel reads lines whose places are next to each other.
+_AS_IT_IS: dict[str, Any] = {"runs": [], "pitch": 0, "step": 1}
+
+# Elements of lines that a depthwise kernel may copy, to the stack.
+_COPIED = 16384
 
 # Places between the lines of a result that are computed for nothing may be as many as this share of
 # all; else patches are copied element by element.
@@ -76,7 +86,10 @@ def _emit(call: Call, zeros: tuple[str, str] | None) -> str:
     batch = Extent.of(x.shape[0])
     places = product(out)
     work = batch * Extent(groups * maps * depth) * places
-    if depth == len(taps):
+    copied = zeros is not None or moves[-1] > 1
+    runs = _runs(taps, apart[-1], len(kernel[-1]), max(moves[-1], 1)) if copied else _AS_IT_IS
+    small = len(runs["runs"]) * runs["pitch"] <= _COPIED and not (zeros and len(taps) > _EXACT)
+    if depth == len(taps) and small:
         lines, ahead = out[:-1], [Extent(m) for m in moves[:-1]]
         if zeros:
             context["w_zero"] = w_zero.format(map="map")
@@ -85,12 +98,12 @@ def _emit(call: Call, zeros: tuple[str, str] | None) -> str:
             rows=batch * Extent(groups * maps) * product(lines),
             work=work,
             columns=_COLUMNS,
+            exact=_EXACT,
             lines=product(lines),
             decode=_coordinates(f"row % {product(lines)}", lines, ahead),
             source=offset("i", ahead),
-            step=moves[-1] if out[-1].coef > 1 else 1,
             width=out[-1],
-            **context,
+            **(context | runs),
         )
     if zeros:
         context["w_zero"] = w_zero.format(map=f"group * {maps} + i")
@@ -137,6 +150,32 @@ def _emit(call: Call, zeros: tuple[str, str] | None) -> str:
         work=work,
         **context,
     )
+
+
+def _runs(taps: list[int], apart: int, last: int, step: int) -> dict[str, Any]:
+    """How a depthwise kernel reads lines whose places are `step` elements apart.
+
+    Args:
+        taps: offsets of all taps; the last axis is the inner one.
+        apart: distance of two taps along the last axis.
+        last: taps along the last axis.
+        step: distance of two places of a line.
+
+    Returns:
+        The runs that are copied, (begin, elements beyond one for each place), and the taps as
+        offsets into those, `pitch` elements each.
+    """
+    runs: dict[int, int] = {}
+    places = []
+    for i, tap in enumerate(taps):
+        ahead = i % last * apart // step
+        begin = tap - ahead * step
+        runs[begin] = max(runs.get(begin, 0), ahead)
+        places.append((begin, ahead))
+    pitch = _COLUMNS + max(runs.values())
+    order = {begin: k for k, begin in enumerate(runs)}
+    moved = [order[begin] * pitch + ahead for begin, ahead in places]
+    return {"runs": list(runs.items()), "pitch": pitch, "step": step, "taps": moved}
 
 
 def _coordinates(index: str, dims: list[Extent], used: list[Extent]) -> list[str]:
