@@ -87,6 +87,7 @@ bench-serve: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/general.py
 	$(BIN)/python benchmarks/bert_base.py
 
 # DeepSparse, OpenVINO and ONNX Runtime get environments of their own, in build/bench.

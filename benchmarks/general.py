@@ -47,8 +47,8 @@ class Case:
         constants: operands that the model holds; they follow the inputs.
         attrs: the node's attributes.
         outputs: how many results it has.
-        near: difference from ONNX Runtime that rounding explains, of values of about 1; integers
-            may differ by `near` too.
+        near: difference from ONNX Runtime that rounding explains, relative for values above 1;
+            of integers that are rounded to, 1.
     """
 
     name: str
@@ -348,15 +348,19 @@ def measure(
 
 
 def compare(got: Sequence[Any], wanted: Sequence[Any], near: float) -> tuple[float, bool]:
-    """Largest difference of all outputs, and whether each is within `near`, larger for larger
-    values."""
+    """Largest difference of all outputs, and whether each is within `near`.
+
+    Of floats above 1 that is relative; integers must be equal unless `near` is 1.
+    """
     worst, agrees = 0.0, True
     for a, b in zip(got, wanted, strict=True):
         with np.errstate(invalid="ignore"):
             off = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
         off = np.where(np.asarray(a == b), 0, off)
         worst = max(worst, float(off.max(initial=0)))
-        agrees = agrees and bool(np.all(off <= near * np.maximum(1, np.abs(b))))
+        floats = np.asarray(b).dtype.kind == "f"
+        bound = near * np.maximum(1, np.abs(b)) if floats else np.floor(near)
+        agrees = agrees and bool(np.all(off <= bound))
     return worst, agrees
 
 
@@ -387,7 +391,7 @@ def as_text(results: Sequence[Result], threads: int, target: str, about: dict[st
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description="single ops against ONNX Runtime")
     parser.add_argument("--only", default="", metavar="WORD", help="cases whose names hold it")
@@ -401,7 +405,7 @@ def main() -> None:
         metavar="DIR",
         help="where to save, unless --only or --family is given",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     about = machine.describe()
     results = []
     with tempfile.TemporaryDirectory() as name:
