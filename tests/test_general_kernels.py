@@ -30,6 +30,7 @@ from sparsec.compiler.lowering import general
 from sparsec.compiler.lowering.general import render
 from sparsec.compiler.ops import OPS
 from sparsec.runtime import cpu
+from tests.lane_harness import STAND_INS
 
 
 def compiler_flags(kind: str) -> list[str]:
@@ -918,6 +919,26 @@ def test_integer_extremes(build: Any, dtype: str) -> None:
     case = one_node("matmul_integer", 1, [(a, a.shape), b, za, zb])
     assert case.expected[0][0, 0] == -255 * 255 * 3072
     build([case])
+
+
+@pytest.mark.parametrize("target", ["avx2", "avx_vnni"])
+@BATCHED
+@given(
+    cases=st.lists(
+        st.one_of(contraction_case(), convolution_case(), reduction_case(), elementwise_case()),
+        min_size=40,
+        max_size=40,
+    )
+)
+def test_other_vectors(target: str, cases: list[Case], tmp_path_factory: Any) -> None:
+    """The instructions of other targets that this machine can run, or such as do the same."""
+    cc, features = toolchain.find(), cpu.detect().features
+    needs = STAND_INS.get(target, targets.get(target).features)
+    if isinstance(cc, toolchain.Zig) or not {*needs} <= {*features}:
+        pytest.skip(f"cannot build or run {target} here")
+    own = ["-Wno-aggressive-loop-optimizations"] if isinstance(cc, toolchain.Gcc) else []
+    flags = [*toolchain.SEMANTICS, "-O2", *(f"-m{feature}" for feature in needs), *own]
+    run(cases, tmp_path_factory.mktemp(target), [*cc.command, *cc.base_flags(), *flags])
 
 
 # ---- attention ----

@@ -793,13 +793,17 @@ static inline op_vint op_dot(op_vint sum, int32_t a, op_vint b)
 {
     return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(a), b);
 }
-#elif defined(__AVXVNNI__)
+#elif defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
 #define OP_INT_BYTES 1
 #define OP_INT_LANES 8
 typedef __m256i op_vint;
 static inline op_vint op_dot(op_vint sum, int32_t a, op_vint b)
 {
+#if defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(sum, _mm256_set1_epi32(a), b);
+#else
+    return _mm256_dpbusd_epi32(sum, _mm256_set1_epi32(a), b);
+#endif
 }
 #elif defined(__AVX2__)
 #define OP_INT_BYTES 0
