@@ -147,8 +147,8 @@ def _patches(attrs: Attrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np
     out = conv_out(attrs, x.shape, w.shape)
     spans = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], attrs["dilations"], strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
-    steps = [slice(None, None, s) for s in (*attrs["strides"], *attrs["dilations"])]
-    windows = windows[(slice(None), slice(None), *steps)]
+    steps = (1, 1, *attrs["strides"], *attrs["dilations"])
+    windows = windows[tuple(slice(None, None, s) for s in steps)]
     inner, outer = range(2 + rank, 2 + 2 * rank), range(2, 2 + rank)
     depth = math.prod(w.shape[1:])
     columns = windows.transpose(0, 1, *inner, *outer)

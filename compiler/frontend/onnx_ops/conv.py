@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def _convolve(
         return _Sums(product(rows, weights), True, shape)
     for i in range(len(g.kernel)):
         x = pad_constant(c, x, 2 + i, g.before[i], g.after[i], fill)
-    attrs = {"strides": g.strides, "dilations": g.dilations, "groups": g.groups}
+    attrs: dict[str, Any] = {"strides": g.strides, "dilations": g.dilations, "groups": g.groups}
     return _Sums(c.emit(op, x, w, *zeros, **attrs), False, shape)
 
 
