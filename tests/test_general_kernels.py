@@ -941,6 +941,47 @@ def test_other_vectors(target: str, cases: list[Case], tmp_path_factory: Any) ->
     run(cases, tmp_path_factory.mktemp(target), [*cc.command, *cc.base_flags(), *flags])
 
 
+def test_compilers_keep_calls_that_write(tmp_path: Path) -> None:
+    """Copies to where a pointer in memory points, from constants and an input: gcc 12 lost them."""
+    rng = np.random.default_rng(0)
+    shapes = [(9, 6, 2), (9, 6, 17), (9, 6, 1)]
+    parts = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    case = one_node("concat", 1, [(p, p.shape) for p in parts], axis=2)
+    (node,) = case.graph.nodes
+    code = f"""
+        #include "rt.h"
+        #include "general/scalar.h"
+        extern const unsigned char table[];
+        {general.general_kernel(node, case.graph, "kernel")}
+        static __attribute__((noinline)) void stage(const sparsec_rt *rt)
+        {{
+            kernel(rt, (void *)rt->buf[0], (const void *)(table + 64), (void *)rt->buf[1],
+                   (const void *)(table + 1024));
+        }}
+        __attribute__((visibility("default"))) void run(float *y, const float *x)
+        {{
+            char *buf[] = {{(char *)y, (char *)x}};
+            const sparsec_rt rt = {{.batch = 1, .buf = buf}};
+            stage(&rt);
+        }}
+    """
+    table = np.zeros(2048, np.uint8)
+    for part, begin in ((parts[0], 64), (parts[2], 1024)):
+        table[begin : begin + part.nbytes] = part.reshape(-1).view(np.uint8)
+    (tmp_path / "run.c").write_text(code)
+    numbers_in_c = ", ".join(map(str, table))
+    (tmp_path / "table.c").write_text(f"const unsigned char table[] = {{{numbers_in_c}}};")
+    cc = toolchain.find()
+    include = str(resources.files("sparsec.templates") / "sparsec.h").removesuffix("/sparsec.h")
+    flags = [*cc.base_flags(), *cc.flags(targets.get("generic")), "-shared", "-I", include]
+    sources = [tmp_path / "run.c", tmp_path / "table.c"]
+    subprocess.run([*cc.command, *flags, *sources, "-o", tmp_path / "run.so", "-lm"], check=True)
+    y = np.zeros((9, 6, 20), np.float32)
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (y, parts[1])]
+    ctypes.CDLL(str(tmp_path / "run.so")).run(*pointers)
+    assert np.array_equal(y, case.expected[0])
+
+
 # ---- attention ----
 
 
