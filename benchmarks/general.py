@@ -423,10 +423,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-    text = as_text(results, args.threads, args.target, about)
+    target = about["targets"][0] if args.target == "auto" else args.target
+    text = as_text(results, args.threads, target, about)
     print(text)
     if not args.only and not args.family:
-        content = {"machine": about, "threads": args.threads, "cases": results}
+        content = {"machine": about, "target": target, "threads": args.threads, "cases": results}
         report.save(Path(args.results), "general", text, content)
 
 
