@@ -23,13 +23,8 @@ from typing import ClassVar
 from sparsec.compiler.targets import Target, host_arch
 from sparsec.errors import ToolchainError
 
-# errno and traps are never looked at, and a*b+c is fused only where the kernels ask for it.  gcc 12
-# takes an address that its loop optimizer has split in two for null, and drops the function that
-# writes there, unless nothing follows from null pointers.
-SEMANTICS = (
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
-    "-fno-delete-null-pointer-checks",
-)
+# errno and traps are never looked at, and a*b+c is fused only where the kernels ask for it.
+SEMANTICS = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 
 COMPILE = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", *SEMANTICS)
 
