@@ -66,7 +66,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow --ignore tests/test_zoo.py
+	$(BIN)/python -m pytest -q -n $(JOBS) -m slow --ignore tests/test_zoo.py
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m slow tests/test_zoo.py
 
 lint: $(READY) tree
@@ -88,6 +88,7 @@ bench-serve: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/general.py
 	$(BIN)/python benchmarks/bert_base.py
 
 # DeepSparse, OpenVINO and ONNX Runtime get environments of their own, in build/bench.

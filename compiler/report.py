@@ -14,7 +14,10 @@ from sparsec.compiler.passes.fuse_attention import why_not
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 #: Ops of which each one is named if it runs on a general kernel: there the time goes.
-_HEAVY = ("matmul", "matmul_integer", "softmax", "attention", "layernorm", *lanes.LINEAR)
+_HEAVY = (
+    *("matmul", "matmul_integer", "conv", "conv_integer", "softmax", "attention", "layernorm"),
+    *lanes.LINEAR,
+)
 
 
 def fusions(graph: Graph) -> dict[str, int]:
@@ -68,6 +71,8 @@ def _reason(node: Node, graph: Graph, choice: lanes.Choice) -> str:
         return lanes.misfit(node, graph, choice)
     if node.op == "softmax":
         return "it is not part of an attention that was recognized"
+    if node.op in ("conv", "conv_integer"):
+        return "its patches overlap, leave gaps or are in groups"
     constant = [name in graph.constants for name in node.inputs[:2]]
     if not any(constant):
         return "it multiplies two activations and is not part of an attention that was recognized"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import peers
+from benchmarks import general, peers
 from benchmarks.harness import models, report
 from benchmarks.harness.comparison import Agreement, Point, Timing, compare
 from benchmarks.harness.installs import PEERS, Unavailable, peer_python
@@ -226,3 +226,32 @@ def test_load_client_counts_what_comes_back() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_general_outputs_are_compared_by_size() -> None:
+    inf = np.array([np.inf, 1.0])
+    assert general.compare([inf], [inf.copy()], 1e-5) == (0.0, True)
+    a, b = np.array([1000.0, 0.001]), np.array([1000.5, 0.001])
+    assert general.compare([a], [b], 1e-3) == (0.5, True)
+    assert general.compare([a], [b], 1e-4) == (0.5, False)
+    assert general.compare([np.uint8(3)], [np.uint8(5)], 1) == (2.0, False)
+    assert not general.compare([np.array([np.nan])], [np.array([0.0])], 1e-3)[1]
+
+
+def test_general_cases_are_what_both_engines_take(tmp_path: Path) -> None:
+    case = general.Case("sum", "Add", [np.ones((4, 3), np.float32)], [np.float32(2)])
+    result = general.measure(case, "elementwise", tmp_path, 1, "generic", rounds=1, seconds=0.0)
+    assert result.agrees and result.ratio == pytest.approx(result.ours / result.theirs)
+    slow = replace(result, name="slow", ratio=3.0)
+    about = {"load_average": [0.0], "cores": 1, "cpu": "", "arch": "x", "threads": 1, "commit": ""}
+    about |= {
+        "targets": ["generic"],
+        "distribution": "",
+        "system": "s",
+        "compiler": "c",
+        "python": "",
+    }
+    text = general.as_text([replace(result, ratio=0.5), slow], 1, "generic", about)
+    assert "1 of 2 cases take at most twice as long" in text and "| slow " in text
+    with pytest.raises(SystemExit):
+        general.main(["--family", "nonsense"])

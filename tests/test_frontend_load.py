@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -234,6 +235,11 @@ def _bomb(proto: onnx.ModelProto) -> None:
         (_self_call, "calls itself"),
         (_bomb, "expands to more than"),
         (lambda p: p.graph.node.append(p.graph.node[0]), "not a valid ONNX model"),
+        (lambda p: p.graph.input.append(p.graph.input[0]), "'x' has been used .* multiple times"),
+        (lambda p: p.graph.initializer.append(p.graph.initializer[0]), "w .* is not unique"),
+        (lambda p: p.graph.node.append(node("Neg", "x", "w")), "'w' has been used .* multiple"),
+        (lambda p: p.graph.node.append(node("Split", "x", "a a")), "'a' has been used .* multiple"),
+        (lambda p: p.graph.node.append(node("Neg", "x", "x")), "'x' has been used .* multiple"),
     ],
 )
 def test_damaged_graphs(
@@ -263,6 +269,43 @@ def test_nodes_out_of_order(tmp_path: Path) -> None:
     model = load_model(write(tmp_path, proto))
     assert [n.op_type for n in model.proto.graph.node] == [product.op_type, "Abs", "If"]
     check(model, lengths=(0,))
+
+
+def test_graphs_inside_graphs_without_end(tmp_path: Path) -> None:
+    """More levels than any reader of the format goes down."""
+
+    def part(field: int, content: bytes) -> bytes:
+        size, length = len(content), b""
+        while size >= 128:
+            length, size = length + bytes([size % 128 + 128]), size // 128
+        return bytes([field << 3 | 2]) + length + bytes([size]) + content
+
+    data = b""
+    for _ in range(2000):
+        for field in (6, 5, 1):  # a graph in an attribute of a node of a graph
+            data = part(field, data)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear().SerializeToString() + part(7, data))
+    with pytest.raises(ModelError, match="not an ONNX file"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("shape", [["b", 2**40], [2**40, 2**40], ["b", "s", 2**62], [3] * 80])
+def test_absurd_inputs_are_refused(tmp_path: Path, shape: list[Any]) -> None:
+    model = save(tmp_path, [node("Softmax", "x", "y")], [("x", FLOAT, shape)], [Y])
+    with pytest.raises(UnsupportedError, match=r"x \(input\): .* absurdly large"):
+        signature(model)
+
+
+def test_samples_that_meet_each_other(tmp_path: Path) -> None:
+    """Every sample times every other: refused for any batch size, compiled for a fixed one."""
+    nodes = [node("Transpose", "x", "t"), node("MatMul", "x t", "y")]
+    model = save(tmp_path, nodes, [("x", FLOAT, ["b", 4])], [Y])
+    with pytest.raises(UnsupportedError, match=r"MatMul.* square of the batch size"):
+        signature(model)
+    fixed = save(tmp_path, nodes, [("x", FLOAT, [3, 4])], [Y])
+    assert [s.shape for s in signature(fixed).outputs] == [(3, 3)]
+    check(fixed, lengths=(0,), batches=(1,))
 
 
 def test_local_functions_are_inlined(tmp_path: Path) -> None:

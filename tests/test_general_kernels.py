@@ -28,7 +28,9 @@ from sparsec.compiler import targets, toolchain
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, bind_shape, interpret
 from sparsec.compiler.lowering import general
 from sparsec.compiler.lowering.general import render
+from sparsec.compiler.ops import OPS
 from sparsec.runtime import cpu
+from tests.lane_harness import STAND_INS
 
 
 def compiler_flags(kind: str) -> list[str]:
@@ -464,6 +466,24 @@ def test_float_functions_over_all_magnitudes(build: Any) -> None:
     build(cases)
 
 
+# Largest errors that scalar.h states, in units of the last place.
+STATED = {"exp": 1.1, "log": 0.8, "sin": 1.5, "cos": 1.5, "erf": 1.2, "tanh": 1.4, "sigmoid": 2.4}
+
+
+def test_float_functions_are_as_exact_as_stated(build: Any) -> None:
+    """Against float64, rounded to float32: half a unit more."""
+    bits = np.arange(0, 2**32, 2**12 + 3, dtype=np.uint64).astype(np.uint32)
+    x = np.concatenate([bits.view(np.float32), np.arange(-800, 800, dtype=np.float32) * np.pi / 8])
+    cases = []
+    for op, bound in STATED.items():
+        case = one_node(op, 1, [(x, x.shape)], ulps=bound + 0.5)
+        with np.errstate(all="ignore"):
+            exact = OPS[op].reference({}, x.astype(np.float64))[0].astype(np.float32)
+        case.expected = [exact]
+        cases.append(case)
+    build(cases)
+
+
 @st.composite
 def group_case(draw: Any) -> Case:
     """A random chain of float nodes of one shape, with operands that broadcast and with casts."""
@@ -826,6 +846,64 @@ def contraction_case(draw: Any) -> Case:
     return one_node(op, batch, parts)
 
 
+@st.composite
+def convolution_case(draw: Any) -> Case:
+    batch = draw(st.integers(1, 2))
+    rank = draw(st.sampled_from([1, 2, 2, 3]))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    depth, maps = draw(st.sampled_from([1, 1, 2, 5])), draw(st.sampled_from([1, 2, 7, 65]))
+    kernel = [draw(st.sampled_from([1, 2, 3])) for _ in range(rank)]
+    unit = draw(st.booleans())
+    strides, dilations = (
+        tuple(1 if unit else draw(st.sampled_from([1, 2, 3])) for _ in range(rank)) for _ in "sd"
+    )
+    sizes = [1, 2, 7, 33] if rank > 1 else [1, 5, 16, 31, 40, 64, 70, 100]
+    size = [
+        (k - 1) * d + draw(st.sampled_from(sizes)) for k, d in zip(kernel, dilations, strict=True)
+    ]
+    n = draw(st.sampled_from([BATCH, 1, 2]))
+    x_shape, w_shape = (n, groups * depth, *size), (groups * maps, depth, *kernel)
+    attrs = {"strides": strides, "dilations": dilations, "groups": groups}
+    if draw(st.booleans()):
+        dtype = draw(st.sampled_from(FLOATS))
+        parts = [tensor(draw, dtype, s, batch, False) for s in (x_shape, w_shape)]
+        terms = depth * math.prod(kernel)
+
+        def size_of(inputs: list[np.ndarray], _: Any) -> Any:
+            (total,) = OPS["conv"].reference(attrs, *(np.abs(a).astype("f8") for a in inputs[:2]))
+            return total
+
+        return one_node("conv", batch, parts, **attrs, ulps=terms + 2, scale=size_of)
+    left, right = draw(st.sampled_from(BYTES)), draw(st.sampled_from(BYTES))
+    parts = [tensor(draw, left, x_shape, batch), tensor(draw, right, w_shape, batch)]
+    zeros = draw(st.sampled_from([None, ()])), draw(st.sampled_from([None, (), w_shape[:1]]))
+    for dtype, shape in zip((left, right), zeros, strict=True):
+        parts.append(None if shape is None else tensor(draw, dtype, shape, batch))
+    return one_node("conv_integer", batch, parts, **attrs)
+
+
+@BATCHED
+@given(cases=st.lists(convolution_case(), min_size=40, max_size=40))
+def test_convolutions(build: Any, cases: list[Case]) -> None:
+    build(cases)
+
+
+def test_deep_convolutions(build: Any) -> None:
+    """Patches longer than what is copied at a time."""
+    rng = np.random.default_rng(4)
+    attrs = {"strides": (1, 1), "dilations": (1, 1), "groups": 1}
+    x, w = (rng.integers(-9, 9, s).astype(np.float32) for s in ((2, 70, 9, 20), (67, 70, 3, 3)))
+    narrow = x.astype(np.int8), w.astype(np.int8)
+    apart = attrs | {"strides": (2, 3)}
+    build(
+        [
+            one_node("conv", 2, [(x, (BATCH, *x.shape[1:])), (w, w.shape)], **a)
+            for a in (attrs, apart)
+        ]
+        + [one_node("conv_integer", 1, [(a, a.shape) for a in narrow], **b) for b in (attrs, apart)]
+    )
+
+
 @BATCHED
 @given(cases=st.lists(contraction_case(), min_size=40, max_size=40))
 def test_contractions(build: Any, cases: list[Case]) -> None:
@@ -841,6 +919,67 @@ def test_integer_extremes(build: Any, dtype: str) -> None:
     case = one_node("matmul_integer", 1, [(a, a.shape), b, za, zb])
     assert case.expected[0][0, 0] == -255 * 255 * 3072
     build([case])
+
+
+@pytest.mark.parametrize("target", ["avx2", "avx_vnni"])
+@BATCHED
+@given(
+    cases=st.lists(
+        st.one_of(contraction_case(), convolution_case(), reduction_case(), elementwise_case()),
+        min_size=40,
+        max_size=40,
+    )
+)
+def test_other_vectors(target: str, cases: list[Case], tmp_path_factory: Any) -> None:
+    """The instructions of other targets that this machine can run, or such as do the same."""
+    cc, features = toolchain.find(), cpu.detect().features
+    needs = STAND_INS.get(target, targets.get(target).features)
+    if isinstance(cc, toolchain.Zig) or not {*needs} <= {*features}:
+        pytest.skip(f"cannot build or run {target} here")
+    own = ["-Wno-aggressive-loop-optimizations"] if isinstance(cc, toolchain.Gcc) else []
+    flags = [*toolchain.SEMANTICS, "-O2", *(f"-m{feature}" for feature in needs), *own]
+    run(cases, tmp_path_factory.mktemp(target), [*cc.command, *cc.base_flags(), *flags])
+
+
+def test_compilers_keep_calls_that_write(tmp_path: Path) -> None:
+    """Copies to where a pointer in memory points, from constants and an input: gcc 12 lost them."""
+    rng = np.random.default_rng(0)
+    shapes = [(9, 6, 2), (9, 6, 17), (9, 6, 1)]
+    parts = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    case = one_node("concat", 1, [(p, p.shape) for p in parts], axis=2)
+    (node,) = case.graph.nodes
+    code = f"""
+        #include "rt.h"
+        #include "general/scalar.h"
+        extern const unsigned char table[];
+        {general.general_kernel(node, case.graph, "kernel")}
+        static __attribute__((noinline)) void stage(const sparsec_rt *rt)
+        {{
+            kernel(rt, (void *)rt->buf[0], (const void *)(table + 64), (void *)rt->buf[1],
+                   (const void *)(table + 1024));
+        }}
+        __attribute__((visibility("default"))) void run(float *y, const float *x)
+        {{
+            char *buf[] = {{(char *)y, (char *)x}};
+            const sparsec_rt rt = {{.batch = 1, .buf = buf}};
+            stage(&rt);
+        }}
+    """
+    table = np.zeros(2048, np.uint8)
+    for part, begin in ((parts[0], 64), (parts[2], 1024)):
+        table[begin : begin + part.nbytes] = part.reshape(-1).view(np.uint8)
+    (tmp_path / "run.c").write_text(code)
+    numbers_in_c = ", ".join(map(str, table))
+    (tmp_path / "table.c").write_text(f"const unsigned char table[] = {{{numbers_in_c}}};")
+    cc = toolchain.find()
+    include = str(resources.files("sparsec.templates") / "sparsec.h").removesuffix("/sparsec.h")
+    flags = [*cc.base_flags(), *cc.flags(targets.get("generic")), "-shared", "-I", include]
+    sources = [tmp_path / "run.c", tmp_path / "table.c"]
+    subprocess.run([*cc.command, *flags, *sources, "-o", tmp_path / "run.so", "-lm"], check=True)
+    y = np.zeros((9, 6, 20), np.float32)
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (y, parts[1])]
+    ctypes.CDLL(str(tmp_path / "run.so")).run(*pointers)
+    assert np.array_equal(y, case.expected[0])
 
 
 # ---- attention ----

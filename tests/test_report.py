@@ -63,3 +63,12 @@ def test_why_layers_are_general() -> None:
     assert "not a product with a constant scale" in reasons["matmul_integer"]
     assert "multiplies two activations" in reasons["matmul"]
     assert others == {"transpose": 1}
+
+
+def test_why_convolutions_are_general() -> None:
+    b = Builder()
+    x = b.input("x", np.float32, (BATCH, 2, S, S))
+    attrs = {"strides": (1, 1), "dilations": (1, 1), "groups": 1}
+    graph = b.graph(b.op("conv", x, np.ones((3, 2, 3, 3), np.float32), **attrs))
+    (row,), _ = report.general(graph)
+    assert row["op"] == "conv" and "patches overlap" in row["reason"]

@@ -682,6 +682,11 @@ def _check_size(shape: Shape) -> None:
         count *= d.bind(1) if isinstance(d, BatchDim) else d
     if count > VALUE_LIMIT:
         raise Fail(f"a value of shape {list(shape)} is absurdly large")
+    if sum(isinstance(d, BatchDim) for d in shape) > 1:
+        raise Fail(
+            f"a value of shape {list(shape)} grows with the square of the batch size B: compare "
+            "samples with each other outside of the model, or export it with fixed extents"
+        )
 
 
 @dataclass(frozen=True)

@@ -348,8 +348,9 @@ def _sort(graph: onnx.GraphProto, path: Path) -> bool:
         )
     readers: dict[str, list[int]] = {}
     blocked = [0] * len(graph.node)
+    later = made - known
     for i, node in enumerate(graph.node):
-        for name in _read_by(node) & made - known:
+        for name in _read_by(node) & later:
             readers.setdefault(name, []).append(i)
             blocked[i] += 1
     ready = [i for i, count in enumerate(blocked) if not count]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.ir import Shape, Value
+from sparsec.compiler.ir import BatchDim, Shape, Value
 from sparsec.compiler.ops import Op
 from sparsec.compiler.ops.elementwise import broadcast_shape
 
@@ -102,9 +103,87 @@ def _linear_integer(attrs: Attrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndar
     return (integer_product(x, w.T),)
 
 
+def conv_out(attrs: Attrs, x: Shape, w: Shape) -> tuple[int, ...]:
+    """Extents of a convolution's result along the spatial axes; ValueError where nothing fits."""
+    rank, groups = len(w) - 2, int(attrs["groups"])
+    strides, dilations = attrs["strides"], attrs["dilations"]
+    what = f"convolution of {list(x)} with weights {list(w)} in {groups} groups"
+    if rank < 1 or len(x) != rank + 2 or {len(strides), len(dilations)} != {rank}:
+        raise ValueError(what)
+    if any(isinstance(d, BatchDim) for d in (*x[1:], *w)):
+        raise ValueError(f"{what}: extents are not known")
+    channels, *size = (int(str(d)) for d in x[1:])
+    maps, depth, *kernel = (int(str(d)) for d in w)
+    if groups < 1 or depth * groups != channels or maps % groups:
+        raise ValueError(what)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    fits = zip(size, spans, strides, strict=True)
+    out = tuple((extent - span) // step + 1 for extent, span, step in fits)
+    if min((*strides, *dilations, *kernel, *out)) < 1:
+        raise ValueError(what)
+    return out
+
+
+def _infer_conv(attrs: Attrs, x: Value, w: Value) -> list[tuple[Any, Shape]]:
+    if x.dtype != w.dtype or x.dtype not in _FLOATS:
+        raise ValueError(f"conv of {x.dtype} with weights {w.dtype}")
+    return [(x.dtype, (x.shape[0], w.shape[0], *conv_out(attrs, x.shape, w.shape)))]
+
+
+def _infer_conv_integer(
+    attrs: Attrs, x: Value, w: Value, zx: Value | None = None, zw: Value | None = None
+) -> list[tuple[Any, Shape]]:
+    for operand, zero, shapes in ((x, zx, [()]), (w, zw, [(), w.shape[:1]])):
+        if operand.dtype not in BYTES:
+            raise ValueError(f"conv_integer of {operand.dtype}")
+        if zero is not None and (zero.dtype != operand.dtype or zero.shape not in shapes):
+            raise ValueError(f"zero point {zero} for {operand}")
+    return [(np.int32, (x.shape[0], w.shape[0], *conv_out(attrs, x.shape, w.shape)))]
+
+
+def _patches(attrs: Attrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [groups, maps, depth] and patches [N, groups, depth, places]."""
+    groups, rank = int(attrs["groups"]), w.ndim - 2
+    out = conv_out(attrs, x.shape, w.shape)
+    spans = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], attrs["dilations"], strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
+    steps = (1, 1, *attrs["strides"], *attrs["dilations"])
+    windows = windows[tuple(slice(None, None, s) for s in steps)]
+    inner, outer = range(2 + rank, 2 + 2 * rank), range(2, 2 + rank)
+    depth = math.prod(w.shape[1:])
+    columns = windows.transpose(0, 1, *inner, *outer)
+    columns = columns.reshape(x.shape[0], groups, depth, math.prod(out))
+    return w.reshape(groups, w.shape[0] // groups, depth), columns
+
+
+def _conv(attrs: Attrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray]:
+    weights, columns = _patches(attrs, x, w)
+    out = conv_out(attrs, x.shape, w.shape)
+    return (np.matmul(weights, columns).reshape(x.shape[0], w.shape[0], *out),)
+
+
+def _conv_integer(
+    attrs: Attrs,
+    x: np.ndarray,
+    w: np.ndarray,
+    zx: np.ndarray | None = None,
+    zw: np.ndarray | None = None,
+) -> tuple[np.ndarray]:
+    left, right = w.astype(np.int32), x.astype(np.int32)
+    if zw is not None:
+        left = left - zw.astype(np.int32).reshape(-1, *[1] * (w.ndim - 1))
+    if zx is not None:
+        right = right - zx.astype(np.int32)
+    weights, columns = _patches(attrs, right, left)
+    out = conv_out(attrs, x.shape, w.shape)
+    return (integer_product(weights, columns).reshape(x.shape[0], w.shape[0], *out),)
+
+
 ROWS = [
     Op("matmul", _infer_matmul, _matmul),
     Op("matmul_integer", _infer_matmul_integer, _matmul_integer),
+    Op("conv", _infer_conv, _conv),
+    Op("conv_integer", _infer_conv_integer, _conv_integer),
     Op("linear", _infer_linear, _linear),
     Op("linear_integer", _infer_linear_integer, _linear_integer),
 ]

@@ -107,8 +107,8 @@ OP_UNSIGNED(u8, uint8_t)
 /* ---- floats: a NaN operand makes min and max NaN; sign(NaN) is NaN ---- */
 
 #define OP_FLOAT(S, T, F)                                                                           \
-    static inline T op_min_##S(T a, T b) { return ((a < b) | (a != a)) ? a : b; }                     \
-    static inline T op_max_##S(T a, T b) { return ((a > b) | (a != a)) ? a : b; }                     \
+    static inline T op_min_##S(T a, T b) { T m = a < b ? a : b; return a != a ? a : m; }             \
+    static inline T op_max_##S(T a, T b) { T m = a > b ? a : b; return a != a ? a : m; }             \
     static inline T op_sign_##S(T a) { return a > 0 ? (T)1 : a < 0 ? (T)-1 : a; }                   \
     static inline T op_relu_##S(T a) { return ((a > 0) | (a != a)) ? a : (T)0; }                      \
     static inline T op_fmod_##S(T a, T b) { return fmod##F(a, b); }                                 \
@@ -136,41 +136,109 @@ OP_FLOAT(f32, float, f)
 
 /* ---- float32 functions; errors are the largest found among one in 37 of all floats ---- */
 
+/* a * b + c, in one rounding where the target can do that fast. */
+#if defined(__FMA__)
+static inline float op_fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline double op_fma_f64(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+static inline float op_fma_f32(float a, float b, float c) { return a * b + c; }
+static inline double op_fma_f64(double a, double b, double c) { return a * b + c; }
+#endif
+
+/* e^t = result * 2^*n for |t| <= 104. */
+static inline float op_exp_parts_f32(float t, int32_t *n)
+{
+    const float magic = 0x1.8p23f; /* adding it rounds to an integer, left in the low bits */
+    const float shifted = op_fma_f32(t, 1.44269504f, magic);
+    const float whole = shifted - magic;
+    const float r = op_fma_f32(whole, 2.12194440e-4f, op_fma_f32(whole, -0.693359375f, t));
+    float q = op_fma_f32(r, 0.00139505998f, 0.00836895406f);
+    q = op_fma_f32(r, q, 0.041666206f);
+    q = op_fma_f32(r, q, 0.166665182f);
+    q = op_fma_f32(r, q, 0.5f);
+    uint32_t bits;
+    memcpy(&bits, &shifted, 4);
+    *n = (int32_t)(bits - 0x4b400000u);
+    return 1.0f + op_fma_f32(r * r, q, r);
+}
+
+/* 2^n for -126 <= n <= 127. */
+static inline float op_power_of_two_f32(int32_t n)
+{
+    const uint32_t bits = (uint32_t)(n + 127) << 23;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+
 /* e^x within 1.1 units of the last place, denormal results too. */
 static inline float op_exp_f32(float x)
 {
-    const float magic = 0x1.8p23f; /* adding it rounds to an integer, left in the low bits */
     float t = x > 89.0f ? 89.0f : x;
     t = t < -104.0f ? -104.0f : t;
-    const float shifted = t * 1.44269504f + magic;
-    const float n = shifted - magic;
-    const float r = (t - n * 0.693359375f) + n * 2.12194440e-4f;
-    const float q = 0.5f + r * (0.166665182f + r * (0.041666206f + r * (0.00836895406f + r * 0.00139505998f)));
-    const float p = 1.0f + (r + r * r * q);
-    uint32_t bits, low;
-    memcpy(&bits, &shifted, 4);
+    int32_t n;
+    const float p = op_exp_parts_f32(t, &n);
     /* 2^n as two factors, because n goes beyond the exponents of normal floats at both ends. */
-    const int32_t i = (int32_t)(bits - 0x4b400000u);
-    const int32_t half = i >> 1;
-    float a, b;
-    low = (uint32_t)(half + 127) << 23;
-    memcpy(&a, &low, 4);
-    low = (uint32_t)(i - half + 127) << 23;
-    memcpy(&b, &low, 4);
-    return p * a * b;
+    const int32_t half = n >> 1;
+    return p * op_power_of_two_f32(half) * op_power_of_two_f32(n - half);
+}
+
+/* The same for |x| <= 87. */
+static inline float op_exp_near_f32(float x)
+{
+    int32_t n;
+    const float p = op_exp_parts_f32(x, &n);
+    return p * op_power_of_two_f32(n);
+}
+
+/* The natural logarithm within 0.8 units of the last place. */
+static inline float op_log_f32(float x)
+{
+    /* x is m * 2^n with m from sqrt(1/2) to sqrt(2); denormal ones are made normal first. */
+    const int small = x < 0x1p-126f;
+    const float scaled = x * (small ? 0x1p+23f : 1.0f);
+    uint32_t bits;
+    memcpy(&bits, &scaled, 4);
+    const int32_t n = (int32_t)(bits - 0x3f3504f3u) >> 23;
+    bits -= (uint32_t)n << 23;
+    float m;
+    memcpy(&m, &bits, 4);
+    const float f = m - 1.0f, whole = (float)(n - 23 * small), square = f * f;
+    float p = op_fma_f32(f, 0.0674882159f, -0.116794042f);
+    p = op_fma_f32(f, p, 0.118892446f);
+    p = op_fma_f32(f, p, -0.124050885f);
+    p = op_fma_f32(f, p, 0.142193511f);
+    p = op_fma_f32(f, p, -0.166680142f);
+    p = op_fma_f32(f, p, 0.200021282f);
+    p = op_fma_f32(f, p, -0.250000089f);
+    p = op_fma_f32(f, p, 0.333333135f);
+    const float rest = op_fma_f32(square * f, p, op_fma_f32(whole, -2.12194440e-4f, -0.5f * square));
+    const float y = op_fma_f32(whole, 0.693359375f, f + rest);
+    const float edge = x == 0 ? -INFINITY : x > 0 ? x : NAN; /* infinity and NaN stay */
+    return (x > 0) & (x < INFINITY) ? y : edge;
 }
 
 /* The error function within 1.2 units of the last place. */
 static inline float op_erf_f32(float x)
 {
     const float s = x * x;
-    const float near = x + x * (0.128379166f + s * (-0.376126349f + s * (0.112836942f + s * (-0.0268592704f
-                     + s * (0.00520063424f + s * (-0.00081374374f + s * 8.34522507e-05f))))));
+    float p = op_fma_f32(s, 8.34522507e-05f, -0.00081374374f);
+    p = op_fma_f32(s, p, 0.00520063424f);
+    p = op_fma_f32(s, p, -0.0268592704f);
+    p = op_fma_f32(s, p, 0.112836942f);
+    p = op_fma_f32(s, p, -0.376126349f);
+    p = op_fma_f32(s, p, 0.128379166f);
+    const float near = op_fma_f32(x, p, x);
     float t = fabsf(x);
     t = t > 4.0f ? 4.0f : t;
-    const float q = 0.128544897f + t * (0.635656536f + t * (0.105202913f + t * (-0.0226120092f
-                  + t * (0.00289230072f + t * (-3.60647609e-05f + t * (-4.82022297e-05f + t * 5.1508805e-06f))))));
-    const float far = copysignf(1.0f - op_exp_f32(-(t + t * q)), x);
+    float q = op_fma_f32(t, 5.1508805e-06f, -4.82022297e-05f);
+    q = op_fma_f32(t, q, -3.60647609e-05f);
+    q = op_fma_f32(t, q, 0.00289230072f);
+    q = op_fma_f32(t, q, -0.0226120092f);
+    q = op_fma_f32(t, q, 0.105202913f);
+    q = op_fma_f32(t, q, 0.635656536f);
+    q = op_fma_f32(t, q, 0.128544897f);
+    const float far = copysignf(1.0f - op_exp_near_f32(-op_fma_f32(t, q, t)), x);
     return t > 0.92f ? far : near;
 }
 
@@ -178,13 +246,73 @@ static inline float op_erf_f32(float x)
 static inline float op_tanh_f32(float x)
 {
     const float s = x * x;
-    const float near = x + x * s * (-0.333332807f + s * (0.133313835f + s * (-0.0537340008f
-                     + s * (0.0206181221f + s * -0.00567930378f))));
+    float p = op_fma_f32(s, -0.00567930378f, 0.0206181221f);
+    p = op_fma_f32(s, p, -0.0537340008f);
+    p = op_fma_f32(s, p, 0.133313835f);
+    p = op_fma_f32(s, p, -0.333332807f);
+    const float near = op_fma_f32(x * s, p, x);
     float t = fabsf(x);
     t = t > 10.0f ? 10.0f : t;
-    const float far = copysignf(1.0f - 2.0f / (op_exp_f32(2.0f * t) + 1.0f), x);
+    const float far = copysignf(1.0f - 2.0f / (op_exp_near_f32(2.0f * t) + 1.0f), x);
     return t > 0.62f ? far : near;
 }
+
+/* Bits of 2 / pi behind its point, from number 32 * (i - 1) + 1 on: word i of "0, 2 / pi".  Selected and
+ * not loaded, so that loops vectorize without gathers. */
+static inline uint32_t op_quarters_word(int32_t i)
+{
+#define OP_WORD(n, bits) (-(uint32_t)(i == n) & bits)
+    return OP_WORD(1, 0xa2f9836eu) | OP_WORD(2, 0x4e441529u) | OP_WORD(3, 0xfc2757d1u) | OP_WORD(4, 0xf534ddc0u)
+        | OP_WORD(5, 0xdb629599u) | OP_WORD(6, 0x3c439041u) | OP_WORD(7, 0xfe5163abu);
+#undef OP_WORD
+}
+
+/* sin(x + quarters * pi / 2) for x >= 0, within 1.5 units of the last place for every float.
+ *
+ * As Payne and Hanek do it: x is m * 2^s with a whole m < 2^24, so the bits of 2 / pi that come before
+ * place s - 1 add only full turns to x * 2 / pi, and 96 bits from there give it to 62 places. */
+static inline float op_sine_f32(float x, uint32_t quarters)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint32_t m = (bits & 0x7fffff) | 0x800000;
+    int32_t place = (int32_t)(bits >> 23) - 120;
+    place = place < 0 ? 0 : place;
+    const int32_t word = place >> 5;
+    const uint32_t w0 = op_quarters_word(word), w1 = op_quarters_word(word + 1);
+    const uint32_t w2 = op_quarters_word(word + 2), w3 = op_quarters_word(word + 3);
+    /* Shifts as products: not every target shifts each lane by an amount of its own. */
+    const uint32_t some = (uint32_t)(int32_t)op_power_of_two_f32(place & 15), by = place & 16 ? some << 16 : some;
+    const uint64_t p1 = (uint64_t)w1 * by, p2 = (uint64_t)w2 * by, p3 = (uint64_t)w3 * by;
+    const uint32_t v0 = w0 * by | (uint32_t)(p1 >> 32);
+    const uint32_t v1 = (uint32_t)p1 | (uint32_t)(p2 >> 32), v2 = (uint32_t)p2 | (uint32_t)(p3 >> 32);
+    const uint64_t tail = (uint64_t)m * v1 + ((uint64_t)m * v2 >> 32);
+    const uint32_t high = (uint32_t)(tail >> 32) + m * v0, low = (uint32_t)tail;
+    const uint32_t nearest = (high + 0x20000000u) >> 30;
+    const double part = (double)(int32_t)(high - (nearest << 30)) + (double)(int32_t)(low >> 1) * 0x1p-31;
+    const int inside = x < 0x1.921fb6p-1f; /* pi / 4: there x itself is what is left */
+    const float r = inside ? x : (float)(part * 0x1.921fb54442d18p-30);
+    const uint32_t turn = (nearest & (uint32_t)(inside - 1)) + quarters;
+    const float u = r * r;
+    float sine = op_fma_f32(u, -0x1.9aca523e2e20fp-13f, 0x1.110c2a3acb7eep-7f);
+    sine = op_fma_f32(u, sine, -0x1.555552a6a3812p-3f);
+    sine = op_fma_f32(r * u, sine, r);
+    float cosine = op_fma_f32(u, 0x1.9bd907e90a51ep-16f, -0x1.6c12d3fcf3eabp-10f);
+    cosine = op_fma_f32(u, cosine, 0x1.555554422432ap-5f);
+    cosine = op_fma_f32(u, cosine, -0.5f);
+    cosine = op_fma_f32(u, cosine, 1.0f);
+    float result = turn & 1 ? cosine : sine;
+    memcpy(&bits, &result, 4);
+    bits ^= (turn & 2) << 30;
+    memcpy(&result, &bits, 4);
+    return x < INFINITY ? result : NAN;
+}
+static inline float op_sin_f32(float x)
+{
+    const float result = op_sine_f32(fabsf(x), 0);
+    return x < 0 ? -result : x == 0 ? x : result;
+}
+static inline float op_cos_f32(float x) { return op_sine_f32(fabsf(x), 1); }
 
 /* 1 / (1 + e^-x) within 2.4 units of the last place. */
 static inline float op_sigmoid_f32(float x)
@@ -204,6 +332,9 @@ static inline float op_gelu_tanh_f32(float x)
 }
 
 static inline double op_exp_f64(double x) { return exp(x); }
+static inline double op_log_f64(double x) { return log(x); }
+static inline double op_sin_f64(double x) { return sin(x); }
+static inline double op_cos_f64(double x) { return cos(x); }
 static inline double op_erf_f64(double x) { return erf(x); }
 static inline double op_tanh_f64(double x) { return tanh(x); }
 static inline double op_sigmoid_f64(double x)
@@ -248,6 +379,41 @@ static inline float op_dequantize_i32(int32_t q, float scale, int32_t zp)
 {
     return (float)((int64_t)q - (int64_t)zp) * scale;
 }
+
+/* ---- vectors ---- */
+
+/* One vector register of the target, as a compiler's vector type. */
+#if defined(__AVX512F__)
+#define OP_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define OP_VECTOR_BYTES 32
+#else
+#define OP_VECTOR_BYTES 16
+#endif
+
+typedef float op_vf32 __attribute__((vector_size(OP_VECTOR_BYTES)));
+typedef double op_vf64 __attribute__((vector_size(OP_VECTOR_BYTES)));
+typedef int32_t op_mf32 __attribute__((vector_size(OP_VECTOR_BYTES))); /* what comparisons give */
+typedef int64_t op_mf64 __attribute__((vector_size(OP_VECTOR_BYTES)));
+enum { OP_LANES_f32 = OP_VECTOR_BYTES / 4, OP_LANES_f64 = OP_VECTOR_BYTES / 8 };
+
+/* a * b + c, in one rounding where the target has that. */
+#if defined(__AVX512F__)
+#define OP_FMA_V(S, SUFFIX)                                                                         \
+    static inline op_v##S op_fma_v##S(op_v##S a, op_v##S b, op_v##S c) { return _mm512_fmadd_##SUFFIX(a, b, c); }
+OP_FMA_V(f32, ps)
+OP_FMA_V(f64, pd)
+#elif defined(__FMA__)
+#define OP_FMA_V(S, SUFFIX)                                                                         \
+    static inline op_v##S op_fma_v##S(op_v##S a, op_v##S b, op_v##S c) { return _mm256_fmadd_##SUFFIX(a, b, c); }
+OP_FMA_V(f32, ps)
+OP_FMA_V(f64, pd)
+#else
+static inline op_vf32 op_fma_vf32(op_vf32 a, op_vf32 b, op_vf32 c) { return c + a * b; }
+static inline op_vf64 op_fma_vf64(op_vf64 a, op_vf64 b, op_vf64 c) { return c + a * b; }
+#endif
+static inline op_vf32 op_set1_vf32(float a) { return a - (op_vf32){0}; }
+static inline op_vf64 op_set1_vf64(double a) { return a - (op_vf64){0}; }
 
 /* ---- runs of elements ---- */
 
@@ -349,8 +515,6 @@ OP_PRODUCT(u8, uint8_t, uint64_t)
                 lane[j] = op_##NAME##_##S(lane[j], lane[j + half]);                                 \
         return lane[0];                                                                             \
     }
-OP_EXTREMUM(max, f32, float)
-OP_EXTREMUM(max, f64, double)
 OP_EXTREMUM(max, i64, int64_t)
 OP_EXTREMUM(max, i32, int32_t)
 OP_EXTREMUM(max, i16, int16_t)
@@ -359,8 +523,6 @@ OP_EXTREMUM(max, u64, uint64_t)
 OP_EXTREMUM(max, u32, uint32_t)
 OP_EXTREMUM(max, u16, uint16_t)
 OP_EXTREMUM(max, u8, uint8_t)
-OP_EXTREMUM(min, f32, float)
-OP_EXTREMUM(min, f64, double)
 OP_EXTREMUM(min, i64, int64_t)
 OP_EXTREMUM(min, i32, int32_t)
 OP_EXTREMUM(min, i16, int16_t)
@@ -370,30 +532,68 @@ OP_EXTREMUM(min, u32, uint32_t)
 OP_EXTREMUM(min, u16, uint16_t)
 OP_EXTREMUM(min, u8, uint8_t)
 
-/* Softmax of a contiguous run; y may be x. */
+#define OP_EXTREMUM_FLOAT(NAME, S, T, BEFORE)                                                       \
+    static inline T op_##NAME##_run_##S(T start, const T *x, int64_t n)                             \
+    {                                                                                               \
+        op_v##S best[2] = {op_set1_v##S(start), op_set1_v##S(start)}, v;                            \
+        op_m##S nan = {0};                                                                          \
+        int64_t i = 0;                                                                              \
+        for (; i + 2 * OP_LANES_##S <= n; i += 2 * OP_LANES_##S)                                    \
+            for (int h = 0; h < 2; h++) {                                                           \
+                memcpy(&v, x + i + h * OP_LANES_##S, sizeof v);                                     \
+                const op_m##S take = v BEFORE best[h];                                              \
+                best[h] = (op_v##S)((take & (op_m##S)v) | (~take & (op_m##S)best[h]));              \
+                nan |= v != v;                                                                      \
+            }                                                                                       \
+        const op_m##S take = best[1] BEFORE best[0];                                                \
+        best[0] = (op_v##S)((take & (op_m##S)best[1]) | (~take & (op_m##S)best[0]));                \
+        T lane[OP_LANES_##S];                                                                       \
+        int32_t odd = 0;                                                                            \
+        memcpy(lane, &best[0], sizeof lane);                                                        \
+        for (int j = 0; j < OP_LANES_##S; j++)                                                      \
+            odd |= (int32_t)nan[j];                                                                 \
+        for (int half = OP_LANES_##S / 2; half; half /= 2)                                          \
+            for (int j = 0; j < half; j++)                                                          \
+                lane[j] = lane[j + half] BEFORE lane[j] ? lane[j + half] : lane[j];                 \
+        start = odd ? (T)NAN : lane[0];                                                             \
+        for (; i < n; i++)                                                                          \
+            start = op_##NAME##_##S(start, x[i]);                                                   \
+        return start;                                                                               \
+    }
+OP_EXTREMUM_FLOAT(max, f32, float, >)
+OP_EXTREMUM_FLOAT(max, f64, double, >)
+OP_EXTREMUM_FLOAT(min, f32, float, <)
+OP_EXTREMUM_FLOAT(min, f64, double, <)
+
+/* a / b for finite b whose reciprocal `inverse` is known: one Newton step makes the product the true
+ * quotient, or within a unit of the last place where it is denormal. */
+static inline float op_quotient_f32(float a, float b, float inverse)
+{
+#if defined(__FMA__)
+    const float q = a * inverse;
+    return __builtin_fmaf(__builtin_fmaf(-q, b, a), inverse, q);
+#else
+    (void)inverse;
+    return a / b;
+#endif
+}
+static inline double op_quotient_f64(double a, double b, double inverse) { (void)inverse; return a / b; }
+
+/* Softmax of a contiguous run; y may be x.  Exponentials are summed in double. */
 #define OP_SOFTMAX(S, T)                                                                            \
     static inline void op_softmax_run_##S(T *y, const T *x, int64_t n)                              \
     {                                                                                               \
         const T top = op_max_run_##S((T)-INFINITY, x, n);                                           \
         for (int64_t i = 0; i < n; i++)                                                             \
             y[i] = op_exp_##S(x[i] - top);                                                          \
-        const T sum = (T)op_sum_##S(y, n);                                                          \
+        const T sum = (T)op_sum_##S(y, n), inverse = 1 / sum;                                                \
         for (int64_t i = 0; i < n; i++)                                                             \
-            y[i] = y[i] / sum;                                                                      \
+            y[i] = op_quotient_##S(y[i], sum, inverse);                                             \
     }
 OP_SOFTMAX(f32, float)
 OP_SOFTMAX(f64, double)
 
 /* ---- matrix products ---- */
-
-/* One vector register of the target, as a compiler's vector type. */
-#if defined(__AVX512F__)
-#define OP_VECTOR_BYTES 64
-#elif defined(__AVX__)
-#define OP_VECTOR_BYTES 32
-#else
-#define OP_VECTOR_BYTES 16
-#endif
 
 /* Rows of a register block; its columns are two vectors.  AVX512 has 32 registers, the others 16. */
 enum { OP_MR = OP_VECTOR_BYTES == 64 ? 8 : 4 };
@@ -401,15 +601,13 @@ enum { OP_MR = OP_VECTOR_BYTES == 64 ? 8 : 4 };
 /* Rows that share a copied panel. */
 enum { OP_MC = 64 };
 
-/* Rows of a block of dot products; it has two columns. */
-enum { OP_DOT_MR = 4 };
+/* Rows and columns of a block of dot products. */
+enum { OP_DOT_MR = 4, OP_DOT_NR = OP_VECTOR_BYTES == 64 ? 4 : 2 };
 
 /* y[mr][nr] = a[mr][k] b[k][nr], with mr <= OP_MR and nr <= 2 vectors; rows are lda, ldb, ldy apart.
  * With `more` it is added to what y holds, in the order in which one longer product would add it. */
 #define OP_GEMM(S, T)                                                                               \
-    typedef T op_v##S __attribute__((vector_size(OP_VECTOR_BYTES)));                                \
     enum {                                                                                          \
-        OP_LANES_##S = OP_VECTOR_BYTES / sizeof(T),                                                 \
         OP_NR_##S = 2 * OP_LANES_##S,                                                               \
         OP_KC_##S = 24576 / (OP_NR_##S * sizeof(T)) /* depth of a copied panel: it stays in L1 */   \
     };                                                                                              \
@@ -427,7 +625,7 @@ enum { OP_DOT_MR = 4 };
                 memcpy(&column[v], b + p * ldb + v * OP_LANES_##S, sizeof column[v]);               \
             for (int r = 0; r < mr; r++)                                                            \
                 for (int v = 0; v < nv; v++)                                                        \
-                    acc[r][v] += a[r * lda + p] * column[v];                                        \
+                    acc[r][v] = op_fma_v##S(op_set1_v##S(a[r * lda + p]), column[v], acc[r][v]);    \
         }                                                                                           \
         for (int r = 0; r < mr; r++)                                                                \
             for (int v = 0; v < nv; v++)                                                            \
@@ -470,39 +668,41 @@ enum { OP_DOT_MR = 4 };
             for (int j = 0; j < nr; j++)                                                            \
                 y[r * ldy + j] = rest[r][j];                                                        \
     }                                                                                               \
-    /* y[mr][nr] = a[mr][k] b[nr][k]^T with mr <= OP_DOT_MR, nr <= 2: dot products along both rows. */  \
+    /* y[mr][nr] = a[mr][k] b[nr][k]^T with mr <= OP_DOT_MR, nr <= OP_DOT_NR: dot products along rows. */ \
     static inline __attribute__((always_inline)) void op_dots_fixed_##S(                            \
         const int mr, const int nr, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb,    \
         T *y, int64_t ldy)                                                                          \
     {                                                                                               \
-        op_v##S acc[OP_DOT_MR][2] = {{{0}}};                                                            \
+        op_v##S acc[OP_DOT_MR][OP_DOT_NR] = {{{0}}};                                                \
         int64_t p = 0;                                                                              \
         for (; p + OP_LANES_##S <= k; p += OP_LANES_##S) {                                          \
-            op_v##S row[2], x;                                                                      \
+            op_v##S row[OP_DOT_NR], x;                                                              \
             for (int j = 0; j < nr; j++)                                                            \
                 memcpy(&row[j], b + j * ldb + p, sizeof row[j]);                                    \
             for (int r = 0; r < mr; r++) {                                                          \
                 memcpy(&x, a + r * lda + p, sizeof x);                                              \
                 for (int j = 0; j < nr; j++)                                                        \
-                    acc[r][j] += x * row[j];                                                        \
+                    acc[r][j] = op_fma_v##S(x, row[j], acc[r][j]);                                  \
             }                                                                                       \
         }                                                                                           \
         for (int r = 0; r < mr; r++)                                                                \
             for (int j = 0; j < nr; j++) {                                                          \
-                T total = 0;                                                                        \
-                for (int lane = 0; lane < OP_LANES_##S; lane++)                                     \
-                    total += acc[r][j][lane];                                                       \
+                T lane[OP_LANES_##S];                                                               \
+                memcpy(lane, &acc[r][j], sizeof lane);                                              \
+                for (int half = OP_LANES_##S / 2; half; half /= 2)                                  \
+                    for (int i = 0; i < half; i++)                                                  \
+                        lane[i] += lane[i + half];                                                  \
                 for (int64_t rest = p; rest < k; rest++)                                            \
-                    total += a[r * lda + rest] * b[j * ldb + rest];                                 \
-                y[r * ldy + j] = total;                                                             \
+                    lane[0] += a[r * lda + rest] * b[j * ldb + rest];                               \
+                y[r * ldy + j] = lane[0];                                                           \
             }                                                                                       \
     }                                                                                               \
     static inline void op_dots_block_##S(                                                           \
         int mr, int nr, int64_t k, const T *a, int64_t lda, const T *b, int64_t ldb, T *y,          \
         int64_t ldy)                                                                                \
     {                                                                                               \
-        if (mr == OP_DOT_MR && nr == 2)                                                             \
-            op_dots_fixed_##S(OP_DOT_MR, 2, k, a, lda, b, ldb, y, ldy);                                 \
+        if (mr == OP_DOT_MR && nr == OP_DOT_NR)                                                     \
+            op_dots_fixed_##S(OP_DOT_MR, OP_DOT_NR, k, a, lda, b, ldb, y, ldy);                     \
         else                                                                                        \
             for (int r = 0; r < mr; r++)                                                            \
                 for (int j = 0; j < nr; j++)                                                        \
@@ -512,39 +712,122 @@ enum { OP_DOT_MR = 4 };
 OP_GEMM(f32, float)
 OP_GEMM(f64, double)
 
-/* Integer products.  Operands are 16-bit (8-bit values minus a zero point), b is packed as pairs of
- * consecutive k: packed[k / 2][OP_INT_NR][2].  A pair of products is one VPMADDWD lane: exact. */
-#if defined(__AVX512BW__)
-typedef __m512i op_vint;
+/* A short run of elements, without a call. */
+#define OP_COPY(S, T)                                                                               \
+    static inline void op_copy_##S(T *restrict y, const T *restrict x, int64_t n)                   \
+    {                                                                                               \
+        for (; n >= 8; n -= 8, x += 8, y += 8)                                                      \
+            memcpy(y, x, 8 * sizeof *y);                                                            \
+        for (int some = 4; some; some /= 2)                                                         \
+            if (n & some) {                                                                         \
+                for (int j = 0; j < some; j++)                                                      \
+                    y[j] = x[j];                                                                    \
+                x += some, y += some;                                                               \
+            }                                                                                       \
+    }
+OP_COPY(f32, float)
+OP_COPY(f64, double)
+OP_COPY(i32, int32_t)
+
+/* y[n] = sum over t of w[t] * x[tap[t] .. tap[t] + n]: up to four vectors at a time, the last of which may
+ * begin before the one before it ends. */
+#define OP_TAPS(S, T)                                                                               \
+    static inline __attribute__((always_inline)) void op_taps_fixed_##S(                            \
+        const int nv, T *y, const T *x, const T *w, const int32_t *tap, int taps, int64_t last)     \
+    {                                                                                               \
+        op_v##S sum[2][4] = {{{0}}}, v; /* of even and of odd taps: two chains of additions */      \
+        for (int t = 0; t < taps; t += 2)                                                           \
+            for (int h = 0; h < 2 && t + h < taps; h++) {                                           \
+                const op_v##S factor = op_set1_v##S(w[t + h]);                                      \
+                for (int i = 0; i < nv; i++) {                                                      \
+                    memcpy(&v, x + tap[t + h] + (i < nv - 1 ? i * OP_LANES_##S : last), sizeof v);  \
+                    sum[h][i] = op_fma_v##S(factor, v, sum[h][i]);                                  \
+                }                                                                                   \
+            }                                                                                       \
+        for (int i = 0; i < nv; i++) {                                                              \
+            v = sum[0][i] + sum[1][i];                                                              \
+            memcpy(y + (i < nv - 1 ? i * OP_LANES_##S : last), &v, sizeof v);                       \
+        }                                                                                           \
+    }                                                                                               \
+    static inline void op_taps_##S(T *y, const T *x, const T *w, const int32_t *tap, int taps,      \
+                                   int64_t n)                                                       \
+    {                                                                                               \
+        const int64_t lanes = OP_LANES_##S;                                                         \
+        if (n < lanes) {                                                                            \
+            for (int64_t j = 0; j < n; j++) {                                                       \
+                T sum = 0;                                                                          \
+                for (int t = 0; t < taps; t++)                                                      \
+                    sum = op_fma_##S(w[t], x[tap[t] + j], sum);                                     \
+                y[j] = sum;                                                                         \
+            }                                                                                       \
+            return;                                                                                 \
+        }                                                                                           \
+        for (; n > 4 * lanes; n -= 4 * lanes, x += 4 * lanes, y += 4 * lanes) {                     \
+            if (n < 5 * lanes) { /* leave a whole vector for the end */                             \
+                op_taps_fixed_##S(1, y, x, w, tap, taps, 0);                                        \
+                n -= lanes, x += lanes, y += lanes;                                                 \
+                break;                                                                              \
+            }                                                                                       \
+            op_taps_fixed_##S(4, y, x, w, tap, taps, 3 * lanes);                                    \
+        }                                                                                           \
+        if (n > 3 * lanes)                                                                          \
+            op_taps_fixed_##S(4, y, x, w, tap, taps, n - lanes);                                    \
+        else if (n > 2 * lanes)                                                                     \
+            op_taps_fixed_##S(3, y, x, w, tap, taps, n - lanes);                                    \
+        else if (n > lanes)                                                                         \
+            op_taps_fixed_##S(2, y, x, w, tap, taps, n - lanes);                                    \
+        else                                                                                        \
+            op_taps_fixed_##S(1, y, x, w, tap, taps, 0);                                            \
+    }
+OP_TAPS(f32, float)
+OP_TAPS(f64, double)
+
+/* Integer products.  OP_INT_GROUP numbers that follow each other along k are one 32-bit word: four bytes,
+ * on the left unsigned and on the right signed, for VPDPBUSD; elsewhere two 16-bit numbers for VPMADDWD.
+ * op_dot adds the products of a word on the left with each word on the right, modulo 2^32. */
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#define OP_INT_BYTES 1
 #define OP_INT_LANES 16
-static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
+typedef __m512i op_vint;
+static inline op_vint op_dot(op_vint sum, int32_t a, op_vint b)
 {
-#if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(sum, _mm512_set1_epi32(a), b);
+    return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(a), b);
+}
+#elif defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+#define OP_INT_BYTES 1
+#define OP_INT_LANES 8
+typedef __m256i op_vint;
+static inline op_vint op_dot(op_vint sum, int32_t a, op_vint b)
+{
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(sum, _mm256_set1_epi32(a), b);
 #else
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_set1_epi32(a), b));
+    return _mm256_dpbusd_epi32(sum, _mm256_set1_epi32(a), b);
 #endif
 }
 #elif defined(__AVX2__)
-typedef __m256i op_vint;
+#define OP_INT_BYTES 0
 #define OP_INT_LANES 8
-static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
+typedef __m256i op_vint;
+static inline op_vint op_dot(op_vint sum, int32_t a, op_vint b)
 {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi32(a), b));
 }
 #elif defined(__SSE2__)
-typedef __m128i op_vint;
+#define OP_INT_BYTES 0
 #define OP_INT_LANES 4
-static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
+typedef __m128i op_vint;
+static inline op_vint op_dot(op_vint sum, int32_t a, op_vint b)
 {
     return _mm_add_epi32(sum, _mm_madd_epi16(_mm_set1_epi32(a), b));
 }
 #else
+#define OP_INT_BYTES 0
+#define OP_INT_LANES 4
 typedef struct {
     uint32_t lane[4];
 } op_vint;
-#define OP_INT_LANES 4
-static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
+static inline op_vint op_dot(op_vint sum, int32_t a, op_vint b)
 {
     int16_t x[2], y[4][2];
     memcpy(x, &a, sizeof x);
@@ -555,48 +838,185 @@ static inline op_vint op_pairs(op_vint sum, int32_t a, op_vint b)
 }
 #endif
 
+#if OP_INT_BYTES
+typedef uint8_t op_left;
+typedef uint8_t op_right; /* the bits of a signed byte */
+#else
+typedef int16_t op_left;
+typedef uint16_t op_right;
+#endif
+
 enum {
+    OP_INT_GROUP = OP_INT_BYTES ? 4 : 2,
     OP_INT_NR = 2 * OP_INT_LANES, /* columns of a panel */
     OP_INT_MC = 64,               /* rows that share a packed panel */
-    OP_INT_KC = 512               /* depth of a packed panel: 32 KiB at most */
+    OP_INT_KC = 512,              /* depth of a packed panel: 32 KiB at most */
+    OP_INT_WORDS = OP_INT_KC / OP_INT_GROUP,
+    /* What is added to operands of a type so that they fit the side that they are on. */
+    OP_LEFT_u8 = 0,
+    OP_LEFT_i8 = OP_INT_BYTES ? 128 : 0,
+    OP_RIGHT_u8 = OP_INT_BYTES ? -128 : 0,
+    OP_RIGHT_i8 = 0
 };
 
-static inline __attribute__((always_inline)) void op_int_fixed(
-    const int mr, int64_t pairs, const int16_t (*a)[OP_INT_KC], const int16_t (*packed)[OP_INT_NR][2],
-    int32_t (*acc)[OP_INT_NR])
+/* Where number q of a group lies in its word. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define OP_INT_PLACE(q) (32 / OP_INT_GROUP * (OP_INT_GROUP - 1 - (q)))
+#else
+#define OP_INT_PLACE(q) (32 / OP_INT_GROUP * (q))
+#endif
+
+/* Packed operands of a unit: `height` rows by `width` columns of which `depth` numbers are at hand; unused
+ * numbers are 0, so that they count for nothing in products and sums. */
+typedef struct {
+    op_left left[OP_INT_MC][OP_INT_KC];
+    uint32_t right[OP_INT_WORDS][OP_INT_NR];
+    uint32_t acc[OP_INT_MC][OP_INT_NR];
+    uint32_t left_sum[OP_INT_MC], right_sum[OP_INT_NR];
+} op_int_unit;
+
+static inline void op_int_begin(op_int_unit *u)
+{
+    memset(u->acc, 0, sizeof u->acc);
+    memset(u->left_sum, 0, sizeof u->left_sum);
+    memset(u->right_sum, 0, sizeof u->right_sum);
+}
+
+/* The word of the numbers that the OP_INT_GROUP pointers have at `at`. */
+#define OP_INT_WORD(S, T)                                                                           \
+    static inline uint32_t op_int_word_##S(const T *const *from, int64_t at)                        \
+    {                                                                                               \
+        uint32_t word = 0;                                                                          \
+        for (int q = 0; q < OP_INT_GROUP; q++)                                                      \
+            word |= (uint32_t)(op_right)(from[q][at] + OP_RIGHT_##S) << OP_INT_PLACE(q);            \
+        return word;                                                                                \
+    }
+OP_INT_WORD(u8, uint8_t)
+OP_INT_WORD(i8, int8_t)
+
+/* Adds up the columns that are packed. */
+static inline void op_int_add_right(op_int_unit *u, int64_t words)
+{
+    const int32_t ones = OP_INT_BYTES ? 0x01010101 : 0x00010001;
+    for (int v = 0; v < OP_INT_NR; v += OP_INT_LANES) {
+        op_vint sum;
+        memcpy(&sum, u->right_sum + v, sizeof sum);
+        for (int64_t w = 0; w < words; w++) {
+            op_vint b;
+            memcpy(&b, u->right[w] + v, sizeof b);
+            sum = op_dot(sum, ones, b);
+        }
+        memcpy(u->right_sum + v, &sum, sizeof sum);
+    }
+}
+
+/* The bits of a word's first `some` numbers. */
+static inline uint32_t op_int_live(int64_t some)
+{
+    uint32_t bits = 0;
+    for (int q = 0; q < OP_INT_GROUP && q < some; q++)
+        bits |= (OP_INT_BYTES ? 0xffu : 0xffffu) << OP_INT_PLACE(q);
+    return bits;
+}
+
+/* op_int_left_<type>: packs rows of the left operand, lda apart, and adds them up if `sums`.
+ * op_int_right_<type>: packs columns of the right one, whose element (p, c) is at p * row + c * column.. */
+#define OP_INT_PACK(S, T)                                                                           \
+    static inline void op_int_left_##S(op_int_unit *u, const T *a, int64_t lda, int64_t height,     \
+                                       int64_t depth, int sums)                                     \
+    {                                                                                               \
+        const int64_t end = (depth + OP_INT_GROUP - 1) / OP_INT_GROUP * OP_INT_GROUP;               \
+        for (int64_t r = 0; r < height; r++) {                                                      \
+            op_left *restrict const left = u->left[r];                                              \
+            const T *restrict const x = a + r * lda;                                                \
+            for (int64_t p = 0; p < depth; p++)                                                     \
+                left[p] = (op_left)(x[p] + OP_LEFT_##S);                                            \
+            for (int64_t p = depth; p < end; p++)                                                   \
+                left[p] = 0;                                                                        \
+            uint32_t sum = 0;                                                                       \
+            for (int64_t p = 0; p < depth && sums; p++)                                             \
+                sum += (uint32_t)(x[p] + OP_LEFT_##S);                                              \
+            u->left_sum[r] += sum;                                                                  \
+        }                                                                                           \
+    }                                                                                               \
+    static inline void op_int_right_##S(op_int_unit *u, const T *b, int64_t row, int64_t column,    \
+                                        int64_t width, int64_t depth, int sums)                     \
+    {                                                                                               \
+        const int64_t words = (depth + OP_INT_GROUP - 1) / OP_INT_GROUP;                            \
+        if (width < OP_INT_NR || depth % OP_INT_GROUP)                                              \
+            memset(u->right, 0, (size_t)words * sizeof u->right[0]);                                \
+        for (int64_t w = 0; w < words; w++) {                                                       \
+            uint32_t *restrict const right = u->right[w];                                           \
+            const T *restrict const x = b + w * OP_INT_GROUP * row;                                 \
+            const int64_t some = depth - w * OP_INT_GROUP;                                          \
+            if (some >= OP_INT_GROUP && width == OP_INT_NR && column == 1)                          \
+                for (int c = 0; c < OP_INT_NR; c++) {                                               \
+                    uint32_t word = 0;                                                              \
+                    for (int q = 0; q < OP_INT_GROUP; q++)                                          \
+                        word |= (uint32_t)(op_right)(x[q * row + c] + OP_RIGHT_##S) << OP_INT_PLACE(q); \
+                    right[c] = word;                                                                \
+                }                                                                                   \
+            else if (some >= OP_INT_GROUP && row == 1)                                              \
+                for (int64_t c = 0; c < width; c++) {                                               \
+                    uint32_t word = 0;                                                              \
+                    for (int q = 0; q < OP_INT_GROUP; q++)                                          \
+                        word |= (uint32_t)(op_right)(x[c * column + q] + OP_RIGHT_##S) << OP_INT_PLACE(q); \
+                    right[c] = word;                                                                \
+                }                                                                                   \
+            else                                                                                    \
+                for (int64_t c = 0; c < width; c++)                                                 \
+                    for (int q = 0; q < OP_INT_GROUP && q < some; q++)                              \
+                        right[c] |= (uint32_t)(op_right)(x[q * row + c * column] + OP_RIGHT_##S)    \
+                            << OP_INT_PLACE(q);                                                     \
+        }                                                                                           \
+        if (sums)                                                                                   \
+            op_int_add_right(u, words);                                                             \
+    }
+
+OP_INT_PACK(u8, uint8_t)
+OP_INT_PACK(i8, int8_t)
+
+static inline __attribute__((always_inline)) void op_int_fixed(op_int_unit *u, const int mr, int64_t r0, int64_t words)
 {
     op_vint sum[OP_MR][2];
     for (int r = 0; r < mr; r++)
         for (int v = 0; v < 2; v++)
-            memcpy(&sum[r][v], acc[r] + v * OP_INT_LANES, sizeof sum[r][v]);
-    for (int64_t p = 0; p < pairs; p++) {
+            memcpy(&sum[r][v], u->acc[r0 + r] + v * OP_INT_LANES, sizeof sum[r][v]);
+    for (int64_t w = 0; w < words; w++) {
         op_vint b0, b1;
-        memcpy(&b0, packed[p], sizeof b0);
-        memcpy(&b1, packed[p] + OP_INT_LANES, sizeof b1);
+        memcpy(&b0, u->right[w], sizeof b0);
+        memcpy(&b1, u->right[w] + OP_INT_LANES, sizeof b1);
         for (int r = 0; r < mr; r++) {
             int32_t x;
-            memcpy(&x, &a[r][2 * p], sizeof x);
-            sum[r][0] = op_pairs(sum[r][0], x, b0);
-            sum[r][1] = op_pairs(sum[r][1], x, b1);
+            memcpy(&x, &u->left[r0 + r][OP_INT_GROUP * w], sizeof x);
+            sum[r][0] = op_dot(sum[r][0], x, b0);
+            sum[r][1] = op_dot(sum[r][1], x, b1);
         }
     }
     for (int r = 0; r < mr; r++)
         for (int v = 0; v < 2; v++)
-            memcpy(acc[r] + v * OP_INT_LANES, &sum[r][v], sizeof sum[r][v]);
+            memcpy(u->acc[r0 + r] + v * OP_INT_LANES, &sum[r][v], sizeof sum[r][v]);
 }
 
-/* acc[mr][OP_INT_NR] += a[mr][2 * pairs] packed, modulo 2^32; mr <= OP_MR. */
-static inline void op_int_block(int mr, int64_t pairs, const int16_t (*a)[OP_INT_KC],
-                                const int16_t (*packed)[OP_INT_NR][2], int32_t (*acc)[OP_INT_NR])
+/* acc += left right, for `height` rows. */
+static inline void op_int_multiply(op_int_unit *u, int64_t height, int64_t depth)
 {
-    if (mr == OP_MR) {
-        op_int_fixed(OP_MR, pairs, a, packed, acc);
-        return;
-    }
-    for (; mr >= 2; mr -= 2, a += 2, acc += 2)
-        op_int_fixed(2, pairs, a, packed, acc);
-    if (mr)
-        op_int_fixed(1, pairs, a, packed, acc);
+    const int64_t words = (depth + OP_INT_GROUP - 1) / OP_INT_GROUP;
+    int64_t r = 0;
+    for (; r + OP_MR <= height; r += OP_MR)
+        op_int_fixed(u, OP_MR, r, words);
+    for (; r + 2 <= height; r += 2)
+        op_int_fixed(u, 2, r, words);
+    if (r < height)
+        op_int_fixed(u, 1, r, words);
+}
+
+/* sum (a - a_zero)(b - b_zero) over k numbers, from sums of the packed ones: zero points count what packing
+ * added to the operands. */
+static inline uint32_t op_int_sum(const op_int_unit *u, int64_t r, int64_t c, int64_t k, int32_t a_zero, int32_t b_zero)
+{
+    return u->acc[r][c] - (uint32_t)b_zero * u->left_sum[r] - (uint32_t)a_zero * u->right_sum[c]
+        + (uint32_t)k * (uint32_t)a_zero * (uint32_t)b_zero;
 }
 
 #endif

@@ -530,17 +530,36 @@ def _einsum(g: Grower) -> None:
     )
 
 
-def _conv(g: Grower) -> None:
-    channels, groups = int(g.choice([1, 2, 4])), int(g.choice([1, 1, 2]))
-    rank = int(g.choice([1, 2, 2]))
-    size = [int(g.rng.integers(3, 8)) for _ in range(rank)]
-    x = g.operand("float32", (int(g.choice([1, 2])), channels * groups, *size))
+def _convolution(g: Grower) -> tuple[list[int], list[int], dict[str, Any]]:
+    """Shapes of x and of the weights, and the attributes that go with them."""
+    channels, groups = int(g.choice([1, 1, 2, 4])), int(g.choice([1, 1, 2, 3]))
+    rank = int(g.choice([1, 2, 2, 3]))
     kernel = [int(g.choice([1, 2, 3])) for _ in range(rank)]
-    w = g.constant(g.numbers("float32", (2 * groups, channels, *kernel)))
-    bias = g.constant(g.numbers("float32", (2 * groups,))) if g.flip() else None
-    pads = g.rng.integers(0, 2, 2 * rank).tolist()
-    strides = [int(g.choice([1, 2])) for _ in range(rank)]
-    g.add("Conv", x, w, bias, group=groups, pads=pads, strides=strides)
+    dilations = [int(g.choice([1, 1, 2])) for _ in range(rank)]
+    largest = (0, 40, 16, 8)[rank]
+    size = [int(g.rng.integers(5, largest)) for _ in range(rank)]
+    maps = groups * int(g.choice([1, 2, 5]))
+    attrs = {
+        "group": groups,
+        "dilations": dilations,
+        "strides": [int(g.choice([1, 1, 2, 3])) for _ in range(rank)],
+        "pads": g.rng.integers(0, 2, 2 * rank).tolist(),
+    }
+    return [int(g.choice([1, 2])), channels * groups, *size], [maps, channels, *kernel], attrs
+
+
+def _conv(g: Grower) -> None:
+    x, w, attrs = _convolution(g)
+    bias = g.constant(g.numbers("float32", (w[0],))) if g.flip() else None
+    images = g.input(g.numbers("float32", x)) if g.flip() else g.operand("float32", x)
+    g.add("Conv", images, g.constant(g.numbers("float32", w)), bias, **attrs)
+
+
+def _conv_integer(g: Grower) -> None:
+    x, w, attrs = _convolution(g)
+    zero = g.constant(np.asarray(g.rng.integers(0, 9), np.uint8))
+    images, weights = g.input(g.numbers("uint8", x)), g.constant(g.numbers("int8", w))
+    g.add("ConvInteger", images, weights, zero, exact=True, **attrs)
 
 
 def _lp_norm(g: Grower) -> None:
@@ -556,5 +575,6 @@ GROWTH: list[Callable[[Grower], None]] = [
     _where, _cast, _clip, _reduce, _reduce, _softmax, _layer_norm, _matmul, _matmul, _gemm,
     _matmul_integer, _quantize, _transpose, _transpose, _reshape, _reshape, _unsqueeze, _concat,
     _split, _slice, _gather, _gather_elements, _gather_nd, _scatter_nd, _expand, _tile, _pad,
-    _cumsum, _trilu, _one_hot, _arg, _topk, _einsum, _conv, _lp_norm,
+    _cumsum, _trilu, _one_hot, _arg, _topk, _einsum, _conv, _conv, _conv_integer,
+    _lp_norm,
 ]  # fmt: skip

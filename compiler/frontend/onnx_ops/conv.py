@@ -1,21 +1,19 @@
-"""ONNX convolutions, as products of patches with the weights."""
+"""ONNX convolutions: layers of patches where those lie side by side, else the core's `conv`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, onnx_op
+from sparsec.compiler.frontend.importer import Importer, OnnxNode, onnx_op
 from sparsec.compiler.frontend.onnx_ops.layout import pad_constant
 from sparsec.compiler.frontend.onnx_ops.quantization import parameter
-from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
+from sparsec.compiler.frontend.tensor import Fail, Tensor, fixed
 from sparsec.compiler.ir import Shape
-
-Product = Callable[[Tensor, Tensor, bool], Tensor]
-"""``product(a, b, swapped)`` of matrices; `swapped` where the weights are `a` instead of `b`."""
 
 
 @dataclass(frozen=True)
@@ -77,30 +75,16 @@ def _geometry(n: OnnxNode, x: Tensor, w: Tensor) -> _Geometry:
     return _Geometry(kernel, strides, dilations, before, after, out, groups)
 
 
-def _patches(c: Importer, x: Tensor, g: _Geometry, fill: Tensor) -> Tensor:
-    """[N, C, *size] -> [N, C, kernel elements, places]."""
+def _patches(c: Importer, x: Tensor, g: _Geometry) -> Tensor:
+    """[N, C, *size] -> [N, places, C * kernel elements], of patches side by side."""
     rank = len(g.kernel)
-    for i in range(rank):
-        x = pad_constant(c, x, 2 + i, g.before[i], g.after[i], fill)
-    count, places = math.prod(g.kernel), math.prod(g.out)
-    front, size = x.shape[:2], tuple(map(fixed, x.shape[2:]))
-    if g.tiles:
-        x = _cropped(c, x, g)
-        apart = [e for o, k in zip(g.out, g.kernel, strict=True) for e in (o, k)]
-        x = c.reshape(x, (*front, *apart))
-        inner, outer = range(3, 3 + 2 * rank, 2), range(2, 2 + 2 * rank, 2)
-        return c.reshape(c.transpose(x, (0, 1, *inner, *outer)), (*front, count, places))
-    if count * places > FOLD_LIMIT // 8:
-        raise Fail(f"{places} patches of {count} elements are absurdly many")
-    at = np.zeros((), np.int64)
-    for i in range(rank):
-        own = np.arange(g.kernel[i])[:, None] * g.dilations[i]
-        own = own + np.arange(g.out[i]) * g.strides[i]
-        shape = [1] * (2 * rank)
-        shape[i], shape[rank + i] = own.shape
-        at = at + own.reshape(shape) * math.prod(size[i + 1 :])
-    x = c.reshape(x, (*front, math.prod(size)))
-    return c.emit("gather", x, constant(at.reshape(count, places), "patches"), axis=2)
+    x = _cropped(c, x, g)
+    batch, channels = x.shape[:2]
+    apart = [e for o, k in zip(g.out, g.kernel, strict=True) for e in (o, k)]
+    x = c.reshape(x, (batch, channels, *apart))
+    inner, outer = range(3, 3 + 2 * rank, 2), range(2, 2 + 2 * rank, 2)
+    rows = c.transpose(x, (0, *outer, 1, *inner))
+    return c.reshape(rows, (batch, math.prod(g.out), fixed(channels) * math.prod(g.kernel)))
 
 
 def _cropped(c: Importer, x: Tensor, g: _Geometry) -> Tensor:
@@ -113,7 +97,7 @@ def _cropped(c: Importer, x: Tensor, g: _Geometry) -> Tensor:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What a convolution sums up: [N, places, M] for a layer of patches, else [N, M, places]."""
+    """What a convolution sums up: [N, places, M] for a layer of patches, else [N, M, *out]."""
 
     tensor: Tensor
     rows: bool
@@ -121,38 +105,50 @@ class _Sums:
 
     def per_map(self, c: Importer, p: Tensor) -> Tensor:
         """A parameter [M], or one number, shaped to broadcast against the sums."""
-        return p if self.rows or not p.shape else c.reshape(p, (*p.shape, 1))
+        apart = (1,) * (len(self.shape) - 2)
+        return p if self.rows or not p.shape else c.reshape(p, (*p.shape, *apart))
 
     def back(self, c: Importer, y: Tensor) -> Tensor:
         """The result, laid out like the sums, as [N, M, *out]."""
-        return c.reshape(c.transpose(y, (0, 2, 1)) if self.rows else y, self.shape)
+        return c.reshape(c.transpose(y, (0, 2, 1)), self.shape) if self.rows else y
 
 
 def _convolve(
-    c: Importer, n: OnnxNode, x: Tensor, w: Tensor, fill: Tensor, product: Product
+    c: Importer,
+    n: OnnxNode,
+    x: Tensor,
+    w: Tensor,
+    fill: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor],
+    op: str,
+    *zeros: Tensor | None,
 ) -> _Sums:
+    """The sums of a convolution.
+
+    Args:
+        fill: what stands in the padding.
+        product: ``[N, places, depth] @ [depth, M]``, for patches that neither overlap nor leave
+            gaps: that is a linear layer, whose rows are the patches.
+        op: the core op for all others, which reads `zeros` besides.
+    """
     g = _geometry(n, x, w)
-    batch, channels, maps = x.shape[0], fixed(x.shape[1]), fixed(w.shape[0])
-    count, places = math.prod(g.kernel), math.prod(g.out)
-    patches = _patches(c, x, g, fill)
-    depth = channels // g.groups * count
+    batch, maps = x.shape[0], fixed(w.shape[0])
     shape = (batch, maps, *g.out)
     if g.tiles and g.groups == 1:
-        # An embedding of patches: a linear layer, whose rows are the patches.
-        rows = c.reshape(c.transpose(patches, (0, 3, 1, 2)), (batch, places, depth))
-        weights = c.transpose(c.reshape(w, (maps, depth)), (1, 0))
-        return _Sums(product(rows, weights, False), True, shape)
-    groups = (g.groups,) if g.groups > 1 else ()
-    columns = c.reshape(patches, (batch, *groups, depth, places))
-    weights = c.reshape(w, (*groups, maps // g.groups, depth))
-    sums = product(weights, columns, True)
-    return _Sums(c.reshape(sums, (batch, maps, places)), False, shape)
+        rows = _patches(c, x, g)
+        weights = c.transpose(c.reshape(w, (maps, fixed(rows.shape[-1]))), (1, 0))
+        return _Sums(product(rows, weights), True, shape)
+    for i in range(len(g.kernel)):
+        x = pad_constant(c, x, 2 + i, g.before[i], g.after[i], fill)
+    attrs: dict[str, Any] = {"strides": g.strides, "dilations": g.dilations, "groups": g.groups}
+    return _Sums(c.emit(op, x, w, *zeros, **attrs), False, shape)
 
 
 @onnx_op("Conv")
 def _conv(c: Importer, n: OnnxNode) -> Tensor:
     x, w = n[0], n[1]
-    sums = _convolve(c, n, x, w, c.scalar(0, x), lambda a, b, _: c.emit("matmul", a, b))
+    zero = c.scalar(0, x)
+    sums = _convolve(c, n, x, w, zero, lambda a, b: c.emit("matmul", a, b), "conv")
     bias, out = n.optional(2), sums.tensor
     return sums.back(c, out if bias is None else c.emit("add", out, sums.per_map(c, bias)))
 
@@ -163,18 +159,12 @@ def _integer_sums(
     """Padding counts as 0, so it holds x's zero point."""
     zx = parameter(c, zx) if zx else None
     zw = parameter(c, zw) if zw else None
-    groups = int(n.attrs.get("group", 1))
+    fill = zx if zx is not None else c.scalar(0, x)
 
-    def product(a: Tensor, b: Tensor, swapped: bool) -> Tensor:
-        if not swapped:
-            return c.emit("matmul_integer", a, b, zx, zw)
-        own = zw
-        if own is not None and own.shape:
-            each = fixed(own.shape[0]) // groups
-            own = c.reshape(own, (groups, each, 1) if groups > 1 else (each, 1))
-        return c.emit("matmul_integer", a, b, own, zx)
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return c.emit("matmul_integer", a, b, zx, zw)
 
-    return _convolve(c, n, x, w, zx if zx is not None else c.scalar(0, x), product)
+    return _convolve(c, n, x, w, fill, product, "conv_integer", zx, zw)
 
 
 @onnx_op("ConvInteger")

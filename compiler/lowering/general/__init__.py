@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering.general import contraction, elementwise, indexing, layout, reduction
 from sparsec.compiler.lowering.general.attention import emit_attention
+from sparsec.compiler.lowering.general.convolution import emit_conv, emit_conv_integer
 from sparsec.compiler.lowering.general.expressions import ELEMENTWISE
 from sparsec.compiler.lowering.general.render import Call, NotGeneral
 
@@ -48,6 +49,8 @@ EMITTERS: dict[str, Callable[[Call], str]] = {
     "linear_integer": contraction.emit_linear_integer,
     "matmul_integer": contraction.emit_matmul_integer,
     "qlinear": contraction.emit_qlinear,
+    "conv": emit_conv,
+    "conv_integer": emit_conv_integer,
     "attention": emit_attention,
 }
 

@@ -69,7 +69,7 @@ def emit_linear(call: Call) -> str:
     m, k, n = product(extents(x.shape)[:-1]), Extent.of(w.shape[1]), Extent.of(w.shape[0])
     return call.render(
         "linear",
-        rows=f"((({n} + 1) / 2) * (({m} + OP_DOT_MR - 1) / OP_DOT_MR))",
+        rows=f"((({n} + OP_DOT_NR - 1) / OP_DOT_NR) * (({m} + OP_DOT_MR - 1) / OP_DOT_MR))",
         work=m * n * k,
         block=f"op_dots_block_{suffix(call.outputs[0].dtype)}",
         m=m,
@@ -82,7 +82,7 @@ def emit_matmul_integer(call: Call) -> str:
     """Exact integer product; zero points per tensor, per row of a, per column of b."""
     a, b = _matrices(call.inputs[0].shape, call.inputs[1].shape)
     m, k, n = Extent.of(a[-2]), Extent.of(a[-1]), Extent.of(b[-1])
-    za, zb = _parameter(call, 2), _parameter(call, 3)
+    za, zb = parameter_number(call, 2), parameter_number(call, 3)
     za_shape = _row_zero_point(call.inputs[za], a) if za else (1, 1)
     zb_shape = _column_zero_point(call.inputs[zb], b) if zb else (1, 1)
     batches = _Batches(a, b, za_shape, zb_shape)
@@ -100,7 +100,7 @@ def emit_matmul_integer(call: Call) -> str:
     )
 
 
-def _parameter(call: Call, index: int) -> int:
+def parameter_number(call: Call, index: int) -> int:
     """Which C parameter the node's optional input `index` is, or 0 if it is absent."""
     names = (*call.node.inputs, "", "")
     return sum(1 for name in names[:index] if name) if names[index] else 0
@@ -173,6 +173,11 @@ def emit_linear_integer(call: Call) -> str:
     )
 
 
+def needs_sums(side: str, value: Value, zero: str) -> str:
+    """C condition: packed operands of this side and type are off by something."""
+    return "1" if zero != "0" else f"OP_{side}_{suffix(value.dtype)} != 0"
+
+
 def _integer(
     call: Call,
     batches: _Batches,
@@ -198,8 +203,13 @@ def _integer(
         n=n,
         k=k,
         batches=batches,
+        a_suffix=suffix(call.inputs[0].dtype),
+        b_suffix=suffix(call.inputs[1].dtype),
         a_zero=a_zero,
         b_zero=b_zero,
+        # A zero point of one side needs the sums of the other; so does what packing adds.
+        left_sums=needs_sums("RIGHT", call.inputs[1], b_zero),
+        right_sums=needs_sums("LEFT", call.inputs[0], a_zero),
         b_row=b_row,
         b_column=b_column,
         store=store,

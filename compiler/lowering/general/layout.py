@@ -18,8 +18,8 @@ from sparsec.compiler.lowering.general.extents import (
 )
 from sparsec.compiler.lowering.general.render import Call, c_type
 
-# Side of the square blocks in which two axes change places: 16 float32 are a cache line.
-BLOCK = 16
+# Side of the square blocks in which two axes change places, in bytes: a cache line.
+BLOCK = 64
 
 
 def emit_reshape(call: Call) -> str:
@@ -57,12 +57,13 @@ def emit_transpose(call: Call) -> str:
     across = steps.index(ONE)
     out = strides(dims)
     outer = [k for k in range(len(dims) - 1) if k != across]
-    blocks = f"(({dims[across]} + {BLOCK - 1}) / {BLOCK})"
+    block = BLOCK // call.inputs[0].dtype.itemsize
+    blocks = f"(({dims[across]} + {block - 1}) / {block})"
     return call.render(
         "transpose",
         rows=f"({product(dims[k] for k in outer)} * {blocks})",
         work=product(dims),
-        block=BLOCK,
+        block=block,
         blocks=blocks,
         decode=decode("outer", [dims[k] for k in outer], "i", [[out[k] for k in outer]]),
         source=offset("i", [steps[k] for k in outer]),
