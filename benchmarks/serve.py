@@ -58,7 +58,7 @@ SERVERS = {"deepsparse": "deepsparse-server", "fastapi": "fastapi"}
 
 def prepare(cache: Path, recipe: Recipe, length: int, batch: int) -> Path:
     """A folder with the model, a tokenizer of one word per token, and the artifact."""
-    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers import models as kinds
 
     import sparsec
@@ -71,6 +71,7 @@ def prepare(cache: Path, recipe: Recipe, length: int, batch: int) -> Path:
     words = [f"w{i}" for i in range(recipe.config.vocab - len(specials))]
     vocab = {word: i for i, word in enumerate([*specials, *words])}
     tokenizer = Tokenizer(kinds.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)  # transformers looks for it
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

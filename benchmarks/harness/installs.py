@@ -33,9 +33,10 @@ PEERS = {
         Peer("deepsparse", ("deepsparse==1.8.0",), "3.11"),
         Peer(
             "deepsparse-server",
-            ("deepsparse[server]==1.8.0", "transformers<4.40"),
+            # With what its pipelines for text import, in versions that go with its old numpy.
+            ("deepsparse[server,transformers]==1.8.0", "torch==2.13.0", "pyarrow<18"),
             "3.11",
-            "deepsparse.server.cli",
+            "deepsparse.transformers",
         ),
         Peer("fastapi", ("fastapi", "uvicorn[standard]", "onnxruntime", "tokenizers")),
         Peer("openvino", ("openvino",)),
