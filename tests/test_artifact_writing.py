@@ -184,10 +184,12 @@ def test_full_disk_is_an_artifact_error(tmp_path: Path) -> None:
 
 
 SLEEPER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import sparsec.cli, sparsec.compiler
 from sparsec.compiler import artifact
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 def compile(model, *, output, **options):
     with artifact.staging(Path(output)) as stage:
