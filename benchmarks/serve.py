@@ -49,6 +49,7 @@ from benchmarks.harness.models import Recipe  # noqa: E402
 from examples.encoders import FORMS, PRESETS  # noqa: E402
 
 CONNECTIONS = 32
+SETTLE = 4.0  # seconds: what wrk left behind is computed to its end
 BATCHES = (1, 2, 4, 8, 16, 32)
 TASK = "token-classification"
 SERVERS = {"deepsparse": "deepsparse-server", "fastapi": "fastapi"}
@@ -474,7 +475,9 @@ def throughput(server: Running, payloads: Sequence[bytes], seconds: float) -> di
     client = Client(server, payloads)
     client.keep_busy(CONNECTIONS, min(2.0, seconds))
     load = client.keep_busy(CONNECTIONS, seconds)
-    return {"client": load.to_json(), "wrk": wrk(server, payloads, seconds)}
+    result = {"client": load.to_json(), "wrk": wrk(server, payloads, seconds)}
+    time.sleep(SETTLE)
+    return result
 
 
 def best_rate(result: dict[str, Any]) -> float:
@@ -678,7 +681,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = markdown(result)
     print(text)
     args.results.mkdir(parents=True, exist_ok=True)
-    stem = args.results / f"serve-{args.preset}-{args.length}"
+    several = f"-{args.workers}-workers" if args.workers > 1 else ""
+    stem = args.results / f"serve-{args.preset}-{args.length}{several}"
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_suffix(".md").write_text(text)
     return 0
