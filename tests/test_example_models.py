@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,39 +76,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="module")
-def ner(folder: Path) -> Iterator[Compiled]:
-    model = Compiled("ner", folder)
-    yield model
-    model.engine.close()
+def _compiled(name: str) -> Any:
+    """A fixture: the example's model, compiled once."""
+
+    @pytest.fixture(scope="module", name=name)
+    def compiled(folder: Path) -> Iterator[Compiled]:
+        model = Compiled(name, folder)
+        yield model
+        model.engine.close()
+
+    return compiled
 
 
-@pytest.fixture(scope="module")
-def sentiment(folder: Path) -> Iterator[Compiled]:
-    model = Compiled("sentiment", folder)
-    yield model
-    model.engine.close()
-
-
-@pytest.fixture(scope="module")
-def qa(folder: Path) -> Iterator[Compiled]:
-    model = Compiled("qa", folder)
-    yield model
-    model.engine.close()
-
-
-@pytest.fixture(scope="module")
-def nli(folder: Path) -> Iterator[Compiled]:
-    model = Compiled("nli", folder)
-    yield model
-    model.engine.close()
-
-
-@pytest.fixture(scope="module")
-def fill_mask(folder: Path) -> Iterator[Compiled]:
-    model = Compiled("fill_mask", folder)
-    yield model
-    model.engine.close()
+ner = _compiled("ner")
+sentiment = _compiled("sentiment")
+qa = _compiled("qa")
+nli = _compiled("nli")
+fill_mask = _compiled("fill_mask")
 
 
 def names_in(model: Compiled, text: str) -> list[tuple[str, str]]:

@@ -24,6 +24,17 @@ _SMALL = {
     "intermediate_size": 128,
     "max_position_embeddings": LONGEST,
 }
+_DEBERTA_V2: dict[str, Any] = {
+    **_SMALL,
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "max_relative_positions": -1,
+    "position_buckets": 16,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 _ROBERTA = {**_SMALL, "max_position_embeddings": LONGEST + 2, "type_vocab_size": 1}
 _DISTIL = {
     "vocab_size": VOCAB,
@@ -251,36 +262,14 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "deberta-v2",
         "DebertaV2Config",
         "DebertaV2Model",
-        {
-            **_SMALL,
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "max_relative_positions": -1,
-            "position_buckets": 16,
-            "norm_rel_ebd": "layer_norm",
-            "share_att_key": True,
-            "position_biased_input": False,
-            "type_vocab_size": 0,
-        },
+        _DEBERTA_V2,
         sdpa=False,
     ),
     Architecture(
         "deberta-v2-conv",
         "DebertaV2Config",
         "DebertaV2Model",
-        {
-            **_SMALL,
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "max_relative_positions": -1,
-            "position_buckets": 16,
-            "norm_rel_ebd": "layer_norm",
-            "share_att_key": True,
-            "position_biased_input": False,
-            "type_vocab_size": 0,
-            "conv_kernel_size": 3,
-            "conv_act": "gelu",
-        },
+        {**_DEBERTA_V2, "conv_kernel_size": 3, "conv_act": "gelu"},
         sdpa=False,
     ),
     Architecture(

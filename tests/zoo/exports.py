@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.zoo.architectures import Architecture
 
@@ -58,33 +59,25 @@ def export(architecture: Architecture, exporter: Exporter, path: Path) -> Path:
     fixed = exporter.fixed is not None
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        how: dict[str, Any]
         if exporter.dynamo:
             batch = torch.export.Dim("batch")
             sequence = torch.export.Dim("sequence", max=512)
             axes = {0: batch} if architecture.image else {0: batch, 1: sequence}
-            torch.onnx.export(
-                network,
-                args,
-                str(path),
-                input_names=names,
-                output_names=outputs,
-                opset_version=exporter.opset,
-                dynamo=True,
-                dynamic_shapes=None if fixed else {"given": tuple(axes for _ in names)},
-                external_data=False,
-                verbose=False,
-            )
+            shapes = None if fixed else {"given": tuple(axes for _ in names)}
+            how = {"dynamic_shapes": shapes, "external_data": False, "verbose": False}
         else:
             axes_ts = {0: "batch"} if architecture.image else {0: "batch", 1: "sequence"}
             dynamic = dict.fromkeys(names, axes_ts) | {o: {0: "batch"} for o in outputs}
-            torch.onnx.export(
-                network,
-                args,
-                str(path),
-                input_names=names,
-                output_names=outputs,
-                opset_version=exporter.opset,
-                dynamo=False,
-                dynamic_axes=None if fixed else dynamic,
-            )
+            how = {"dynamic_axes": None if fixed else dynamic}
+        torch.onnx.export(
+            network,
+            args,
+            str(path),
+            input_names=names,
+            output_names=outputs,
+            opset_version=exporter.opset,
+            dynamo=exporter.dynamo,
+            **how,
+        )
     return path
