@@ -308,7 +308,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
         "cv_start": args.vector(plan.start) if plan.sparse else -1,
         "cv_order": args.vector(plan.order) if plan.order.size else -1,
-        "cv_bias": args.vector(plan.bias) if plan.kind == "i8" else -1,
+        "cv_bias": args.vector(plan.bias_by_place) if plan.kind == "i8" else -1,
     }
     leaf: dict[str, str] = {}
     if anchor.op == "qlinear":

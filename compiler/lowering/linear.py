@@ -97,6 +97,11 @@ class LinearPlan:
         return -(-self.k // 4) * (64 if self.kind == "i8" else 256)
 
     @property
+    def bias_by_place(self) -> Array:
+        """The bias in the order in which quads of the first chunk take the channels."""
+        return self.bias[self.order[0]] if self.order.size else self.bias
+
+    @property
     def title(self) -> str:
         """One line for comments and manifests."""
         form = "sparse" if self.sparse else "dense"

@@ -1,6 +1,8 @@
 /* Vector primitives that follow from those of the ISA's own header, and the math functions. */
 
 #define SUB (16 / VL) /* vectors in a block of 16 rows */
+/* An address that is used as it is: else the compiler makes two additions of base + offset + constant. */
+#define V_BASE(p) __asm__("" : "+r"(p))
 
 #if VL != 16
 /* The low byte of each lane. */
