@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cache", type=Path, default=ROOT / "build" / "bench", help="models and environments")
     add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where to save")
     args = parser.parse_args(argv)
+    if args.plots and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plots needs matplotlib, which the extra 'bench' installs")
     args.engines = args.engines.split(",")
     unknown = set(args.engines) - set(CONTENDERS)
     if unknown:

@@ -63,7 +63,10 @@ TARGETS: tuple[Target, ...] = (
     Target(
         name="avx512_vnni",
         arch="x86_64",
-        features=("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+        features=(
+            *("avx2", "fma", "bmi"),
+            *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+        ),
         lanes=16,
         tuning=("-mprefer-vector-width=512",),
         summary="64-byte vectors with VPDPBUSD: Intel servers since Ice Lake, AMD since Zen 4",

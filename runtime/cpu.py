@@ -17,6 +17,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "avx512_vnni": (
             "avx2",
             "fma",
+            "bmi",
             "avx512f",
             "avx512bw",
             "avx512dq",

@@ -29,7 +29,7 @@ def test_every_pack_is_computed_once(
     count = np.zeros(used.shape, int)
     for place, channel in enumerate(arranged.order):
         shared = arranged.shared[place // 4]
-        assert shared == 0 or shared >= FEWEST_SHARED
+        assert shared % 2 == 0 and (shared == 0 or shared >= FEWEST_SHARED)
         np.add.at(count[channel], arranged.shared_columns[place // 2, :shared], 1)
         np.add.at(count[channel], arranged.own_columns[place, : arranged.own[place]], 1)
     np.testing.assert_array_equal(count, used)

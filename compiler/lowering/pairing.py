@@ -29,7 +29,8 @@ class Arrangement:
     Attributes:
         order: int64 [channels], the channel at each place; places 4q to 4q + 3 are quad q, whose
             pairs are the first two and the last two.
-        shared: int64 [quads], how many packs of each pair of the quad are taken together.
+        shared: int64 [quads], how many packs of each pair of the quad are taken together: an even
+            number, as the kernel takes two steps at a time.
         shared_columns: int64 [channels / 2, most shared], which these are.
         own: int64 [channels], how many other packs the channel at each place has.
         own_columns: int64 [channels, most own], which these are; beyond `own`, any.
@@ -87,6 +88,7 @@ def arrange(used: Array, slab_quads: int) -> Arrangement:
     common = used[0::2] & used[1::2]
     shared = common.sum(axis=1).reshape(-1, 2).min(axis=1)
     shared[shared < FEWEST_SHARED] = 0
+    shared -= shared % 2
     together = common & (np.cumsum(common, axis=1) <= np.repeat(shared, 2)[:, None])
     alone = used & ~np.repeat(together, 2, axis=0)
     own = alone.sum(axis=1)

@@ -4,6 +4,14 @@
 /* An address that is used as it is: else the compiler makes two additions of base + offset + constant. */
 #define V_BASE(p) __asm__("" : "+r"(p))
 
+/* One of 4 offsets of 16 bits; the same by an instruction made for it. */
+#define V_OFFSET(at, i) ((at) >> (16 * (i)) & 0xffff)
+#ifdef __BMI__
+#define V_CUT(at, i) ((i) % 3 ? _bextr_u64(at, 16 * (i), 16) : V_OFFSET(at, i))
+#else
+#define V_CUT V_OFFSET
+#endif
+
 #if VL != 16
 /* The low byte of each lane. */
 SPARSEC_INLINE void vi_store_8(void *p, vi v)
