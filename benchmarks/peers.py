@@ -162,6 +162,32 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def save_curves(
+    folder: Path,
+    stem: str,
+    title: str,
+    about: str,
+    names: Sequence[str],
+    curves: dict[str, list[Point]],
+    results: dict[str, Any],
+) -> list[Path]:
+    """Latency against length and against sparsity: tables and drawings."""
+    from benchmarks.harness import plots
+
+    tables = (report.speed_table(curve, names, report.pruned) for curve in curves.values())
+    text = "\n\n".join([f"# {title[0].upper()}{title[1:]}", "Median latency.", *tables, about])
+    paths = report.save(folder, f"{stem}-curves", text, results | {"curves": curves})
+    paths += plots.plot_length(curves["length"], f"{title}; batch 1", folder / f"{stem}-length")
+    config = results["model"].config
+    paths += plots.plot_sparsity(
+        curves["sparsity"],
+        f"{config.layers} layers, {config.hidden} wide; 1 x {CURVE_LENGTH}; "
+        f"{results['model'].form} form, blocks of {results['model'].block}",
+        folder / f"{stem}-sparsity",
+    )
+    return paths
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save.  Returns 1 when sparsec failed, or computed something else."""
     args = arguments(argv)
@@ -191,6 +217,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     versions = ", ".join(f"{name} {v}" for name, v in sorted(bench.comparison.versions.items()))
     rate = f"VNNI {peak.vnni / 1e9:.2f} G/s and FMA {peak.fma / 1e9:.2f} G/s a core"
     title = bench.recipe.title
+    about = "\n".join(
+        [
+            report.machine_text(described),
+            f"- {versions}",
+            f"- peak: {rate} ({4 * peak.lanes}-byte vectors), reading {peak.read / 1e9:.1f} GB/s",
+            *report.failures(every, skipped),
+        ]
+    )
     text = "\n\n".join(
         [
             f"# {title[0].upper()}{title[1:]}",
@@ -198,21 +232,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.speed_table(points, names),
             report.ratio_table(points, names),
             report.ratio_table(points, names, "fastest runs", lambda timing: timing.min_ms),
-            "\n".join(
-                [
-                    report.machine_text(described),
-                    f"- {versions}",
-                    f"- peak: {rate} ({4 * peak.lanes}-byte vectors), reading "
-                    f"{peak.read / 1e9:.1f} GB/s",
-                    *report.failures(every, skipped),
-                ]
-            ),
+            about,
             "Differences are relative to the reference's largest and mean absolute value. The "
             "reference is ONNX Runtime on the same file; for ORT int8 it is the float32 model.",
             report.detail_table(points),
             "One layer, where a rounding that falls the other way cannot grow (not a timing):",
             report.detail_table(checks),
-            *(report.speed_table(curve, names, report.pruned) for curve in curves.values()),
         ]
     )
     print(text)
@@ -226,23 +251,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": len(bench.cpus),
         "slice": bench.comparison.turn,
         "peak": peak,
-        "single_layer": checks,
-        "points": points,
-        "curves": curves,
     }
-    saved = report.save(args.results, stem, text, results)
-    if args.plots:
-        from benchmarks.harness import plots
-
-        saved += plots.plot_length(
-            curves["length"], f"{title}; batch 1", args.results / f"{stem}-length"
-        )
-        saved += plots.plot_sparsity(
-            curves["sparsity"],
-            f"{bench.recipe.config.layers} layers, {bench.recipe.config.hidden} wide; "
-            f"1 x {CURVE_LENGTH}; {args.form} form, blocks of {args.block}",
-            args.results / f"{stem}-sparsity",
-        )
+    saved = report.save(
+        args.results, stem, text, results | {"single_layer": checks, "points": points}
+    )
+    if curves:
+        saved += save_curves(args.results, stem, title, about, names, curves, results)
     for path in saved:
         tell(f"wrote {path}")
     wrong = [p for p in every if "sparsec" in p.agreement and not p.agreement["sparsec"].holds]
