@@ -41,6 +41,37 @@ class Features:
     length: int
 
 
+def nonfinite(outputs: Sequence[Outputs], names: Sequence[str]) -> str:
+    """What is wrong with a model's outputs: how many of their values are NaN or infinite, in one
+    line; empty if all are numbers.
+
+    Args:
+        outputs: of each sequence, padding left out.
+        names: the outputs that matter.
+    """
+    found = []
+    for name in names:
+        nan = infinite = items = 0
+        for output in outputs:
+            array = output[name]
+            # The least and the greatest value say it without a copy; NaN wins in both.
+            if (
+                array.dtype.kind != "f"
+                or not array.size
+                or (np.isfinite(array.min()) and np.isfinite(array.max()))
+            ):
+                continue
+            items += 1
+            nan += int(np.isnan(array).sum())
+            infinite += int(np.isinf(array).sum())
+        if items:
+            found.append(
+                f"{name} has {nan} NaN and {infinite} infinite values in {items} of "
+                f"{len(outputs)} sequences"
+            )
+    return "; ".join(found)
+
+
 @dataclass(frozen=True)
 class Role:
     """What a model's input is for; `kind` is ids, mask, types or positions."""

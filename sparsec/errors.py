@@ -57,6 +57,12 @@ class InputError(SparsecError, ValueError):
     exit_code = 8
 
 
+class NonFiniteError(SparsecError):
+    """A model's outputs hold NaN or infinity, and the pipeline was told to refuse that."""
+
+    exit_code = 10
+
+
 class EngineClosedError(SparsecError):
     """The engine was used after it was closed."""
 

@@ -105,7 +105,13 @@ def unigram(path: Path) -> Path:
 
 
 def make(
-    folder: Path, head: str, *, seed: int = 0, kind: str = "wordpiece", **settings: Any
+    folder: Path,
+    head: str,
+    *,
+    seed: int = 0,
+    kind: str = "wordpiece",
+    poison: dict[str, float] | None = None,
+    **settings: Any,
 ) -> tuple[EncoderConfig, Weights]:
     """Write model.onnx, tokenizer.json, tokenizer_config.json and config.json.
 
@@ -114,6 +120,7 @@ def make(
         head: as in :class:`EncoderConfig`.
         seed: of the weights.
         kind: ``wordpiece``, ``byte-level`` or ``unigram``, the tokenizer.
+        poison: tokens and what their embeddings are filled with, such as NaN.
         settings: further entries of config.json; ``labels`` becomes ``id2label``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +131,8 @@ def make(
     for name in ("classifier", "qa_outputs"):
         if f"{name}.weight" in weights:
             weights[f"{name}.weight"] *= 3  # so that predictions are not all alike
+    for token, value in (poison or {}).items():
+        weights["embeddings.word_embeddings.weight"][vocabulary().index(token)] = value
     write_fp32(folder / "model.onnx", config, weights, Export(opset=17))
     if kind == "wordpiece":
         word_piece(folder / "tokenizer.json")

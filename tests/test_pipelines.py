@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sparsec import Pipeline
-from sparsec.errors import EngineClosedError, InputError, ModelError, SparsecError
+from sparsec.errors import (
+    EngineClosedError,
+    InputError,
+    ModelError,
+    NonFiniteError,
+    SparsecError,
+)
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines import (
     FillMaskPipeline,
@@ -481,6 +487,59 @@ def test_wrong_options(
     options = {"task": "ner", "model_path": ner_model, "engine_type": "onnxruntime", **options}
     with pytest.raises(error, match=message):
         Pipeline.create(**options)
+
+
+POISONED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "token-classification": (
+        "token-classification", {"labels": NER_LABELS}, {"inputs": ["mary", "bad"]},
+    ),
+    "question-answering": (
+        "question-answering", {}, {"question": "who", "context": "mary is bad"},
+    ),
+    "text-classification": (
+        "sequence-classification", {"labels": ["no", "yes"]}, {"sequences": ["mary", "bad"]},
+    ),
+    "zero-shot-text-classification": (
+        "sequence-classification", {"labels": ["contradiction", "neutral", "entailment"]},
+        {"sequences": ["mary", "bad"], "labels": ["sport", "news"]},
+    ),
+    "embedding": ("hidden", {}, {"inputs": ["mary", "bad"]}),
+    "fill-mask": ("masked-lm", {}, {"inputs": ["[MASK] is mary", "[MASK] is bad"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", POISONED)
+@pytest.mark.parametrize("engine", ["sparsec", "onnxruntime"])
+def test_outputs_that_are_not_finite(
+    task: str, engine: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head, settings, body = POISONED[task]
+    make(tmp_path, head, poison={"bad": float("nan"), "movie": float("inf")}, **settings)
+    good, infinite = (
+        json.loads(json.dumps(body).replace("bad", word)) for word in ("mary", "movie")
+    )
+    with Pipeline.create(task, tmp_path, engine_type=engine, sequence_length=16) as pipeline:
+        # Its decoder is the table of embeddings: NaN is in every answer.
+        tied = task == "fill-mask"
+        pipeline(good)
+        assert bool(caplog.records) == tied
+        for bad in (body, infinite):
+            caplog.clear()
+            pipeline(bad)
+            (record,) = caplog.records
+            assert (record.levelname, record.name) == ("WARNING", "sparsec")
+            assert "NaN and" in record.getMessage() and pipeline.task in record.getMessage()
+        caplog.clear()
+        pipeline.on_nonfinite = "ignore"
+        pipeline(body)
+        pipeline.on_nonfinite = "error"
+        if not tied:
+            pipeline(good)
+        with pytest.raises(NonFiniteError, match=r"has [1-9]\d* NaN and 0 infinite values in [12]"):
+            pipeline(body)
+        assert not caplog.records
+    with pytest.raises(InputError, match="on_nonfinite: Input should be 'warn', 'error' or"):
+        Pipeline.create(task, tmp_path, on_nonfinite="raise")
 
 
 def test_calls(ner_model: Path) -> None:

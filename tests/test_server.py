@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsec.serving.pipelines import Pipeline
+from tests import pipelines_support
 from tests.server_support import TOKEN, Server, TextModels, endpoint
 
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
@@ -727,6 +729,70 @@ def test_data_logging(text_models: TextModels, tmp_path: Path) -> None:
     (line,) = [json.loads(line) for line in full.read_text().splitlines()]
     assert line["inputs"]["sequences"] == body["sequences"] and line["outputs"] == answer
     assert "label_counts" not in line
+
+
+# ---- outputs that are no numbers ---------------------------------------------------------------
+
+
+def test_nan_and_infinity_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    pipelines_support.make(folder, "hidden", poison={"bad": float("nan")})
+    ner = tmp_path / "ner"
+    labels = pipelines_support.NER_LABELS
+    pipelines_support.make(ner, "token-classification", poison={"bad": np.nan}, labels=labels)
+    engine = {"engine_type": "onnxruntime"}
+    means = {**engine, "extraction_strategy": "reduce_mean"}
+    shared = {"task": "embedding", "model": str(folder), "kwargs": means}
+    config = {
+        "endpoints": [
+            {**shared, "name": "warn", "route": "/warn"},
+            {**shared, "name": "error", "route": "/error", "on_nonfinite": "error"},
+            {**shared, "name": "ignore", "route": "/ignore", "on_nonfinite": "ignore"},
+            {"task": "ner", "model": str(ner), "name": "ner", "route": "/ner",
+             "data_logging": {"file": str(tmp_path / "log"), "text": True},
+             "kwargs": {**engine, "ignore_labels": []}},
+        ]
+    }  # fmt: skip
+
+    def strict(text: str | bytes) -> Any:
+        def no(constant: str) -> None:
+            raise AssertionError(f"{constant} is not JSON")
+
+        return json.loads(text, parse_constant=no)
+
+    body = {"inputs": ["mary", "bad"]}
+    tensor = {"name": "inputs", "shape": [2], "datatype": "BYTES", "data": body["inputs"]}
+    with Server(tmp_path / "server", config) as server, server.client() as client:
+        for name in ("warn", "ignore"):
+            good, bad = strict(client.post(f"/{name}", json=body).text)["embeddings"]
+            assert None not in good and set(bad) == {None}
+        answer = strict(client.post("/v2/models/warn/infer", json={"inputs": [tensor]}).text)
+        data = np.array(answer["outputs"][0]["data"], np.float32).reshape(2, -1)
+        assert np.isfinite(data[0]).all() and np.isnan(data[1]).all()
+        binary = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+        raw_answer = client.post("/v2/models/warn/infer", json=binary)
+        size = int(raw_answer.headers["inference-header-content-length"])
+        same = np.frombuffer(raw_answer.content[size:], "<f4").reshape(data.shape)
+        np.testing.assert_array_equal(same, data)
+        error = failure(client.post("/error", json=body), 500, "nonfinite")
+        assert "NaN" in error["error"] and "on_nonfinite" in error["error"]
+        assert client.post("/error", json={"inputs": "mary"}).status_code == 200
+        entities = strict(client.post("/ner", json=body).text)["predictions"]
+        assert entities[1][0]["score"] is None
+        answer = strict(client.post("/v2/models/ner/infer", json={"inputs": [tensor]}).text)
+        assert strict(answer["outputs"][0]["data"][1])[0]["score"] is None
+        for line in (tmp_path / "log").read_text().splitlines():
+            strict(line)
+        counted = {
+            name: metrics(client).get(f'sparsec_nonfinite_requests_total{{endpoint="{name}"}}', 0)
+            for name in ("warn", "error", "ignore", "ner")
+        }
+        assert counted == {"warn": 3, "error": 1, "ignore": 0, "ner": 2}
+        said = [line for line in server.log() if " NaN and " in line["message"]]
+    assert [(line["level"], line["endpoint"]) for line in said] == [
+        *[("warning", "warn")] * 3, ("warning", "error"), *[("warning", "ner")] * 2,
+    ]  # fmt: skip
+    assert not any("traceback" in line for line in said)
 
 
 # ---- the load test -------------------------------------------------------------------------------

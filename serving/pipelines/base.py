@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import abc
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints, overload
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from pydantic import (
     ValidationError,
 )
 
-from sparsec.errors import InputError, ModelError
+from sparsec.errors import InputError, ModelError, NonFiniteError
 from sparsec.facade import DEFAULT_BUCKETS
 from sparsec.serving.models import ModelFiles, say
 from sparsec.serving.runner import (
@@ -34,10 +35,16 @@ from sparsec.serving.runner import (
     OnnxRuntimeRunner,
     Outputs,
     Runner,
+    nonfinite,
 )
 from sparsec.serving.text import Text
 
+logger = logging.getLogger("sparsec")
+
 P = TypeVar("P", bound="Pipeline")
+
+# What to do about NaN and infinity in a model's outputs.
+OnNonFinite = Literal["warn", "error", "ignore"]
 
 # What `engine_type` may be; the predecessor's name for its own engine means ours.
 ENGINES = ("sparsec", "onnxruntime")
@@ -86,6 +93,11 @@ class Pipeline(abc.ABC):
         model: the model's files.
         text: its tokenizer.
         runner: what runs it.
+
+    Attributes:
+        reads: names of the model's outputs that predictions are made of; all, unless a task has
+            fewer.
+        on_nonfinite: what a call does about NaN and infinity in those; see :meth:`create`.
     """
 
     task: ClassVar[str] = ""
@@ -99,6 +111,8 @@ class Pipeline(abc.ABC):
         self.text = text
         self.runner = runner
         self.max_length = runner.buckets[-1]
+        self.reads: tuple[str, ...] = runner.output_names
+        self.on_nonfinite: OnNonFinite = "warn"
         text.check_inputs(runner.input_names)
 
     # ---- making one ------------------------------------------------------------------------------
@@ -116,6 +130,7 @@ class Pipeline(abc.ABC):
         tokenizer: str | os.PathLike[str] | None = None,
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         zoo_dir: str | os.PathLike[str] | None = None,
+        on_nonfinite: OnNonFinite = "warn",
         progress: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> Pipeline:
@@ -135,6 +150,9 @@ class Pipeline(abc.ABC):
             tokenizer: ``tokenizer.json``, or its folder, if it is not beside the model.
             config: ``config.json``, its folder or its contents, if it is not beside the model.
             zoo_dir: where models of the former SparseZoo are; ``$SPARSEZOO_MODELS_PATH`` if absent.
+            on_nonfinite: what a call does if the model's outputs hold NaN or infinity: ``warn``
+                (one line through :mod:`logging`, logger ``sparsec``), ``error`` (NonFiniteError),
+                or ``ignore``.
             progress: called with each line of progress of downloading and compiling.  None: a line
                 on standard error when that begins.
             kwargs: options of the task.
@@ -153,6 +171,7 @@ class Pipeline(abc.ABC):
         model_path = _typed("model_path", str | Path, model_path)
         tokenizer = _typed("tokenizer", str | Path | None, tokenizer)
         zoo_dir = _typed("zoo_dir", str | Path | None, zoo_dir)
+        on_nonfinite = _typed("on_nonfinite", OnNonFinite, on_nonfinite)
         if not isinstance(config, Mapping):
             config = _typed("config", str | Path | None, config)
         engine = _ENGINE_ALIASES.get(str(engine_type).lower(), str(engine_type).lower())
@@ -186,10 +205,12 @@ class Pipeline(abc.ABC):
                 model.onnx, buckets=buckets, num_cores=num_cores, pad_id=text.pad_id
             )
         try:
-            return kind(model, text, runner, **options)
+            pipeline = kind(model, text, runner, **options)
         except BaseException:
             runner.close()
             raise
+        pipeline.on_nonfinite = on_nonfinite
+        return pipeline
 
     @classmethod
     def adapt(cls, model: ModelFiles, **options: Any) -> ModelFiles:
@@ -287,9 +308,31 @@ class Pipeline(abc.ABC):
         """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict; returns an `output_schema`.  Arguments are those of :meth:`parse`."""
+        """Predict; returns an `output_schema`.  Arguments are those of :meth:`parse`.
+
+        Raises:
+            InputError: the arguments do not fit, or make no sense for the task.
+            NonFiniteError: the model's outputs hold NaN or infinity, and `on_nonfinite` is
+                ``error``.
+        """
         job = self.prepare(self.parse(*args, **kwargs))
-        return self.finish(job, self.runner.infer(job.items))
+        outputs = self.runner.infer(job.items)
+        if wrong := self.examine(outputs):
+            if self.on_nonfinite == "error":
+                raise wrong
+            logger.warning("%s", wrong)
+        return self.finish(job, outputs)
+
+    def examine(self, outputs: Sequence[Outputs]) -> NonFiniteError | None:
+        """What is wrong with outputs that hold NaN or infinity; None if nothing is, or if that is
+        to be ignored."""
+        found = "" if self.on_nonfinite == "ignore" else nonfinite(outputs, self.reads)
+        if not found:
+            return None
+        return NonFiniteError(
+            f"{self.task} on {self.model.path.name}: {found}; its predictions mean nothing: check "
+            f"the model, its quantization first (on_nonfinite sets whether this is an error)"
+        )
 
     def close(self) -> None:
         """Give up the model.  Later calls raise EngineClosedError."""
@@ -410,7 +453,7 @@ def _check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str
             raise InputError(
                 f"{kind.task} has no option {name!r}; it has {', '.join(known) or 'none'}, besides "
                 f"those of all pipelines: batch_size, sequence_length, num_cores, engine_type, "
-                f"tokenizer, config, zoo_dir, progress"
+                f"tokenizer, config, zoo_dir, on_nonfinite, progress"
             )
     return checked
 

@@ -84,6 +84,7 @@ class EmbeddingExtractionPipeline(Pipeline):
         self.normalize = normalize
         self.return_numpy = return_numpy
         self._output = runner.output_names[0]
+        self.reads = (self._output,)
 
     @classmethod
     def adapt(cls, model: ModelFiles, **options: Any) -> ModelFiles:

@@ -74,6 +74,7 @@ class FillMaskPipeline(Pipeline):
             raise ModelError(f"{model.tokenizer} has no mask token: it is not for this task")
         self.top_k = top_k
         self._output = output_named(runner, "logits")
+        self.reads = (self._output,)
         width(runner, self._output, 3)
 
     def prepare(self, inputs: BaseModel) -> FillMaskJob:

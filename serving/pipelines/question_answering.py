@@ -108,6 +108,7 @@ class QuestionAnsweringPipeline(Pipeline):
         self._end = ends[0] if ends else names[1]
         for name in (self._start, self._end):
             width(runner, name, 2)
+        self.reads = (self._start, self._end)
 
     def prepare(self, inputs: BaseModel) -> QuestionAnsweringJob:
         assert isinstance(inputs, QuestionAnsweringInput)

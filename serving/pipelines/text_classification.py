@@ -66,6 +66,7 @@ class TextClassificationPipeline(Pipeline):
             raise InputError(f"top_k must be at least 1, or None for all, not {top_k}")
         self.top_k = None if return_all_scores else top_k
         self._output = output_named(runner, "logits")
+        self.reads = (self._output,)
         self._labels: list[str] | None = None
         if (count := width(runner, self._output, 2)) is not None:
             self._labels = model.labels(count)

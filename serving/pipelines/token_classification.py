@@ -144,6 +144,7 @@ class TokenClassificationPipeline(Pipeline):
         self.stride = stride
         self.ignore_labels = frozenset(["O"] if ignore_labels is None else ignore_labels)
         self._output = output_named(runner, "logits")
+        self.reads = (self._output,)
         self._labels: list[str] | None = None
         if (count := width(runner, self._output, 3)) is not None:
             self._labels = model.labels(count)

@@ -111,6 +111,7 @@ class ZeroShotTextClassificationPipeline(Pipeline):
         self.hypothesis_template = _template(options["hypothesis_template"])
         self.multi_class = bool(options["multi_class"])
         self._output = output_named(runner, "logits")
+        self.reads = (self._output,)
         self._count = width(runner, self._output, 2)
         names = model.labels(self._count) if self._count is not None else []
         self._entailment = self._index(names, options["entailment_index"], "entail")

@@ -21,7 +21,7 @@ from sanic.http.constants import HTTP
 
 from sparsec import __version__
 from sparsec.serving.pipelines.base import explain
-from sparsec.serving.server import docs, errors, inference, metrics, v2
+from sparsec.serving.server import docs, errors, inference, json_text, metrics, v2
 from sparsec.serving.server.config import EndpointConfig, ServerConfig
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.metrics import RequestMetrics
@@ -171,7 +171,7 @@ class Service:
             )
         finally:
             self.registry.leave(endpoint)
-        return HTTPResponse(inference.dump(result), content_type="application/json")
+        return json_response(result)
 
     # ---- about the server ----------------------------------------------------------------------
 
@@ -290,9 +290,8 @@ def body_of(request: Request, limit: int) -> bytes:
 
 
 def json_response(data: Any, status: int = 200) -> HTTPResponse:
-    """Plain data as a response."""
-    text = json.dumps(data, ensure_ascii=False)
-    return HTTPResponse(text, status=status, content_type="application/json")
+    """Plain data or a prediction as a response."""
+    return HTTPResponse(json_text.dumps(data), status=status, content_type="application/json")
 
 
 def create_app(service: Service) -> Sanic[Any, Any]:

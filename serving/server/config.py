@@ -105,6 +105,10 @@ class EndpointConfig(_Strict):
     bucketing: Bucketing | None = Field(default=None, description="the same, as DeepSparse has it")
     batching: Batching = Batching()
     data_logging: DataLogging | None = None
+    on_nonfinite: Literal["warn", "error", "ignore"] = Field(
+        default="warn",
+        description="NaN or infinity in the model's outputs: a line in the log, or a 500",
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="options of the task")
 
     @field_validator("sequence_length", mode="before")
@@ -131,6 +135,19 @@ class EndpointConfig(_Strict):
             if route == taken or route.startswith(taken + "/"):
                 raise ValueError(f"{taken} is the server's own")
         return route
+
+    @field_validator("kwargs")
+    @classmethod
+    def _only_the_tasks(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        for name in ("task", "batch_size", "sequence_length", "on_nonfinite"):
+            if name in kwargs:
+                raise ValueError(f"{name} is a key of the endpoint: move it out of kwargs")
+        if "model_path" in kwargs:
+            raise ValueError("model_path is the key model of the endpoint")
+        for name in ("num_cores", "progress"):
+            if name in kwargs:
+                raise ValueError(f"{name} is the server's, not an endpoint's")
+        return kwargs
 
     @model_validator(mode="after")
     def _lengths_once(self) -> EndpointConfig:

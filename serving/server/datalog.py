@@ -5,7 +5,6 @@ Texts are not written unless the configuration asks for them.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from pydantic import BaseModel
 
 from sparsec.errors import InputError
 from sparsec.serving.runner import Features
-from sparsec.serving.server import metrics
+from sparsec.serving.server import json_text, metrics
 from sparsec.serving.server.config import DataLogging
 
 
@@ -72,7 +71,7 @@ class DataLog:
             found |= {"inputs": given, "outputs": answer}
         line = {"time": time.time(), "endpoint": self.endpoint, "request_id": request_id, **found}
         # One write: lines of several workers do not mix.
-        os.write(self._file, json.dumps(line, ensure_ascii=False, default=str).encode() + b"\n")
+        os.write(self._file, json_text.dumps(line) + b"\n")
 
     def _to_metrics(self, found: dict[str, Any]) -> None:
         for length in found.get("input_characters", ()):

@@ -22,7 +22,7 @@ from sanic import HTTPResponse, Request
 from sanic.exceptions import RequestCancelled, SanicException
 from sanic.handlers import ErrorHandler
 
-from sparsec.errors import InputError, SparsecError
+from sparsec.errors import InputError, NonFiniteError, SparsecError
 from sparsec.serving.server.metrics import RequestMetrics
 
 REQUEST_ID = "x-request-id"
@@ -81,6 +81,8 @@ def as_http(error: BaseException) -> HttpError:
         return error
     if isinstance(error, InputError):
         return HttpError(422, str(error))
+    if isinstance(error, NonFiniteError):
+        return HttpError(500, str(error), "nonfinite")
     if isinstance(error, RequestCancelled):
         return HttpError(499, "the client closed the connection")
     if isinstance(error, SanicException):
@@ -117,7 +119,7 @@ def response(request: Request, error: BaseException) -> HTTPResponse:
         "request_id": identity,
     }
     request.ctx.code = shown.code
-    hidden = shown.status >= 500 and shown is not error
+    hidden = shown.status >= 500 and str(shown) != str(error)
     if shown.code == "not_ready" and request.method == "GET":
         level = logging.DEBUG  # what probes ask while models are loaded
     else:

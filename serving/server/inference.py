@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
 
 from sparsec.serving.pipelines.base import Job, Pipeline, explain
 from sparsec.serving.runner import Features, Outputs
@@ -16,6 +16,8 @@ from sparsec.serving.server.batching import QueueFullError
 from sparsec.serving.server.config import Limits
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.registry import Endpoint
+
+logger = logging.getLogger("sparsec.server")
 
 T = TypeVar("T")
 
@@ -80,11 +82,6 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(value.__dict__)
 
 
-def dump(result: BaseModel) -> bytes:
-    """A prediction as JSON; arrays, of ``return_numpy``, as lists."""
-    return to_json(result, fallback=lambda value: value.tolist())
-
-
 async def predict(
     endpoint: Endpoint, inputs: Sequence[BaseModel], limits: Limits, request_id: str = ""
 ) -> list[BaseModel]:
@@ -93,6 +90,7 @@ async def predict(
     Raises:
         HttpError: too much was asked for, the queue is full, or time ran out.
         InputError: the inputs make no sense for the task.
+        NonFiniteError: the model gave NaN or infinity, and that is an error at this endpoint.
     """
     pipeline = endpoint.pipeline
     characters = check(pipeline, inputs, limits)
@@ -103,6 +101,12 @@ async def predict(
         outputs = await _run(endpoint, items)
 
         def finish() -> list[BaseModel]:
+            if wrong := pipeline.examine(outputs):
+                endpoint.metrics.nonfinite()
+                if pipeline.on_nonfinite == "error":
+                    raise wrong
+                fields = {"request_id": request_id, "endpoint": endpoint.name}
+                logger.warning("%s", wrong, extra={"fields": fields})
             results, start = [], 0
             for job in jobs:
                 end = start + len(job.items)

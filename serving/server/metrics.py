@@ -42,6 +42,11 @@ BATCH_SECONDS = Histogram(
     "sparsec_batch_seconds", "Time that a batch ran", ["model"], buckets=SECONDS
 )
 COMPUTED = Counter("sparsec_tokens", "Tokens computed: real ones, and padding", ["model", "kind"])
+NONFINITE = Counter(
+    "sparsec_nonfinite_requests",
+    "Requests for which the model gave NaN or infinity, whatever on_nonfinite says but ignore",
+    ["endpoint"],
+)
 
 INPUT_CHARACTERS = Histogram(
     "sparsec_input_characters", "Length of each text (data_logging)",
@@ -63,6 +68,7 @@ class RequestMetrics:
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
         self._latency = LATENCY.labels(endpoint)
+        self._nonfinite = NONFINITE.labels(endpoint) if endpoint else None
         self._statuses: dict[int, Any] = {}
 
     def done(self, status: int, code: str, seconds: float) -> None:
@@ -74,6 +80,11 @@ class RequestMetrics:
         if code:
             ERRORS.labels(self._endpoint, code).inc()
         self._latency.observe(seconds)
+
+    def nonfinite(self) -> None:
+        """The model gave NaN or infinity."""
+        if self._nonfinite is not None:
+            self._nonfinite.inc()
 
 
 class ModelMetrics:

@@ -6,7 +6,6 @@ This file knows tensors only; `tensors.py` says which ones a task takes and give
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from sparsec.serving.pipelines.base import explain
+from sparsec.serving.server import json_text
 from sparsec.serving.server.errors import HttpError
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -240,12 +240,12 @@ def encode(
             blobs.append(_to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
-            entry["data"] = array.reshape(-1).tolist()
+            entry["data"] = array.reshape(-1)
         described.append(entry)
     head: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": described}
     if request.id is not None:
         head["id"] = request.id
-    text = json.dumps(head, ensure_ascii=False).encode("utf-8")
+    text = json_text.dumps(head)
     return (text + b"".join(blobs), len(text)) if blobs else (text, None)
 
 

@@ -220,6 +220,7 @@ class Registry:
             config.model,
             batch_size=config.batch_size,
             num_cores=self._num_cores,
+            on_nonfinite=config.on_nonfinite,
             progress=None if self._quiet else say,
             **options,
         )

@@ -8,7 +8,6 @@ is not text or numbers, such as a list of entities, is a JSON text per row.
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
@@ -19,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from sparsec.errors import InputError, SparsecError
 from sparsec.serving.pipelines import Pipeline
+from sparsec.serving.server import json_text
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.oip import Array, InferRequest, texts
 
@@ -173,7 +173,7 @@ def from_results(pipeline: Pipeline, results: Sequence[BaseModel]) -> dict[str, 
             rows = results[0].model_dump()[name]
             rows = [rows] if isinstance(rows, str) else list(rows)
         if _holds_models(field.annotation):
-            arrays[name] = texts([json.dumps(row, ensure_ascii=False) for row in rows])
+            arrays[name] = texts([json_text.dumps(row).decode("utf-8") for row in rows])
             continue
         for _ in range(_rank(pipeline, field) - _depth(rows)):
             rows = [[row] for row in rows]

@@ -94,7 +94,7 @@ async def _infer(service: Service, endpoint: Endpoint, request: Request) -> HTTP
             except ValidationError:
                 raise error from None
             (result,) = await inference.predict(endpoint, [own], limits, errors.request_id(request))
-            return HTTPResponse(inference.dump(result), content_type="application/json")
+            return _json(result)
         inputs = tensors.to_inputs(endpoint.pipeline, wanted)
         results = await inference.predict(endpoint, inputs, limits, errors.request_id(request))
         answer, length = oip.encode(

@@ -1,0 +1,17 @@
+"""Plain data as JSON, in the one way that everything this server writes goes through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+
+def dumps(value: Any) -> bytes:
+    """UTF-8 without spaces.  Arrays become lists; NaN and infinity, which JSON does not have, null:
+    as MLServer and KServe write them, and what numpy reads as NaN again."""
+    return to_json(value, fallback=_plain, inf_nan_mode="null")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
