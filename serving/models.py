@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from sparsec.errors import InputError, ModelError
+from sparsec.positions import Positions, positions
 
 Progress = Callable[[str], None]
 
@@ -105,10 +107,20 @@ class ModelFiles:
             )
         return self.path / "model.onnx" if self.path.is_dir() else self.path
 
+    @cached_property
+    def positions(self) -> Positions:
+        """How the model counts positions, as far as its configuration says."""
+        try:
+            settings = json.loads(self.tokenizer.with_name("tokenizer_config.json").read_bytes())
+        except (OSError, ValueError):
+            settings = {}
+        longest = settings.get("model_max_length") if isinstance(settings, dict) else None
+        return positions(self.config, longest)
+
     @property
-    def max_positions(self) -> int | None:
-        """Positions that the model has embeddings for, as far as its configuration says."""
-        value = self.config.get("max_position_embeddings")
+    def vocabulary(self) -> int | None:
+        """Tokens that the model has embeddings for, as far as its configuration says."""
+        value = self.config.get("vocab_size")
         return value if type(value) is int and value > 0 else None
 
     def labels(self, count: int) -> list[str]:

@@ -171,6 +171,7 @@ class BatchingRunner(Runner):
         outputs: name and shape of each output, of extents, "batch" and "sequence".
         buckets: sequence lengths.
         pad_id: what token ids are filled up with after a sequence's end.
+        pad_position: what positions are filled up with.
     """
 
     #: Whether padded tokens cost nothing, so that sequences of all lengths share a call.
@@ -182,12 +183,14 @@ class BatchingRunner(Runner):
         outputs: Mapping[str, Sequence[int | str]],
         buckets: Sequence[int],
         pad_id: int = 0,
+        pad_position: int = 0,
     ) -> None:
         self._inputs = dict(inputs)
         self._outputs = {name: tuple(shape) for name, shape in outputs.items()}
         self._buckets = tuple(sorted(buckets))
         known = roles(list(inputs))
-        self._pad = {role.name: pad_id for role in known if role.kind == "ids"}
+        pad = {"ids": pad_id, "positions": pad_position}
+        self._pad = {role.name: pad.get(role.kind, 0) for role in known}
         self._masked = any(role.kind == "mask" for role in known)
 
     @property
@@ -273,7 +276,7 @@ class BatchingRunner(Runner):
         length = self._length(max(item.length for item in batch))
         arrays = {}
         for name, dtype in self._inputs.items():
-            array = np.full((len(batch), length), self._pad.get(name, 0), dtype)
+            array = np.full((len(batch), length), self._pad[name], dtype)
             for row, item in zip(array, batch, strict=True):
                 row[: item.length] = item.arrays[name]
             arrays[name] = array
@@ -299,6 +302,7 @@ class EngineRunner(BatchingRunner):
         batch_size: what the layers of an ONNX model are cut for; any batch runs.
         num_cores: threads that a call may use; None: all usable cores.
         pad_id: what token ids are filled up with after a sequence's end.
+        pad_position: what positions are filled up with.
         progress: called with one line per stage when an ONNX model is compiled.
     """
 
@@ -310,6 +314,7 @@ class EngineRunner(BatchingRunner):
         batch_size: int = 1,
         num_cores: int | None = None,
         pad_id: int = 0,
+        pad_position: int = 0,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         compiled = isinstance(model, Artifact) or is_artifact(model)
@@ -329,12 +334,18 @@ class EngineRunner(BatchingRunner):
             {spec.name: spec.shape for spec in self._engine.outputs},
             self._engine.buckets,
             pad_id,
+            pad_position,
         )
 
     @property
     def engine(self) -> Engine:
         """The :class:`sparsec.Engine`."""
         return self._engine
+
+    def _length(self, longest: int) -> int:
+        # The engine fills a bucket up with zeros, which to such a model are tokens with positions.
+        filled = self._masked and any(self._pad.values())
+        return self._bucket(longest) if filled else longest
 
     def _call(self, arrays: dict[str, Array]) -> Sequence[Array]:
         return self._engine.run(arrays)
@@ -352,6 +363,7 @@ class OnnxRuntimeRunner(BatchingRunner):
             length that the model takes.
         num_cores: threads; None: all usable cores.
         pad_id: what token ids are filled up with after a sequence's end.
+        pad_position: what positions are filled up with.
 
     Raises:
         InputError: ONNX Runtime is not installed, or the buckets do not fit a fixed length.
@@ -365,6 +377,7 @@ class OnnxRuntimeRunner(BatchingRunner):
         buckets: Sequence[int] | None = None,
         num_cores: int | None = None,
         pad_id: int = 0,
+        pad_position: int = 0,
     ) -> None:
         try:
             import onnxruntime
@@ -400,6 +413,7 @@ class OnnxRuntimeRunner(BatchingRunner):
             dict(zip(names, self._output_shapes(inputs), strict=True)),
             buckets or DEFAULT_BUCKETS,
             pad_id,
+            pad_position,
         )
 
     def _output_shapes(self, inputs: Mapping[str, np.dtype[Any]]) -> list[tuple[int | str, ...]]:

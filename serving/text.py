@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, BertWordPieceTokenizer, Encoding, Tokenizer
 
 from sparsec.errors import InputError, ModelError
+from sparsec.positions import Positions
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.runner import Features, Role, roles
 
@@ -33,8 +34,6 @@ _TIGHT = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 # Characters of a text from which on it is tokenized as a batch of one: only for batches does the
 # library release the GIL.
 LONG = 4096
-
-_FIELDS = {"ids": "ids", "mask": "attention_mask", "types": "type_ids"}
 
 
 class Text:
@@ -58,6 +57,8 @@ class Text:
         bare["post_processor"] = None
         self._bare: Tokenizer = Tokenizer.from_str(json.dumps(bare))
         self._roles: tuple[Role, ...] = ()
+        self._positions = Positions()
+        self._vocabulary: int | None = None
         self._special: dict[bool, int] = {
             pair: tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)
         }
@@ -93,18 +94,15 @@ class Text:
         """Id of the pad, unk, cls or mask token; None where there is none."""
         return self._ids.get(key)
 
-    @property
-    def pad_id(self) -> int:
-        """What token ids are filled up with; 0 where there is no padding token."""
-        return self._ids.get("pad") or 0
-
-    def check_inputs(self, names: Sequence[str]) -> None:
-        """Take note of the model's inputs.
+    def check_inputs(self, names: Sequence[str], model: ModelFiles) -> None:
+        """Take note of the model's inputs, and of what its configuration says about them.
 
         Raises:
             ModelError: one of them cannot be filled.
         """
         self._roles = roles(names)
+        self._positions = model.positions
+        self._vocabulary = model.vocabulary
 
     def special_tokens(self, pair: bool = False) -> int:
         """How many special tokens a sequence, or a pair, gets."""
@@ -208,15 +206,34 @@ class Text:
         return [encoding, *encoding.overflowing]
 
     def features(self, encoding: Encoding) -> Features:
-        """What the model takes of an encoding."""
+        """What the model takes of an encoding.
+
+        Raises:
+            InputError: it has a token that the model does not know.
+        """
+        return self._features(
+            np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64)
+        )
+
+    def _features(self, ids: NDArray[np.int64], types: NDArray[np.int64]) -> Features:
+        size = self._vocabulary
+        if size is not None and ids.size and (worst := int(ids.max())) >= size:
+            raise InputError(
+                f"the text has the token {self.tokenizer.id_to_token(worst)!r} with the id "
+                f"{worst}, and the model knows {size} tokens (vocab_size of config.json): the "
+                f"token was added to the tokenizer and not to the model"
+            )
         arrays: dict[str, NDArray[np.int64]] = {}
         for role in self._roles:
-            if role.kind == "positions":
-                arrays[role.name] = np.arange(len(encoding), dtype=np.int64)
+            if role.kind == "ids":
+                arrays[role.name] = ids
+            elif role.kind == "types":
+                arrays[role.name] = types
+            elif role.kind == "positions":
+                arrays[role.name] = self._positions.of(ids)
             else:
-                values = getattr(encoding, _FIELDS[role.kind])
-                arrays[role.name] = np.array(values, np.int64)
-        return Features(arrays, len(encoding))
+                arrays[role.name] = np.ones(len(ids), np.int64)
+        return Features(arrays, len(ids))
 
 
 def _read(path: Path) -> Tokenizer:

@@ -13,6 +13,7 @@ import numpy as np
 
 from sparsec import cache, runtime
 from sparsec.errors import InputError
+from sparsec.positions import read_positions
 from sparsec.runtime import Artifact
 
 # Buckets of a model that an Engine is asked to compile without saying which.
@@ -104,32 +105,59 @@ def generate_random_inputs(
 ) -> list[np.ndarray[Any, Any]]:
     """Random arrays that a model accepts, one per input.
 
-    Token ids are inside the vocabulary, masks are all ones, segment ids all zeros.
+    Token ids are inside the vocabulary, masks are all ones, segment ids all zeros, positions those
+    of the architecture.
 
     Args:
         model: an artifact or an ONNX model.
         batch_size: extent of the batch axis.
         length: tokens per sequence; the largest bucket of an artifact when absent, 128 for an ONNX
-            model.
+            model, or as many as the model has positions for.
         seed: equal seeds give equal arrays.
+
+    Raises:
+        InputError: the model has no positions for that many tokens.  Besides, what reading the
+            model raises.
     """
+    fixed = None
     if isinstance(model, Artifact) or is_artifact(model):
         artifact = model if isinstance(model, Artifact) else Artifact.load(model, verify=False)
         specs: Sequence[_Spec] = artifact.inputs
         mask = artifact.manifest.mask_input
-        length = length or max(artifact.buckets)
-        limits = _config_limits(artifact.path)
+        usual = max(artifact.buckets)
+        limits, known = _config_limits(artifact.path), read_positions(artifact.path)
     else:
         from sparsec.compiler import frontend
 
         loaded = frontend.load_model(os.fspath(model))
         signature = frontend.signature(loaded)
         specs, mask = signature.inputs, signature.mask_input
-        length = length or signature.fixed_length
+        fixed, usual = signature.fixed_length, DEFAULT_LENGTH
         limits = {**_config_limits(loaded.folder), **_table_limits(loaded)}
-    extents = {"batch": batch_size, "sequence": length or DEFAULT_LENGTH}
+        known = read_positions(loaded.folder)
+    ends = [limits[s.name] - known.first for s in specs if _places(s.name) and s.name in limits]
+    longest = min([n for n in (known.longest, *ends) if n is not None], default=None)
+    if length is not None and longest is not None and length > longest:
+        raise InputError(
+            f"{length} tokens are too many: the model has positions for {longest}; give a length "
+            f"of at most that"
+        )
+    length = length or fixed or min(usual, longest or usual)
+    extents = {"batch": batch_size, "sequence": length}
     rng = np.random.default_rng(seed)
-    return [_random(spec, mask, limits, extents, rng) for spec in specs]
+    made = {spec.name: _random(spec, mask, limits, extents, rng) for spec in specs}
+    ids = [name for name, x in made.items() if x.dtype.kind in "iu" and "id" in name]
+    for name in [spec.name for spec in specs if _places(spec.name)]:
+        counted = [made[n] for n in ids if n != name and made[n].shape == made[name].shape]
+        # Token ids come first; where there are none, no token is padding.
+        of = counted[0] if counted else np.full(made[name].shape, -1)
+        made[name] = known.of(of).astype(made[name].dtype)
+    return list(made.values())
+
+
+def _places(name: str) -> bool:
+    """Whether an input is for positions, judged by its name."""
+    return "position" in name
 
 
 def _random(
@@ -145,8 +173,6 @@ def _random(
         return np.ones(shape, dtype)
     if "type" in spec.name or "segment" in spec.name:
         return np.zeros(shape, dtype)
-    if "position" in spec.name:
-        return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype)
     if np.issubdtype(dtype, np.integer):
         known = limits.get(spec.name, limits.get("", 2))
         return np.asarray(rng.integers(0, min(known, np.iinfo(dtype).max), shape, dtype))
@@ -162,13 +188,38 @@ def _config_limits(folder: Path) -> dict[str, int]:
     return {"": size} if isinstance(size, int) and size > 0 else {}
 
 
+# Which inputs of an op are a table and the indices of its rows.
+_LOOKS_UP = {
+    "EmbedLayerNormalization": ((2, 0), (4, 1), (3, 8)),
+    "Gather": ((0, 1),),
+    "GatherBlockQuantized": ((0, 1),),
+    "QEmbedLayerNormalization": ((2, 0), (4, 1)),
+}
+
+# Ops that leave the number of a table's rows as it is, and those that leave indices as they are.
+_SAME_ROWS = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear")
+_SAME_INDICES = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+
 def _table_limits(model: Any) -> dict[str, int]:
-    """Rows of the smallest table that each input indexes directly, by input name."""
+    """Rows of the smallest table that each input indexes as it is, by input name."""
     graph = model.proto.graph
     rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    source = {value.name: value.name for value in model.inputs()}
     limits: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in rows:
-            table, index = node.input[0], node.input[1]
-            limits[index] = min(rows[table], limits.get(index, rows[table]))
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value" and attribute.t.dims:
+                    rows[node.output[0]] = attribute.t.dims[0]
+        along = next((a.i for a in node.attribute if a.name in ("axis", "gather_axis")), 0)
+        for table, indices in _LOOKS_UP.get(node.op_type, ()) if along == 0 else ():
+            if max(table, indices) < len(node.input):
+                size, index = rows.get(node.input[table]), source.get(node.input[indices])
+                if index is not None and size is not None:
+                    limits[index] = min(size, limits.get(index, size))
+        if node.op_type in _SAME_ROWS and node.input[0] in rows:
+            rows[node.output[0]] = rows[node.input[0]]
+        if node.op_type in _SAME_INDICES and node.input and node.input[0] in source:
+            source[node.output[0]] = source[node.input[0]]
     return limits

@@ -110,10 +110,11 @@ class Pipeline(abc.ABC):
         self.model = model
         self.text = text
         self.runner = runner
-        self.max_length = runner.buckets[-1]
+        longest = model.positions.longest
+        self.max_length = min(runner.buckets[-1], longest or runner.buckets[-1])
         self.reads: tuple[str, ...] = runner.output_names
         self.on_nonfinite: OnNonFinite = "warn"
-        text.check_inputs(runner.input_names)
+        text.check_inputs(runner.input_names, model)
 
     # ---- making one ------------------------------------------------------------------------------
 
@@ -197,12 +198,12 @@ class Pipeline(abc.ABC):
                 buckets=buckets,
                 batch_size=batch_size or 1,
                 num_cores=num_cores,
-                pad_id=text.pad_id,
                 progress=progress or once,
+                **_padding(model, text),
             )
         else:
             runner = OnnxRuntimeRunner(
-                model.onnx, buckets=buckets, num_cores=num_cores, pad_id=text.pad_id
+                model.onnx, buckets=buckets, num_cores=num_cores, **_padding(model, text)
             )
         try:
             pipeline = kind(model, text, runner, **options)
@@ -470,6 +471,19 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         raise InputError(f"{name}: {explain(error)}") from None
 
 
+def _padding(model: ModelFiles, text: Text) -> dict[str, int]:
+    """What a runner fills sequences up with."""
+    behind = model.positions.padding
+    if behind is not None:
+        return {"pad_id": behind, "pad_position": behind}
+    pad = text.special_id("pad")
+    if pad is None:
+        pad = model.config.get("pad_token_id")
+    # A tokenizer may have got a padding token that the model has no embedding for.
+    known = isinstance(pad, int) and 0 <= pad < (model.vocabulary or pad + 1)
+    return {"pad_id": pad if known and pad is not None else 0}
+
+
 class _Once:
     """Says that a model is being compiled, in one line."""
 
@@ -486,7 +500,7 @@ class _Once:
 def _buckets(
     sequence_length: int | Sequence[int] | None, model: ModelFiles
 ) -> tuple[int, ...] | None:
-    longest = model.max_positions
+    longest = model.positions.longest
     if sequence_length is None:
         if model.is_artifact or longest is None or longest >= DEFAULT_BUCKETS[-1]:
             return None
@@ -497,10 +511,7 @@ def _buckets(
             f"sequence_length must be a number of tokens or a list of such, not {sequence_length!r}"
         )
     if longest is not None and max(given) > longest:
-        raise InputError(
-            f"sequence_length {max(given)} is too long: the model has positions for "
-            f"{longest} tokens"
-        )
+        raise InputError(f"sequence_length {max(given)} is too long: {model.positions.why()}")
     return tuple(sorted(set(given)))
 
 

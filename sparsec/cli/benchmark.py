@@ -327,7 +327,7 @@ def _sparsec(
     inputs = _inputs(args, batch, length)
     options: dict[str, Any] = {"num_cores": cores}
     if not is_artifact(args.model):
-        options["buckets"] = _buckets(args.model, length)
+        options["buckets"] = _buckets(args.model, inputs)
         options["batch_size"] = batch
         options["progress"] = progress(args)
     model = args.model
@@ -360,14 +360,16 @@ def _sparsec(
     return Loaded([request(engine) for engine in loaded], close, "sparsec", counters)
 
 
-def _buckets(model: str, length: int | None) -> list[int]:
+def _buckets(model: str, inputs: Sequence[Any]) -> list[int]:
+    """The length of the inputs, if they have any."""
     from sparsec.compiler import frontend
-    from sparsec.facade import DEFAULT_LENGTH
 
-    signature = frontend.signature(frontend.load_model(model))
-    if not signature.has_sequence:
-        return []
-    return [length or signature.fixed_length or DEFAULT_LENGTH]
+    specs = frontend.signature(frontend.load_model(model)).inputs
+    return [
+        array.shape[spec.shape.index("sequence")]
+        for spec, array in zip(specs, inputs, strict=True)
+        if "sequence" in spec.shape
+    ][:1]
 
 
 def _onnxruntime(

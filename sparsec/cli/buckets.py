@@ -105,7 +105,8 @@ def _lengths(args: argparse.Namespace) -> tuple[list[int], int | None]:
     if not lines:
         raise InputError(f"{args.texts} has no text")
     special = text.special_tokens()
-    return [len(text.encode(line)) + special for line in lines], files.max_positions
+    most = files.positions.longest or files.positions.configured
+    return [len(text.encode(line)) + special for line in lines], most
 
 
 def _measured(args: argparse.Namespace, limit: int) -> CostModel:
