@@ -6,8 +6,10 @@ Special tokens are placed by the tokenizer's own post-processor.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +144,61 @@ class Text:
         self.cut(first, max_length - self.special_tokens())
         return self.join(first)
 
-    def fit_pair(self, first: Encoding, second: Encoding, max_length: int) -> Encoding:
-        """The same of a pair; the longer one loses tokens until they fit or are equally long."""
+    def ids(self, text: str) -> NDArray[np.int64]:
+        """The same as :meth:`encode`, ids only, for :meth:`pair`."""
+        return np.array(self.encode(text).ids, np.int64)
+
+    def pair(
+        self,
+        first: NDArray[np.int64],
+        second: NDArray[np.int64],
+        max_length: int,
+        only_first: bool = False,
+    ) -> Features:
+        """What the model takes of two texts, joined as the tokenizer joins them.
+
+        Texts are given as :meth:`ids`, so that one that is part of many pairs is tokenized once.
+
+        Args:
+            first, second: the texts' tokens; cut to fit: the longer one, until they are equally
+                long, then both.
+            max_length: tokens in all.
+            only_first: cut the first one alone.
+
+        Raises:
+            InputError: no token of a text that is cut would be left; or as for :meth:`features`.
+        """
         room = max_length - self.special_tokens(pair=True)
-        short, long = sorted((len(first), len(second)))
-        if short + long > room:
-            long = max(short, room - short) if short <= room else short
-            if short + long > room:
-                short, long = room // 2, room - room // 2
-            one, two = (short, long) if len(first) <= len(second) else (long, short)
-            self.cut(first, one)
-            self.cut(second, two)
-        return self.join(first, second)
+        lengths = _shares(len(first), len(second), room, only_first)
+        taken = [self._head(tokens, n) for tokens, n in zip((first, second), lengths, strict=True)]
+        ids, types = [], []
+        for part, kind in self._template:
+            tokens = taken[part] if isinstance(part, int) else part
+            ids.append(tokens)
+            types.append(np.full(len(tokens), kind, np.int64))
+        return self._features(np.concatenate(ids), np.concatenate(types))
+
+    def _head(self, tokens: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """What :meth:`cut` leaves."""
+        if len(tokens) > length:
+            _check_room(length)
+        return tokens[:length]
+
+    @cached_property
+    def _template(self) -> list[tuple[int | NDArray[np.int64], int]]:
+        """How the tokenizer joins a pair: parts in order, each 0 or 1 for the tokens of the first
+        or the second text, or else special tokens; with their token type."""
+        texts = itertools.chain("a0.", self.tokenizer.get_vocab())
+        one = next((text for text in texts if len(self.encode(text))), None)
+        if one is None:
+            raise ModelError("the tokenizer makes no token of any text: it is damaged")
+        joined = self.tokenizer.encode(one, one)
+        rows = zip(joined.sequence_ids, joined.type_ids, joined.ids, strict=True)
+        parts: list[tuple[int | NDArray[np.int64], int]] = []
+        for (sequence, kind), group in itertools.groupby(rows, lambda row: row[:2]):
+            special = np.array([row[2] for row in group], np.int64)
+            parts.append((special if sequence is None else sequence, kind))
+        return parts
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Tokens as text."""
@@ -181,11 +226,7 @@ class Text:
             InputError: no token would be left.
         """
         if len(encoding) > length:
-            if length < 1:
-                raise InputError(
-                    "sequence_length leaves no room for text beside the special tokens: "
-                    "use a larger one"
-                )
+            _check_room(length)
             encoding.truncate(length)
 
     def windows(self, encoding: Encoding, length: int, stride: int) -> list[Encoding]:
@@ -234,6 +275,26 @@ class Text:
             else:
                 arrays[role.name] = np.ones(len(ids), np.int64)
         return Features(arrays, len(ids))
+
+
+def _check_room(length: int) -> None:
+    if length < 1:
+        raise InputError(
+            "sequence_length leaves no room for text beside the special tokens: use a larger one"
+        )
+
+
+def _shares(first: int, second: int, room: int, only_first: bool) -> tuple[int, int]:
+    """How many tokens of a pair of texts are kept; :meth:`Text.pair` has the rules."""
+    if first + second <= room:
+        return first, second
+    if only_first:
+        return room - second, second
+    short, long = sorted((first, second))
+    long = max(short, room - short) if short <= room else short
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (short, long) if first <= second else (long, short)
 
 
 def _read(path: Path) -> Tokenizer:

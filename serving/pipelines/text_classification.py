@@ -75,6 +75,7 @@ class TextClassificationPipeline(Pipeline):
         assert isinstance(inputs, TextClassificationInput)
         given = inputs.sequences
         job = Job()
+        tokens: dict[str, NDArray[np.int64]] = {}
         texts: Sequence[str | list[str]] = [given] if isinstance(given, str) else given
         for i, text in enumerate(texts):
             parts = [text] if isinstance(text, str) else text
@@ -82,12 +83,15 @@ class TextClassificationPipeline(Pipeline):
                 raise InputError(
                     f"sequences.{i}: a text or a pair of texts is needed, not {len(parts)} texts"
                 )
-            one, *two = (self.text.encode(part) for part in parts)
-            if two:
-                encoding = self.text.fit_pair(one, two[0], self.max_length)
-            else:
-                encoding = self.text.fit(one, self.max_length)
-            job.items.append(self.text.features(encoding))
+            if len(parts) == 1:
+                encoding = self.text.fit(self.text.encode(parts[0]), self.max_length)
+                job.items.append(self.text.features(encoding))
+                continue
+            # One text is often in many pairs.
+            for part in parts:
+                if part not in tokens:
+                    tokens[part] = self.text.ids(part)
+            job.items.append(self.text.pair(*(tokens[part] for part in parts), self.max_length))
         return job
 
     def finish(self, job: Job, outputs: list[Outputs]) -> TextClassificationOutput:

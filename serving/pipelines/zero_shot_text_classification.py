@@ -162,14 +162,14 @@ class ZeroShotTextClassificationPipeline(Pipeline):
             multi_class=self.multi_class if inputs.multi_class is None else inputs.multi_class,
             single=isinstance(inputs.sequences, str),
         )
-        hypotheses = [template.replace("{}", label) for label in labels]
+        hypotheses = [self.text.ids(template.replace("{}", label)) for label in labels]
         for text in texts:
+            premise = self.text.ids(text)
             for hypothesis in hypotheses:
                 # Only the text is truncated: without the label there is no question.
-                premise, second = self.text.encode(text), self.text.encode(hypothesis)
-                room = self.max_length - self.text.special_tokens(pair=True) - len(second)
-                self.text.cut(premise, room)
-                job.items.append(self.text.features(self.text.join(premise, second)))
+                job.items.append(
+                    self.text.pair(premise, hypothesis, self.max_length, only_first=True)
+                )
         return job
 
     def finish(self, job: Job, outputs: list[Outputs]) -> ZeroShotTextClassificationOutput:
