@@ -33,7 +33,7 @@ def packages() -> tuple[list[str], dict[str, str]]:
 
 
 def extensions() -> list[Extension]:
-    """The runtime's engine: thin Cython over the C thread pool and CPU detection."""
+    """The runtime's engine (Cython over the C thread pool and CPU detection) and its loader."""
     from Cython.Build import cythonize
 
     engine = Extension(
@@ -45,7 +45,13 @@ def extensions() -> list[Extension]:
         extra_link_args=["-pthread"],
         libraries=["dl"],
     )
-    return cythonize([engine], language_level=3)
+    loader = Extension(
+        "sparsec.runtime._loader",
+        sources=["runtime/_loader.pyx"],
+        extra_compile_args=["-O2", "-std=gnu11", "-fvisibility=hidden"],
+        libraries=["dl"],
+    )
+    return cythonize([engine, loader], language_level=3)
 
 
 class BuildManPages(Command):

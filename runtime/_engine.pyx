@@ -5,14 +5,16 @@ The state of an Engine (workspaces, calls in flight) is guarded by the GIL, whic
 around the copies and the run itself.
 """
 
-import operator
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 
+from sparsec.arguments import whole
 from sparsec.errors import ArtifactError, EngineClosedError, InputError, SparsecError
-from sparsec.runtime.artifact import Artifact
+from sparsec.runtime._loader import load
+from sparsec.runtime.artifact import Artifact, parse_manifest, read_manifest
 from sparsec.runtime.cpu import detect
 
 from cpython.buffer cimport PyBUF_STRIDED_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
@@ -23,11 +25,7 @@ from libc.string cimport memcpy, memset
 
 
 cdef extern from "<dlfcn.h>" nogil:
-    void *dlopen(const char *, int)
     void *dlsym(void *, const char *)
-    int dlclose(void *)
-    char *dlerror()
-    int RTLD_NOW, RTLD_LOCAL
 
 
 cdef extern from *:
@@ -155,7 +153,6 @@ cdef struct Tensor:
 
 
 cdef struct Library:
-    void *handle
     int64_t length
     run_function run
     workspace_function workspace_size
@@ -264,7 +261,7 @@ cdef class Engine:
     """
 
     cdef object __weakref__
-    cdef object _artifact
+    cdef object _artifact, _loaded
     cdef tuple _input_names, _output_names, _buckets
     cdef list _input_dtypes, _output_dtypes
     cdef int _n_inputs, _n_outputs, _n_libraries
@@ -289,12 +286,11 @@ cdef class Engine:
         cpu = detect()
         cdef int cores = self._core_count(num_cores, cpu.cores)
         cdef int64_t spin_ns = _spin_ns()
-        artifact = path if isinstance(path, Artifact) else Artifact.load(path)
-        artifact.check_hardware(cpu)
+        artifact, lengths, loaded = _open(path, cpu, buckets)
         manifest = artifact.manifest
-        lengths = _chosen_buckets(artifact, buckets)
 
         self._artifact = artifact
+        self._loaded = loaded
         self._input_names = tuple(spec.name for spec in manifest.inputs)
         self._output_names = tuple(spec.name for spec in manifest.outputs)
         self._input_dtypes = [np.dtype(spec.dtype) for spec in manifest.inputs]
@@ -317,8 +313,8 @@ cdef class Engine:
         self._libraries = <Library *>calloc(len(lengths), sizeof(Library))
         if self._libraries == NULL:
             raise MemoryError()
-        for length in lengths:
-            self._load(length)
+        for length, library in zip(lengths, loaded):
+            self._bind(length, library)
         self._buckets = lengths
         self._closed = False
 
@@ -331,39 +327,26 @@ cdef class Engine:
     def _core_count(num_cores, int default):
         if num_cores is None:
             return min(default, MAX_THREADS)
-        try:
-            n = operator.index(num_cores)
-        except TypeError:
-            raise InputError(f"num_cores must be an integer or None, not {num_cores!r}") from None
+        n = whole("num_cores", num_cores)
         if not 1 <= n <= MAX_THREADS:
             raise InputError(f"num_cores must be from 1 to {MAX_THREADS}, not {n}")
         return n
 
-    cdef int _load(self, length) except -1:
-        """Open the library of a bucket and compare it with the manifest."""
+    cdef int _bind(self, length, loaded) except -1:
+        """Find the functions of a bucket's library and compare it with the manifest."""
         cdef Library *library = &self._libraries[self._n_libraries]
         cdef const sparsec_info *info
         cdef info_function get_info
-        cdef char *problem
-        name = os.fsencode(self._artifact.library(length))
-        cdef const char *c_name = name
-        with nogil:
-            library.handle = dlopen(c_name, RTLD_NOW | RTLD_LOCAL)
-        if library.handle == NULL:
-            problem = dlerror()
-            raise ArtifactError(
-                f"{os.fsdecode(name)} cannot be loaded: "
-                f"{problem.decode(errors='replace') if problem != NULL else 'unknown reason'}"
-            )
-        self._n_libraries += 1  # from here on it is closed with the engine
+        cdef void *handle = <void *><uintptr_t>loaded.handle
+        where = str(self._artifact.library(length))
+        self._n_libraries += 1
         library.length = length
-        get_info = <info_function>_symbol(library.handle, b"sparsec_model_info", name)
+        get_info = <info_function>_symbol(handle, b"sparsec_model_info", where)
         library.workspace_size = <workspace_function>_symbol(
-            library.handle, b"sparsec_workspace_size", name
+            handle, b"sparsec_workspace_size", where
         )
-        library.run = <run_function>_symbol(library.handle, b"sparsec_run", name)
+        library.run = <run_function>_symbol(handle, b"sparsec_run", where)
         info = get_info()
-        where = os.fsdecode(name)
         if info.abi_version != SPARSEC_ABI_VERSION:
             raise ArtifactError(
                 f"{where} has ABI {info.abi_version}, this sparsec reads ABI {SPARSEC_ABI_VERSION}"
@@ -430,6 +413,11 @@ cdef class Engine:
         """Whether :meth:`close` was called."""
         return self._closed
 
+    def library_handle(self, length):
+        """What dlopen gave for a bucket's library, for ctypes; good until the engine is closed."""
+        self._check_open()
+        return self._loaded[self._buckets.index(length)].handle
+
     def __repr__(self):
         state = "closed" if self._closed else f"buckets {list(self._buckets)}"
         path = self._artifact.path if self._artifact is not None else None
@@ -460,11 +448,10 @@ cdef class Engine:
         for i in range(self._n_idle):
             free(self._idle_blocks[i].data)
         self._n_idle = 0
-        for i in range(self._n_libraries):
-            dlclose(self._libraries[i].handle)
         self._n_libraries = 0
         free(self._libraries)
         self._libraries = NULL
+        self._loaded = None
 
     cdef int _check_open(self) except -1:
         if self._closed:
@@ -785,10 +772,10 @@ cdef class Engine:
 # ---- helpers -------------------------------------------------------------------------------------
 
 
-cdef void *_symbol(void *handle, const char *name, bytes library) except NULL:
+cdef void *_symbol(void *handle, const char *name, str library) except NULL:
     cdef void *symbol = dlsym(handle, name)
     if symbol == NULL:
-        raise ArtifactError(f"{os.fsdecode(library)} is no sparsec library: it has no {name.decode()}")
+        raise ArtifactError(f"{library} is no sparsec library: it has no {name.decode()}")
     return symbol
 
 
@@ -870,11 +857,34 @@ def _converted(str name, array, dtype):
     )
 
 
+def _open(path, cpu, buckets):
+    """(the artifact, lengths to load, their libraries); what is replaced meanwhile is read again."""
+    known = path if isinstance(path, Artifact) else None
+    folder = known.path if known is not None else Path(path)
+    while True:
+        before = read_manifest(folder)
+        try:
+            artifact = known if known is not None else Artifact.load(folder, verify=False)
+            artifact.check_hardware(cpu)
+            lengths = _chosen_buckets(artifact, buckets)
+            loaded = [load(artifact, length) for length in lengths]
+            artifact.check_files()
+            return artifact, lengths, loaded
+        except ArtifactError:
+            if known is None and read_manifest(folder) != before:
+                continue
+            if known is not None and parse_manifest(before) != known.manifest:
+                raise ArtifactError(
+                    f"{folder} was replaced after this Artifact was loaded: load it again"
+                ) from None
+            raise
+
+
 def _chosen_buckets(artifact, buckets):
     """The lengths to load, ascending."""
     if buckets is None:
         return artifact.buckets
-    chosen = tuple(sorted(set(buckets)))
+    chosen = tuple(sorted({whole("a bucket", length) for length in buckets}))
     unknown = [length for length in chosen if length not in artifact.buckets]
     if unknown or not chosen:
         raise InputError(

@@ -164,11 +164,19 @@ class Artifact:
             ArtifactError: what is missing, damaged or too new, and where.
         """
         folder = Path(path)
-        manifest = parse_manifest(_read_manifest(folder), str(folder / MANIFEST))
-        root = Path(os.path.realpath(folder))
-        for name, info in manifest.files.items():
-            _check_file(root, folder / name, info, verify)
-        return Artifact(folder, manifest)
+        artifact = Artifact(folder, parse_manifest(read_manifest(folder), str(folder / MANIFEST)))
+        artifact.check_files(verify)
+        return artifact
+
+    def check_files(self, verify: bool = True) -> None:
+        """Check that all files are there and, with `verify`, that they are those of the manifest.
+
+        Raises:
+            ArtifactError: what is missing or damaged.
+        """
+        root = Path(os.path.realpath(self.path))
+        for name, info in self.manifest.files.items():
+            _check_file(root, self.path / name, info, verify)
 
     def check_hardware(self, cpu: CpuInfo | None = None) -> None:
         """Make sure that a CPU (this one, unless given) has what the code needs.
@@ -221,8 +229,12 @@ class Artifact:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def _read_manifest(folder: Path) -> bytes:
-    """The bytes of the manifest."""
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of an artifact's manifest.
+
+    Raises:
+        ArtifactError: the folder has none, or it cannot be read.
+    """
     manifest = folder / MANIFEST
     try:
         if not folder.exists():
@@ -257,26 +269,38 @@ def _check_file(root: Path, path: Path, info: FileInfo, verify: bool) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ArtifactError(f"{path} is not a regular file")
     if status.st_size != info.size:
-        raise ArtifactError(
-            f"{path} is damaged: it has {status.st_size} bytes, the manifest says {info.size}"
-        )
+        raise damaged(path, info, status.st_size)
     if not verify:
         return
-    identity = (
+    known = _verified.get(real)
+    digest = known[1] if known and known[0] == _identity(status) else _sha256(real)
+    if digest != info.sha256:
+        raise damaged(path, info, status.st_size, digest)
+    remember(path, status, digest)
+
+
+def remember(path: Path, status: os.stat_result, digest: str) -> None:
+    """Do not read a file again for its sha256 until its `status` changes."""
+    _verified[Path(os.path.realpath(path))] = (_identity(status), digest)
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return (
         status.st_dev,
         status.st_ino,
         status.st_size,
         status.st_mtime_ns,
         status.st_ctime_ns,
     )
-    known = _verified.get(real)
-    digest = known[1] if known and known[0] == identity else _sha256(real)
-    if digest != info.sha256:
-        raise ArtifactError(
-            f"{path} is damaged: its sha256 is {digest}, the manifest says {info.sha256}; "
-            f"copy or compile the artifact again"
-        )
-    _verified[real] = (identity, digest)
+
+
+def damaged(path: Path, info: FileInfo, size: int, digest: str = "") -> ArtifactError:
+    """The error for a file of another size or sha256 than the manifest says."""
+    if size != info.size:
+        what = f"it has {size} bytes, the manifest says {info.size}"
+    else:
+        what = f"its sha256 is {digest}, the manifest says {info.sha256}"
+    return ArtifactError(f"{path} is damaged: {what}; copy or compile the artifact again")
 
 
 def _sha256(path: Path) -> str:

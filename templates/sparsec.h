@@ -7,6 +7,11 @@
  *     sparsec_run(inputs, outputs, batch, NULL, ws, NULL);
  *
  * All functions are safe to call from many threads at once, each call with a workspace of its own.
+ *
+ * dlopen() knows libraries by their path: while one is open, the same path gives the same library, even
+ * if the file has been replaced.  To change models in a running program, give each version a folder of
+ * its own and open that; or dlclose() the old one first.  Never overwrite a library that is open:
+ * rename the old folder away and the new one into its place.
  */
 #ifndef SPARSEC_H
 #define SPARSEC_H

@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_counts_every_kernel_call(model: Path, tmp_path: Path) -> None:
     artifact = sparsec.compile(model, buckets=[16], output=tmp_path / "p.sparsec", profile=True)
     with sparsec.Engine(artifact) as engine:
-        counters = Counters(artifact, 16)
+        counters = Counters(engine, 16)
         inputs = sparsec.generate_random_inputs(artifact, batch_size=2, length=16)
         counters.reset()
         assert all(row.milliseconds == 0 for row in counters.rows(2))
@@ -44,8 +44,8 @@ def test_counts_every_kernel_call(model: Path, tmp_path: Path) -> None:
 
 def test_an_artifact_without_counters_says_so(model: Path, tmp_path: Path) -> None:
     artifact = sparsec.compile(model, buckets=[16], output=tmp_path / "plain.sparsec")
-    with sparsec.Engine(artifact), pytest.raises(InputError, match="--profile"):
-        Counters(artifact, 16)
+    with sparsec.Engine(artifact) as engine, pytest.raises(InputError, match="--profile"):
+        Counters(engine, 16)
 
 
 def test_benchmark_prints_the_table(

@@ -606,10 +606,17 @@ def test_a_dead_worker_is_replaced(text_models: TextModels, tmp_path: Path) -> N
         assert server.stop() == 0
 
 
-def test_workers_end_with_the_supervisor(text_models: TextModels, tmp_path: Path) -> None:
+def test_workers_share_a_model_and_end_with_the_supervisor(
+    text_models: TextModels, tmp_path: Path
+) -> None:
     config = {"num_workers": 2, "endpoints": [endpoint(text_models, "token-classification")]}
     with Server(tmp_path, config) as server:
         workers = server.workers()
+        constants = [
+            {line.split()[4] for line in maps.splitlines() if "memfd:weights-" in line}
+            for maps in (Path(f"/proc/{pid}/maps").read_text() for pid in workers)
+        ]
+        assert len(constants[0]) == 1 and constants[0] == constants[1]  # one copy in memory
         server.process.kill()
         limit = time.monotonic() + 20
         while any(Path(f"/proc/{pid}").exists() for pid in workers):

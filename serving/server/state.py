@@ -61,6 +61,11 @@ class State:
         """Where workers count."""
         return self.folder / "metrics"
 
+    @property
+    def lending(self) -> Path:
+        """Where workers offer each other the constants of models."""
+        return self.folder / "lending"
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock under which the wanted endpoints may be changed."""

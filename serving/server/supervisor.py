@@ -101,6 +101,7 @@ class Supervisor:
             fcntl.flock(lock, fcntl.LOCK_SH)
             self.state = State(folder)
             self.state.metrics.mkdir()
+            self.state.lending.mkdir()
             self.state.write_config(self.config)
             self.state.publish(Wanted(1, self.config.endpoints))
             self._file_stamp = self._stamp()

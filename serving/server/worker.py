@@ -20,6 +20,7 @@ from typing import Any
 import uvloop
 
 from sparsec.errors import SparsecError
+from sparsec.runtime import share
 from sparsec.serving.server import errors
 from sparsec.serving.server.app import Service, create_app
 from sparsec.serving.server.batching import Scheduler
@@ -254,7 +255,9 @@ def main(argv: list[str]) -> int:
         os.sched_setaffinity(0, {int(number) for number in cpus.split(",")})
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    worker = Worker(State(folder), int(number), int(cores), quiet=quiet == "1")
+    state = State(folder)
+    share(state.lending)
+    worker = Worker(state, int(number), int(cores), quiet=quiet == "1")
     loop.add_signal_handler(signal.SIGTERM, worker.stop.set)
     loop.add_reader(int(pipe), worker.on_pipe, int(pipe))
     return loop.run_until_complete(worker.serve(socket.socket(fileno=int(descriptor))))

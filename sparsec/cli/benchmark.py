@@ -346,7 +346,7 @@ def _sparsec(
 
         buckets = loaded[0].buckets
         fits = [b for b in buckets if b >= (length or max(buckets))]
-        counters = Counters(loaded[0].artifact, min(fits or buckets))
+        counters = Counters(loaded[0], min(fits or buckets))
 
     def close() -> None:
         for engine in loaded:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsec.errors import InputError
-from sparsec.runtime import Artifact
+from sparsec.runtime import Engine
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class Row:
 
 
 class Counters:
-    """The counters in a bucket's library, which the Engine has loaded already."""
+    """The counters in the library of one of an open Engine's buckets."""
 
-    def __init__(self, artifact: Artifact, length: int) -> None:
+    def __init__(self, engine: Engine, length: int) -> None:
+        artifact = engine.artifact
         self._rows = next(b.kernels for b in artifact.manifest.buckets if b.length == length)
         self._length = length
-        library = ctypes.CDLL(str(artifact.library(length)))
+        library = ctypes.CDLL(str(artifact.path), handle=engine.library_handle(length))
         try:
             self._read = library.sparsec_profile
             core = library.sparsec_profile_core
