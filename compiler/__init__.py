@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsec.errors import InputError
+from sparsec.paths import user_path
 
 if TYPE_CHECKING:
     from sparsec.compiler.frontend import Model, Signature
@@ -83,17 +84,17 @@ def compile(
         raise InputError(f"jobs must be at least 1, not {jobs}")
     if tune and tuning is not None:
         raise InputError("give --tune to measure or --tuning to repeat, not both")
-    tilings = _recorded(Path(tuning)) if tuning is not None else None
+    tilings = _recorded(user_path(tuning)) if tuning is not None else None
     isa = targets.choose(target, cpu.detect())
     compiler = toolchain.find(cc)
 
     tell(f"loading {model}")
     loaded = frontend.load_model(model)
-    destination = Path(output) if output else loaded.path.with_suffix(".sparsec")
+    destination = user_path(output) if output else loaded.path.with_suffix(".sparsec")
     artifact.check_output(destination, force)
 
     signature = frontend.signature(loaded)
-    dump = Path(dump_ir) if dump_ir else None
+    dump = user_path(dump_ir) if dump_ir else None
     graphs = import_buckets(loaded, signature, buckets, dump_ir=dump, progress=tell)
 
     tell(f"generating C for {isa.name}")
@@ -107,7 +108,7 @@ def compile(
 
     with artifact.staging(destination) as stage:
         tree = build.write_tree(stage / "c", emission, compiler, isa)
-        kept = Path(emit_c) if emit_c else None
+        kept = user_path(emit_c) if emit_c else None
         if kept is not None:
             with artifact.writing(kept):
                 shutil.copytree(tree.folder, kept, dirs_exist_ok=True)
@@ -119,8 +120,8 @@ def compile(
         for library in libraries:
             library.rename(folder / library.name)
         (folder / "sparsec.h").write_text(build.public_header(), encoding="utf-8")
-        if Path(model).is_dir():
-            artifact.pack_companions(Path(model), folder)
+        if user_path(model).is_dir():
+            artifact.pack_companions(user_path(model), folder)
         manifest = artifact.manifest_of(
             sparsec_version=sparsec.__version__,
             abi=build.abi_version(),

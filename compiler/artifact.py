@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsec.errors import ArtifactError
+from sparsec.errors import ArtifactError, ModelError
+from sparsec.paths import belongs_to
 from sparsec.runtime.artifact import FORMAT, MANIFEST, SCHEMA
 
 # What a model's folder may hold beside the model that users of the artifact need.
@@ -84,10 +85,29 @@ def writing(what: Path) -> Iterator[None]:
 
 
 def pack_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer and configuration files of a model's folder into an artifact."""
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            (folder / name).write_bytes((source / name).read_bytes())
+    """Copy tokenizer and configuration files of a model's folder into an artifact.
+
+    Raises:
+        ModelError: one of them is a link to somewhere else.
+    """
+    for name, path in companions(source).items():
+        (folder / name).write_bytes(path.read_bytes())
+
+
+def companions(folder: Path) -> dict[str, Path]:
+    """Tokenizer and configuration files of a model's folder, by name.
+
+    Raises:
+        ModelError: one of them is a link to somewhere else.
+    """
+    found = {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
+    for path in found.values():
+        if not belongs_to(path, folder):
+            raise ModelError(
+                f"{path} is a symbolic link that leaves the model's folder: put the file itself "
+                "there"
+            )
+    return found
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -15,10 +15,10 @@ import itertools
 from pathlib import Path
 
 import onnx
-from onnx import external_data_helper, helper
+from onnx import helper
 
 from sparsec.compiler.frontend import Model, import_graph, signature
-from sparsec.compiler.frontend.load import tensors
+from sparsec.compiler.frontend.load import tensor_bytes, tensors
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.passes import PIPELINE
 from sparsec.errors import InputError, ModelError
@@ -167,8 +167,8 @@ def cut(model: Model, tensor: str, output: Path) -> None:
         graph.ClearField(field)
         getattr(graph, field).extend(kept)
     for constant in tensors(new):
-        if external_data_helper.uses_external_data(constant):
-            external_data_helper.load_external_data_for_tensor(constant, str(model.folder))
+        if constant.data_location == onnx.TensorProto.EXTERNAL:
+            constant.raw_data = tensor_bytes(constant, model.folder)
             constant.data_location = onnx.TensorProto.DEFAULT
             del constant.external_data[:]
     size = sum(len(t.raw_data) for t in graph.initializer)

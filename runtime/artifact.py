@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, Union
 
 from sparsec.errors import ArtifactError, HardwareError
+from sparsec.paths import user_path
 from sparsec.runtime.cpu import CpuInfo, detect
 
 FORMAT = "sparsec-artifact"
@@ -163,7 +164,7 @@ class Artifact:
         Raises:
             ArtifactError: what is missing, damaged or too new, and where.
         """
-        folder = Path(path)
+        folder = user_path(path)
         artifact = Artifact(folder, parse_manifest(read_manifest(folder), str(folder / MANIFEST)))
         artifact.check_files(verify)
         return artifact
@@ -513,9 +514,11 @@ def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
 
 def _check_consistency(manifest: Manifest, document: _Field) -> None:
     """Checks across fields."""
-    for key, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
-        if len({spec.name for spec in specs}) != len(specs):
-            raise document[key].fail("a list without repeated names")
+    if len({spec.name for spec in manifest.inputs}) != len(manifest.inputs):
+        raise document["inputs"].fail("a list without repeated names")
+    # A model may give the same output twice.
+    if len({spec.name for spec in manifest.outputs}) != len(set(manifest.outputs)):
+        raise document["outputs"].fail("a list in which a name means one thing")
     names = [spec.name for spec in manifest.inputs]
     if manifest.mask_input is not None and manifest.mask_input not in names:
         raise document["mask_input"].fail(f"null or one of {', '.join(names)}")

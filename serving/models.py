@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sparsec.errors import InputError, ModelError
+from sparsec.paths import user_path
 from sparsec.positions import Positions, positions
 
 Progress = Callable[[str], None]
@@ -67,7 +68,7 @@ class ModelFiles:
         elif name.startswith("hf:"):
             path = _hub(name, tell)
         else:
-            path = Path(name)
+            path = user_path(name)
         if not path.exists():
             raise ModelError(f"{path} does not exist")
         path, folders = _places(path, artifacts=not name.startswith("hf:"))
@@ -170,7 +171,7 @@ def _places(path: Path, artifacts: bool) -> tuple[Path, list[Path]]:
 
 def _tokenizer(given: str | os.PathLike[str] | None, folders: list[Path]) -> Path:
     if given is not None:
-        path = Path(given)
+        path = user_path(given)
         if path.is_file():
             return path
         folders = [path]
@@ -189,7 +190,7 @@ def _config(
     if isinstance(given, Mapping):
         return MappingProxyType(dict(given))
     if given is not None:
-        path = Path(given)
+        path = user_path(given)
         folders = [path] if path.is_dir() else []
         if not path.exists():
             raise ModelError(f"{path} does not exist")
@@ -213,7 +214,8 @@ def _config(
 
 def _zoo(stub: str, zoo_dir: str | os.PathLike[str] | None, tell: Progress) -> Path:
     """A model of the former SparseZoo, where the user keeps those."""
-    root = zoo_dir if zoo_dir is not None else os.environ.get("SPARSEZOO_MODELS_PATH")
+    given = zoo_dir if zoo_dir is not None else os.environ.get("SPARSEZOO_MODELS_PATH")
+    root = user_path(given) if given else None
     gone = "SparseZoo is gone: zoo: stubs are looked up on this machine only"
     if not root:
         raise InputError(

@@ -9,12 +9,12 @@ import abc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsec import ort
 from sparsec.errors import EngineClosedError, InputError, ModelError
 from sparsec.facade import DEFAULT_BUCKETS, Engine, is_artifact
 from sparsec.runtime import Artifact, cpu
@@ -348,7 +348,7 @@ class EngineRunner(BatchingRunner):
         return self._bucket(longest) if filled else longest
 
     def _call(self, arrays: dict[str, Array]) -> Sequence[Array]:
-        return self._engine.run(arrays)
+        return _once(self._engine.output_names, self._engine.run(arrays))
 
     def close(self) -> None:
         self._engine.close()
@@ -379,31 +379,14 @@ class OnnxRuntimeRunner(BatchingRunner):
         pad_id: int = 0,
         pad_position: int = 0,
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise InputError(
-                'engine_type="onnxruntime" needs ONNX Runtime: pip install onnxruntime'
-            ) from None
-        path = Path(model)
-        if path.is_dir():
-            path = path / "model.onnx"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_cores or cpu.usable_cores()[0]
-        options.log_severity_level = 3
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its exceptions share no base class
-            raise ModelError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self._session: Any = ort.session(model, num_cores or cpu.usable_cores()[0])
         inputs = {node.name: _numpy_type(node.type) for node in self._session.get_inputs()}
         shape = self._session.get_inputs()[0].shape
         self._batch, self._fixed = (d if isinstance(d, int) else None for d in shape[:2])
         if self._fixed is not None:
             if buckets and max(buckets) > self._fixed:
                 raise InputError(
-                    f"{path} was exported for {self._fixed} tokens: sequence_length cannot be "
+                    f"{model} was exported for {self._fixed} tokens: sequence_length cannot be "
                     f"{max(buckets)}"
                 )
             buckets = buckets or (self._fixed,)
@@ -451,17 +434,23 @@ class OnnxRuntimeRunner(BatchingRunner):
         if session is None:
             raise EngineClosedError("the runner is closed: create a new pipeline")
         count = len(next(iter(arrays.values())))
+        names = [node.name for node in session.get_outputs()]
         if self._batch is None:
-            return list(session.run(None, arrays))
+            return _once(names, session.run(None, arrays))
         # The model takes one batch size only: fill the last batch up with its last sequence.
         parts = []
         for start in range(0, count, self._batch):
             rows = np.minimum(np.arange(start, start + self._batch), count - 1)
             parts.append(session.run(None, {name: a[rows] for name, a in arrays.items()}))
-        return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
+        return _once(names, [np.concatenate(part)[:count] for part in zip(*parts, strict=True)])
 
     def close(self) -> None:
         self._session = None
+
+
+def _once(names: Sequence[str], outputs: Sequence[Array]) -> list[Array]:
+    """Each output once; a model may list one more often."""
+    return list(dict(zip(names, outputs, strict=True)).values())
 
 
 def _numpy_type(name: str) -> np.dtype[Any]:

@@ -13,6 +13,7 @@ import platformdirs
 
 import sparsec
 from sparsec.errors import ArtifactError, InputError
+from sparsec.paths import user_path
 
 
 def folder() -> Path:
@@ -53,7 +54,7 @@ def compiled(
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
     root = folder()
-    entry = root / f"{Path(model).resolve().stem}-{key}.sparsec"
+    entry = root / f"{user_path(model).absolute().stem}-{key}.sparsec"
     with _locked(root, entry.with_suffix(".lock")):
         if entry.exists():
             # A damaged entry is made again, like one that is not there.
@@ -118,21 +119,15 @@ def cut(model: str | Path, layer: int | str) -> Path:
 
 def _content(model: str | Path) -> dict[str, str]:
     """sha256 of every file that goes into the artifact, by name."""
-    from sparsec.compiler.artifact import COMPANIONS, file_sha256
+    from sparsec.compiler.artifact import companions, file_sha256
     from sparsec.compiler.frontend import load_model
-    from sparsec.compiler.frontend.load import tensors
 
     loaded = load_model(model)
-    names = {
-        item.value
-        for tensor in tensors(loaded.proto)
-        for item in tensor.external_data
-        if item.key == "location"
-    }
-    if Path(model).is_dir():
-        names |= {name for name in COMPANIONS if (Path(model) / name).is_file()}
-    files = {name: file_sha256(loaded.folder / name) for name in sorted(names)}
-    return {"": loaded.sha256, "name": loaded.name, **files}
+    files = loaded.external_files()
+    if user_path(model).is_dir():
+        files |= companions(user_path(model))
+    hashes = {name: file_sha256(file) for name, file in sorted(files.items())}
+    return {"": loaded.sha256, "name": loaded.name, **hashes}
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 
 from sparsec import cache, runtime
 from sparsec.errors import InputError
+from sparsec.paths import user_path
 from sparsec.positions import read_positions
 from sparsec.runtime import Artifact
 
@@ -82,7 +83,7 @@ def _default_buckets(model: str | Path) -> tuple[int, ...]:
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """Whether a path is meant as an artifact: a folder that is not a model's."""
-    folder = Path(path)
+    folder = user_path(path)
     if (folder / "manifest.json").exists():
         return True
     return folder.suffix == ".sparsec" and not (folder / "model.onnx").exists()

@@ -17,7 +17,7 @@ import pytest
 from fake_codegen import INPUTS, OUTPUTS, TABLE, emission
 
 from sparsec.compiler import artifact, build, targets, toolchain
-from sparsec.errors import ArtifactError
+from sparsec.errors import ArtifactError, ModelError
 from sparsec.runtime import Artifact, Engine
 
 GENERIC = targets.get("generic")
@@ -272,3 +272,8 @@ def test_companions_are_packed(tmp_path: Path) -> None:
         "vocab.txt": "README.md",
     }
     assert not (folder / "vocab.txt").is_symlink()
+    (tmp_path / "secret").write_text("key")
+    (source / "config.json").unlink()
+    (source / "config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match="leaves the model's folder"):
+        artifact.pack_companions(source, folder)

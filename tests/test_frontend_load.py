@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparsec import ort
+from sparsec.compiler.artifact import companions
+from sparsec.compiler.cut import cut
 from sparsec.compiler.frontend import import_graph, load_model, signature
 from sparsec.errors import InputError, ModelError, UnsupportedError
 from tests.frontend_support import FLOAT, INT64, check, model_proto, node, save
@@ -42,10 +46,17 @@ def test_a_good_file_and_its_folder(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
-    (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "model_quantized.onnx").write_bytes(b"x")
-    with pytest.raises(ModelError, match=r"no model\.onnx .*onnx/model_quantized\.onnx: name one"):
+    with pytest.raises(ModelError, match=r"no model\.onnx \(it has no \.onnx file\)"):
         load_model(tmp_path)
+    (tmp_path / "onnx").mkdir()
+    only = tmp_path / "onnx" / "model_quantized.onnx"
+    only.write_bytes(linear().SerializeToString())
+    assert load_model(tmp_path).path == only
+    (tmp_path / "onnx" / "model_fp16.onnx").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"onnx/model_fp16.onnx, onnx/model_quantized\.onnx: name"):
+        load_model(tmp_path)
+    (tmp_path / "onnx" / "model.onnx").write_bytes(linear().SerializeToString())
+    assert load_model(tmp_path).path == tmp_path / "onnx" / "model.onnx"
     with pytest.raises(ModelError, match="does not exist"):
         load_model(tmp_path / "nothing.onnx")
     with pytest.raises(ModelError, match="not a regular file"):
@@ -154,12 +165,106 @@ def test_external_data_through_symbolic_links(tmp_path: Path) -> None:
     external(folder)
     (folder / "data.bin").rename(blobs / "data")
     (folder / "data.bin").symlink_to(blobs / "data")
-    with pytest.raises(ModelError, match=r"snapshot_download\(local_dir=\.\.\.\)"):
+    with pytest.raises(ModelError, match="a symbolic link that leaves the model's folder"):
         load_model(folder)
     (folder / "data.bin").unlink()
     (folder / "data.bin").symlink_to(folder / "data.bin")
     with pytest.raises(ModelError, match="download that file"):
         load_model(folder)
+
+
+def hub_snapshot(root: Path) -> Path:
+    """A snapshot in a cache as huggingface_hub makes it: every file a link to a blob."""
+    repository = root / "hub" / "models--org--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for path in (snapshot / "onnx", repository / "blobs"):
+        path.mkdir(parents=True)
+    external(snapshot / "onnx")
+    (snapshot / "onnx" / "config.json").write_text("{}")
+    for i, path in enumerate(sorted((snapshot / "onnx").iterdir())):
+        blob = repository / "blobs" / f"{i:064x}"
+        path.rename(blob)
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    return snapshot
+
+
+def test_external_data_in_the_cache_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = hub_snapshot(tmp_path)
+    (tmp_path / "short").symlink_to(snapshot, target_is_directory=True)
+    for given in (snapshot, snapshot / "onnx" / "model.onnx", tmp_path / "short"):
+        model = load_model(given)
+        assert np.array_equal(model.array(model.proto.graph.initializer[0]), W)
+    assert set(companions(snapshot / "onnx")) == {"config.json"}
+    cut(model, "y", tmp_path / "cut.onnx")
+    check(load_model(tmp_path / "cut.onnx"), lengths=(0,))
+
+    x = np.ones((2, 4), np.float32)
+    loaded = onnxruntime.InferenceSession
+
+    def refuses(source: str | bytes, *args: Any, **options: Any) -> Any:
+        if isinstance(source, str):
+            raise RuntimeError("External data path is a symbolic link")
+        return loaded(source, *args, **options)
+
+    for _ in range(2):
+        (y,) = ort.session(snapshot, 1).run(None, {"x": x})
+        assert np.array_equal(y, x @ W)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", refuses)
+    monkeypatch.undo()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuses)
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*symbolic link"):
+        ort.session(write(tmp_path / "plain", linear()), 1)
+
+
+@pytest.mark.parametrize("kind", ["other model", "other file", "outside", "datasets", "no cache"])
+def test_links_out_of_the_cache_of_the_hub(tmp_path: Path, kind: str) -> None:
+    snapshot = hub_snapshot(tmp_path) / "onnx"
+    repository = tmp_path / "hub" / "models--org--name"
+    for name in ("data.bin", "config.json"):
+        blob = (snapshot / name).resolve()
+        (snapshot / name).unlink()
+        target = {
+            "other model": tmp_path / "hub" / "models--org--other" / "blobs" / blob.name,
+            "other file": repository / "refs" / "main",
+            "outside": tmp_path / "secret",
+        }.get(kind, blob)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(blob.read_bytes())
+        (snapshot / name).symlink_to(target)
+    if kind == "outside":  # blobs that are no folder of the repository
+        (repository / "blobs").rename(tmp_path / "moved")
+        (repository / "blobs").symlink_to(tmp_path / "moved")
+    renamed = {"datasets": "datasets--org--name", "no cache": "name"}.get(kind)
+    if renamed:
+        for name in ("data.bin", "config.json"):
+            target = (snapshot / name).resolve()
+            (snapshot / name).unlink()
+            (snapshot / name).symlink_to(f"../../../blobs/{target.name}")
+        snapshot = repository.rename(tmp_path / "hub" / renamed) / snapshot.relative_to(repository)
+    with pytest.raises(ModelError, match="a symbolic link that leaves the model's folder"):
+        load_model(snapshot)
+    with pytest.raises(ModelError, match=r"config\.json is a symbolic link that leaves the"):
+        companions(snapshot)
+
+
+def test_external_data_with_hard_links(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    (tmp_path / "other").hardlink_to(tmp_path / "data.bin")
+    with pytest.raises(ModelError, match=r"2 hard links.*put a copy there"):
+        load_model(path)
+
+
+def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    external(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_model("~").path == load_model("~/model.onnx").path == tmp_path / "model.onnx"
+    with pytest.raises(InputError, match="no such home folder is known"):
+        load_model("~nobody-of-that-name/model.onnx")
+    with pytest.raises(ModelError, match="cannot read"):
+        load_model("model\0.onnx")
 
 
 def test_external_data_that_is_a_pipe(tmp_path: Path) -> None:

@@ -54,12 +54,9 @@ class Emission:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    name = "".join(
-        c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in spec.name
-    )
     dims = [_DIMS.get(d, d) if isinstance(d, str) else d for d in spec.shape]
     return {
-        "name": name,
+        "name": spec.name,
         "dtype": _DTYPES[str(spec.dtype)],
         "rank": len(dims),
         "dims": dims or ["0"],
@@ -96,9 +93,7 @@ def emit_buckets(
     plans = Plans(target, [graph.tokens for graph in graphs], batch_size, tilings)
     inputs = [spec.name for spec in signature.inputs]
     context = {
-        "model": "".join(
-            c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in model_name
-        ),
+        "model": model_name,
         "version": sparsec.__version__,
         "tensors": [_tensor(s) for s in (*signature.inputs, *signature.outputs)],
         "mask_input": inputs.index(signature.mask_input) if signature.mask_input in inputs else -1,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.c_text import c_comment
 from sparsec.compiler.codegen import lane_kernels
 from sparsec.compiler.codegen.lane_kernels import (
     CTYPES,
@@ -131,13 +132,6 @@ class _Stage:
 def _identifier(text: str) -> str:
     """A C identifier made of an ONNX name."""
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[-60:].strip("_") or "node"
-
-
-def _c_string(text: str) -> str:
-    """A text for a C string literal or comment: plain ASCII, nothing that could end it."""
-    return "".join(
-        c if c.isascii() and (c.isalnum() or c in " _-.,:/()[]=+") else "_" for c in text
-    )
 
 
 class _Emitter:
@@ -482,7 +476,7 @@ class _Emitter:
         limits = ((args.inputs, 24), (args.outputs, 20), (args.vectors, 40), (args.scalars, 64))
         if any(len(have) > most for have, most in limits):
             raise ValueError(f"{call.source}: too many operands for one lane kernel")
-        lines = [f"/* {_c_string(call.source)}: {call.title} */"]
+        lines = [f"/* {c_comment(call.source)}: {call.title} */"]
         attention = kernel.heads > 0
         params = (
             "int32_t query, int32_t query_end, int32_t head, char *scratch"
@@ -551,7 +545,7 @@ static void {name}(const sparsec_rt *rt)
             since = "    const uint64_t since = profile_now();\n"
             run = f"{since}{run}    profile_add({number}, since);\n"
         return (
-            f"/* {_c_string(call.source)}: {call.title} */\n"
+            f"/* {c_comment(call.source)}: {call.title} */\n"
             f"static void {name}(const sparsec_rt *rt)\n{{\n{run}}}\n"
         )
 

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from sparsec.compiler.c_text import c_comment, c_string
 from sparsec.compiler.ir import Dim, Graph, Node
 from sparsec.compiler.lowering import byte_scores, lanes, program
 from sparsec.compiler.lowering.lanes import Choice, Group
@@ -48,11 +49,13 @@ Slot = tuple[str, str]
 def environment() -> jinja2.Environment:
     """The Jinja2 environment over ``templates/``."""
     root = resources.files("sparsec.templates")
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: root.joinpath(name).read_text()),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    made.filters |= {"c_string": c_string, "c_comment": c_comment}
+    return made
 
 
 def read_template(name: str) -> str:

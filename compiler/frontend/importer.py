@@ -51,6 +51,8 @@ VALUE_LIMIT = 2**32
 
 MIN_OPSET = 7
 
+_TOKEN_TYPES = {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}
+
 _WIDENED = {"float16", "bfloat16"}
 _PLAIN = {
     *("float32", "float64", "bool", "int8", "uint8", "int16", "uint16"),
@@ -279,16 +281,27 @@ class Importer:
         if made is None:
             array = tensor.contents()
             if tensor.symbolic:
-                raise Fail("a number that depends on the batch size is used as data")
-            if tensor.uniform and not any(isinstance(d, BatchDim) for d in tensor.shape):
-                array = dense(tensor, self.fold_limit)
-            name = self.edit.constant(array, tensor.hint)
+                name = self._counted(array, tensor.dtype)
+            else:
+                if tensor.uniform and not any(isinstance(d, BatchDim) for d in tensor.shape):
+                    array = dense(tensor, self.fold_limit)
+                name = self.edit.constant(array, tensor.hint)
             if tuple(array.shape) != tensor.shape:
                 name = self.edit.emit(
                     "expand", [name], source=self._source, outputs=None, shape=tensor.shape
                 )
             made = self._constants[id(tensor)] = (tensor, name)
         return made[1]
+
+    def _counted(self, array: np.ndarray, dtype: np.dtype[Any]) -> str:
+        """The IR value of integers ``a * batch + b``: the sum of a batch of a, and b."""
+        if any(isinstance(v, symbolic.PerSample) for v in array.flat):
+            raise Fail("numbers that differ along the batch are used as data")
+        parts = [(v.coef, v.const) if isinstance(v, BatchDim) else (0, int(v)) for v in array.flat]
+        coefs, consts = np.array(parts, np.int64).T.reshape(2, *array.shape)
+        many = self.emit("expand", constant(coefs[None]), fold=False, shape=(BATCH, *array.shape))
+        total = self.emit("reduce_sum", many, axes=(0,), keepdims=False)
+        return self.name(self.cast(self.emit("add", total, constant(consts)), dtype))
 
     def _compact(self, tensor: Tensor, others: Iterable[Tensor | None], shape: Shape) -> Tensor:
         """The operand without its uniform axes, where the result's shape does not need them."""
@@ -765,15 +778,22 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
 def declared_inputs(model: Model) -> list[tuple[str, int, list[str | int | None]]]:
     """Name, ONNX element type and declared extents of each input.
 
-    An extent is an int, a parameter's name, or None where nothing is said.
+    An extent is an int, a parameter's name, or None where nothing is said.  An integer input whose
+    rank is not said either is taken for one of tokens, [batch, sequence].
 
     Raises:
-        UnsupportedError: an input is not a tensor.
+        ModelError: nothing is said of an input's type.
+        UnsupportedError: an input is not a tensor, or not even its rank is known.
     """
     out: list[tuple[str, int, list[str | int | None]]] = []
     for value in model.inputs():
         kind = require_tensor(value)
         dims: list[str | int | None] = []
+        if not kind.HasField("shape"):
+            if kind.elem_type not in _TOKEN_TYPES:
+                why = "the file does not say its shape: write it in, or export the model again"
+                raise UnsupportedError(f"input {value.name}: {why}", [(value.name, "input", why)])
+            dims = [None, None]
         for d in kind.shape.dim:
             if d.HasField("dim_value") and d.dim_value >= 0:
                 dims.append(int(d.dim_value))

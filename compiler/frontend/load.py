@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
 from sparsec.errors import ModelError, UnsupportedError
+from sparsec.paths import belongs_to, find_onnx, user_path
 
 PROTO_LIMIT = 2**31 - 1
 """Protocol buffers end here; larger models keep their weights in external files."""
@@ -68,6 +70,21 @@ class Model:
         fixed |= {t.values.name for t in graph.sparse_initializer}
         return [v for v in graph.input if v.name not in fixed]
 
+    def external_files(self) -> dict[str, Path]:
+        """Every file with external data, checked and links followed, by its name in the model.
+
+        Raises:
+            ModelError: as :func:`load_model` does.
+        """
+        external = onnx.TensorProto.EXTERNAL
+        return {
+            entry.value: _external(tensor, self.folder, f"tensor {tensor.name}")[0]
+            for tensor in tensors(self.proto)
+            if tensor.data_location == external
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+
     def array(self, tensor: onnx.TensorProto) -> np.ndarray:
         """The contents of one of the model's tensors.
 
@@ -81,12 +98,13 @@ def load_model(path: str | Path) -> Model:
     """Load and check an ONNX file.
 
     Args:
-        path: a .onnx file, or a folder that holds ``model.onnx``.
+        path: a .onnx file, or a folder that has one (:func:`sparsec.paths.find_onnx`).
 
     Raises:
         ModelError: it is missing, damaged, invalid or unsafe.
+        InputError: the path begins with a home folder that does not exist.
     """
-    path = _find(Path(path))
+    path = _find(user_path(path))
     data = _read(path)
     proto = onnx.ModelProto()
     try:
@@ -97,6 +115,7 @@ def load_model(path: str | Path) -> Model:
         ) from None
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(f"{path} is not an ONNX model: it has no graph; export it again")
+    _check_names(proto, path)
     folder = path.parent
     for tensor in tensors(proto):
         _check_tensor(tensor, folder, path)
@@ -119,16 +138,16 @@ def load_model(path: str | Path) -> Model:
 
 
 def _find(path: Path) -> Path:
-    if path.is_dir():
-        inside = path / "model.onnx"
-        if not inside.is_file():
-            found = sorted(str(p.relative_to(path)) for p in path.glob("**/*.onnx"))[:8]
-            hint = f"it has {', '.join(found)}: name one" if found else "it has no .onnx file"
-            raise ModelError(f"the folder {path} has no model.onnx ({hint})")
-        return inside
-    if not path.exists():
-        raise ModelError(f"{path} does not exist")
-    if not path.is_file():
+    try:
+        if path.is_dir():
+            return find_onnx(path)
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:  # a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"cannot read {path}: {reason}") from None
+    if kind != stat.S_IFREG:
         raise ModelError(f"{path} is not a regular file")
     return path
 
@@ -149,6 +168,42 @@ def _read(path: Path) -> bytes:
     if data.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer, not the model; run `git lfs pull`")
     return data
+
+
+def _check_names(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse names that are not UTF-8, and inputs and outputs whose name C cannot say."""
+    # What is no UTF-8 comes as bytes.
+    broken = [text for text in _texts(proto) if not isinstance(text, str)]
+    broken += [v.name for v in (*proto.graph.input, *proto.graph.output) if "\0" in str(v.name)]
+    if broken:
+        raise ModelError(
+            f"{path} has the name {broken[0]!r}, which is not UTF-8 or holds a NUL character; "
+            "rename it"
+        )
+
+
+def _texts(message: Message) -> Iterator[str | bytes]:
+    """All texts in a message but for descriptions and the contents of tensors."""
+    for entry, value in message.ListFields():
+        if entry.name in ("doc_string", "metadata_props"):
+            continue
+        items: Any = (value,) if isinstance(value, (str, bytes, Message)) else value
+        if entry.type == entry.TYPE_STRING:
+            yield from items
+        elif entry.message_type is onnx.TensorProto.DESCRIPTOR:
+            yield from (tensor.name for tensor in items)
+        elif entry.type == entry.TYPE_MESSAGE:
+            for item in items:
+                yield from _texts(item)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs inside of its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _graphs(inner)
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -240,28 +295,34 @@ def _external(tensor: onnx.TensorProto, folder: Path, what: str) -> tuple[Path, 
             "only files beside the model: save it again with save_as_external_data=True"
         )
     try:
-        root = folder.resolve(strict=True)
+        inside = belongs_to(folder / location, folder)
         file = (folder / location).resolve(strict=True)
+        status = file.stat()
     except (OSError, RuntimeError):
         raise ModelError(
             f"{what} keeps its data in {location!r}, which is not in {folder}; download that "
             "file too"
         ) from None
-    if not file.is_relative_to(root):
+    if not inside:
         raise ModelError(
             f"{what} keeps its data in {location!r}, a symbolic link that leaves the model's "
-            "folder (Hugging Face's cache does this): fetch the model with "
-            "snapshot_download(local_dir=...)"
+            "folder; only links inside of it, and those of a snapshot in the Hugging Face hub's "
+            "cache to its own blobs, are followed: put the file itself there"
         )
-    if not file.is_file():
+    if not stat.S_ISREG(status.st_mode):
         raise ModelError(f"{what} keeps its data in {location!r}, which is not a regular file")
+    if status.st_nlink > 1:
+        raise ModelError(
+            f"{what} keeps its data in {location!r}, which has {status.st_nlink} hard links, so it "
+            "may be a file from elsewhere: put a copy there"
+        )
     need = _byte_count(tensor)
     try:
         offset = int(entries.get("offset", "0"))
         length = int(entries.get("length", str(need)))
     except ValueError:
         raise ModelError(f"{what} has an external offset or length that is no number") from None
-    size = file.stat().st_size
+    size = status.st_size
     if offset < 0 or length != need:
         raise ModelError(
             f"{what} of shape {list(tensor.dims)} needs {need} bytes, but its entry says {length} "
@@ -273,6 +334,16 @@ def _external(tensor: onnx.TensorProto, folder: Path, what: str) -> tuple[Path, 
             "cut short: download it again"
         )
     return file, offset, need
+
+
+def tensor_bytes(tensor: onnx.TensorProto, folder: Path) -> bytes:
+    """The external data of a tensor, as raw data would hold it.
+
+    Raises:
+        ModelError: as :func:`load_model` does, for data that is damaged or out of place.
+    """
+    file, offset, size = _external(tensor, folder, f"tensor {tensor.name or '(unnamed)'}")
+    return np.fromfile(file, np.uint8, size, "", offset).tobytes()
 
 
 def tensor_array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
@@ -290,7 +361,7 @@ def tensor_array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
             if _item_bits(tensor.data_type) == dtype.itemsize * 8:
                 raw = np.fromfile(file, dtype.newbyteorder("<"), size // dtype.itemsize, "", offset)
                 return raw.astype(dtype, copy=False).reshape(tuple(tensor.dims))
-            plain.raw_data = np.fromfile(file, np.uint8, size, "", offset).tobytes()
+            plain.raw_data = tensor_bytes(tensor, folder)
             tensor = plain
         return np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError, OSError, MemoryError) as error:
@@ -428,19 +499,34 @@ def _move_early_ops(proto: onnx.ModelProto) -> bool:
 
 
 def _run_checker(proto: onnx.ModelProto, data: bytes, path: Path, moved: bool) -> None:
-    external = [t for t in tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors(proto))
+    untyped = any(not _typed(v) for graph in _graphs(proto.graph) for v in _values(graph))
     try:
-        if moved:
+        if moved or external or untyped:
             _check_in_memory(proto)
         else:
-            onnx.checker.check_model(str(path) if external else data)
+            onnx.checker.check_model(data)
     except Exception as error:  # the checker raises several unrelated types
         first = " ".join(str(error).split())
         raise ModelError(f"{path} is not a valid ONNX model: {first[:500]}") from None
 
 
+def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from graph.input
+    yield from graph.output
+    yield from graph.value_info
+
+
+def _typed(value: onnx.ValueInfoProto) -> bool:
+    """False if the file does not say a value's type or rank; the import finds those of outputs."""
+    if not value.type.HasField("tensor_type"):
+        return value.type.WhichOneof("value") is not None
+    tensor = value.type.tensor_type
+    return tensor.elem_type != onnx.TensorProto.UNDEFINED and tensor.HasField("shape")
+
+
 def _check_in_memory(proto: onnx.ModelProto) -> None:
-    """Check a model that differs from its file; external data was checked before."""
+    """Check a model that differs from its file, or whose files and types are checked elsewhere."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for tensor in tensors(copy):
@@ -448,6 +534,11 @@ def _check_in_memory(proto: onnx.ModelProto) -> None:
             del tensor.external_data[:], tensor.dims[:]
             tensor.data_location = onnx.TensorProto.DEFAULT
             tensor.dims.append(0)
+    for graph in _graphs(copy.graph):
+        for value in _values(graph):
+            if not _typed(value):
+                value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+                value.type.tensor_type.shape.SetInParent()
     onnx.checker.check_model(copy)
 
 
@@ -455,8 +546,15 @@ def require_tensor(value: onnx.ValueInfoProto) -> onnx.TypeProto.Tensor:
     """The tensor type of a graph input.
 
     Raises:
+        ModelError: the file does not say its type.
         UnsupportedError: it is a sequence, a map or an optional.
     """
+    kind = value.type.WhichOneof("value")
+    if kind is None or (kind == "tensor_type" and not value.type.tensor_type.elem_type):
+        raise ModelError(
+            f"the file does not say the element type of the input {value.name}: write it in with "
+            "onnx.helper.make_tensor_value_info, or export the model again"
+        )
     if not value.type.HasField("tensor_type"):
         reason = "inputs that are not tensors are not supported"
         raise UnsupportedError(f"input {value.name}: {reason}", [(value.name, "input", reason)])

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from sparsec.errors import InputError
+from sparsec.paths import user_path
 
 # Paths that are the server's own, with everything below them.
 RESERVED = (
@@ -255,7 +256,7 @@ def load(path: str | Path, **overrides: Any) -> ServerConfig:
             its line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = user_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from error
     data, lines = parse(text, str(path))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec.cli.common import HelpFormatter, positive, progress
 from sparsec.errors import InputError
+from sparsec.paths import user_path
 
 if TYPE_CHECKING:
     from sparsec.cli.profile import Counters
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     from sparsec import __version__
     from sparsec.runtime import cpu
 
-    if args.export_path and not Path(args.export_path).absolute().parent.is_dir():
+    if args.export_path and not user_path(args.export_path).absolute().parent.is_dir():
         raise InputError(f"cannot write {args.export_path}: its folder does not exist")
     batch, length = _batch_and_length(args)
     cores = min(args.num_cores or cpu.usable_cores()[0], cpu.usable_cores()[0])
@@ -195,7 +196,8 @@ def run(args: argparse.Namespace) -> int:
             **({} if rows is None else {"profile": rows}),
         }
         try:
-            Path(args.export_path).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            text = json.dumps(report, indent=2) + "\n"
+            user_path(args.export_path).write_text(text, encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {args.export_path}: {error.strerror}") from error
     return 0
@@ -376,31 +378,22 @@ def _onnxruntime(
     args: argparse.Namespace, batch: int, length: int | None, engines: int, cores: int
 ) -> Loaded:
     """ONNX Runtime sessions on the same file, for comparison."""
+    from sparsec import ort
     from sparsec.facade import is_artifact
 
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise InputError("onnxruntime is not installed: pip install onnxruntime") from error
     if is_artifact(args.model):
         raise InputError(f"onnxruntime runs ONNX files; {args.model} is an artifact")
-    path = Path(args.model)
-    path = path / "model.onnx" if path.is_dir() else path
     arrays = _inputs(args, batch, length)
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = cores
-    settings.inter_op_num_threads = 1
-    sessions = [
-        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        for _ in range(engines)
-    ]
+    sessions = [ort.session(args.model, cores) for _ in range(engines)]
     feeds = {spec.name: array for spec, array in zip(sessions[0].get_inputs(), arrays, strict=True)}
 
     def request(session: Any) -> Request:
         return lambda: session.run(None, feeds)
 
+    import onnxruntime
+
     return Loaded(
         [request(session) for session in sessions],
         lambda: None,
-        f"onnxruntime {ort.__version__}",
+        f"onnxruntime {onnxruntime.__version__}",
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec.cli.common import HelpFormatter, positive, progress
 from sparsec.errors import InputError
+from sparsec.paths import user_path
 
 if TYPE_CHECKING:
     from sparsec.serving.buckets import CostModel, Suggestion
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     # What a model costs that leaves padding out.
     least = sum(cost(min(length, limit)) for length in lengths)
     if args.plot:
-        _plot(Path(args.plot), lengths, suggestions, least, limit)
+        _plot(user_path(args.plot), lengths, suggestions, least, limit)
     if args.json:
         print(json.dumps(_report(lengths, limit, cost, suggestions, least), indent=2))
     else:
@@ -96,7 +97,8 @@ def _lengths(args: argparse.Namespace) -> tuple[list[int], int | None]:
     files = ModelFiles.find_tokenizer(args.tokenizer, args.model)
     text = Text.load(files)
     try:
-        content = sys.stdin.buffer.read() if args.texts == "-" else Path(args.texts).read_bytes()
+        stdin = args.texts == "-"
+        content = sys.stdin.buffer.read() if stdin else user_path(args.texts).read_bytes()
         lines = [line for line in content.decode("utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise InputError(f"cannot read {args.texts}: {error.strerror}") from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from sparsec.cli.common import HelpFormatter, lengths, positive
 from sparsec.errors import InputError
+from sparsec.paths import user_path
 
 TOKEN = "SPARSEC_ADMIN_TOKEN"
 ZOO = "SPARSEZOO_MODELS_PATH"
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     errors.configure_logging()
     supervisor = server.Supervisor(
         settings,
-        Path(args.config_file) if args.config_file else None,
+        user_path(args.config_file) if args.config_file else None,
         args.hot_reload_config,
         overrides,
         None if args.quiet else _tell,

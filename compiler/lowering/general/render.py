@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from sparsec.compiler.c_text import c_comment
 from sparsec.compiler.ir import Graph, Node, Value
 from sparsec.compiler.lowering.general.extents import Extent
 
@@ -133,13 +134,7 @@ class Call:
             lines.append(f"{', '.join(node.outputs)} = {node.op}({args}){attrs}{source}")
         for k, values in (("y", self.outputs), ("x", self.inputs)):
             lines += [f"  {k}{i}: {value}" for i, value in enumerate(values)]
-        return [_plain(line) for line in lines]
-
-
-def _plain(text: str) -> str:
-    """Text that can stand in a C comment, whatever the model calls its nodes."""
-    safe = "".join(c if c.isprintable() and c.isascii() else "?" for c in text)
-    return safe.replace("*/", "*|").replace("/*", "|*").replace("??", "? ?").rstrip("\\")
+        return [c_comment(line) for line in lines]
 
 
 @functools.cache
