@@ -91,7 +91,8 @@ class TextClassificationPipeline(Pipeline):
             for part in parts:
                 if part not in tokens:
                     tokens[part] = self.text.ids(part)
-            job.items.append(self.text.pair(*(tokens[part] for part in parts), self.max_length))
+            one, two = (tokens[part] for part in parts)
+            job.items.append(self.text.pair(one, two, self.max_length))
         return job
 
     def finish(self, job: Job, outputs: list[Outputs]) -> TextClassificationOutput:
