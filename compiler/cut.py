@@ -1,12 +1,14 @@
 """Ending a model early: at the output of an encoder layer, or of any node.
 
-Layers are found by what they compute, not by names: in an encoder that normalizes after each
-residual, a layer is two of
+Layers are found by what they compute, not by names.  A layer begins with attention, which has a
+softmax.  Everything that comes from it goes through the sums of the residual stream, and so through
+the layer's output, which is the last such value that the next layer's softmax is computed from:
 
-    x ─┬─ ... ─ add ─ layernorm ─ x'
-       └─────────┘
+    x ─┬─ softmax ... ─ add ─┬─ ... ─ add ─ x'        norms stand behind the sums (BERT, DeBERTa),
+       └─────────────────────┘ └───────┘              or before what they skip (ModernBERT)
 
-the first around attention (a softmax), the second around the feed-forward block.
+The last layer has no next one: it ends after as many sums as the others have, with what the others
+have behind those, and with the norm that ends an encoder which normalizes before.
 """
 
 from __future__ import annotations
@@ -26,8 +28,14 @@ from sparsec.errors import InputError, ModelError
 # Length to look at a graph with; any would do.
 _PROBE = 8
 
-# Ops through which a residual may pass on its way to the sum.
-_TRANSPARENT = ("add", "quantize", "dequantize", "cast", "reshape")
+# Ops that change how a value is stored, not what it is.
+_TRANSPARENT = ("quantize", "dequantize", "cast", "reshape")
+
+# Ops that mix channels or tokens: behind an encoder's end there is none of them but for its heads.
+_PRODUCTS = ("matmul", "matmul_integer", "linear", "linear_integer", "qlinear", "conv", "gather")
+
+# Sums of a layer, where there is only one layer to judge by.
+_SUMS = 2
 
 # A model above this keeps its weights in a file of its own.
 _INLINE_LIMIT = 1 << 30
@@ -36,8 +44,11 @@ _INLINE_LIMIT = 1 << 30
 def encoder_layers(model: Model) -> list[str]:
     """The ONNX tensors that hold the encoder layers' outputs, first layer first.
 
+    The last one is what an encoder calls its last hidden state: behind its final norm, if it has
+    one.
+
     Raises:
-        ModelError: the model is not an encoder that normalizes after each residual.
+        ModelError: the model is not an encoder of layers with attention, one after the other.
     """
     sig = signature(model)
     length = sig.fixed_length or (_PROBE if sig.has_sequence else 0)
@@ -46,27 +57,19 @@ def encoder_layers(model: Model) -> list[str]:
         graph = transform(graph)
         if name == "fuse_layernorm":
             break
-    makers = {value: node for node in graph.nodes for value in node.outputs}
-    above = _ancestors(graph)
-    norms = [node for node in graph.nodes if node.op == "layernorm"]
-    residual = [node for node in norms if _skipped(node, makers, above)]
-    softmaxes = sum(node.op == "softmax" for node in graph.nodes)
-    chained = all(
-        earlier.output in _summands(later.inputs[0], makers)
-        for earlier, later in itertools.pairwise(residual)
-    )
-    if not residual or not chained or len(residual) != 2 * softmaxes:
+    ends = _Flow(graph).ends()
+    if not ends:
+        softmaxes = sum(node.op == "softmax" for node in graph.nodes)
         raise ModelError(
-            f"{model.path}: no encoder layers were found (it has {len(norms)} layer "
-            f"normalizations, {len(residual)} after a residual, and {softmaxes} softmaxes; a layer "
-            f"of BERT's kind has 2, 2 and 1): give the name of an ONNX node, or None for the "
-            f"model's own output"
+            f"{model.path}: no encoder layers were found (it has {softmaxes} softmaxes; each layer "
+            f"must have attention and a residual sum behind it, and be computed from the layer "
+            f"before): give the name of an ONNX node or tensor, or None for the model's own output"
         )
     labels: dict[str, list[str]] = {}
     for index, proto in enumerate(model.proto.graph.node):
         labels.setdefault(proto.name or f"{proto.op_type}_{index}", []).append(proto.output[0])
     found = []
-    for node in residual[1::2]:
+    for node in ends:
         known = labels.get(node.source.rpartition(", ")[2], [])
         if len(known) != 1:
             raise ModelError(
@@ -77,42 +80,124 @@ def encoder_layers(model: Model) -> list[str]:
     return found
 
 
-def _ancestors(graph: Graph) -> dict[str, frozenset[str]]:
-    """For each value, the sums and norms that it depends on."""
-    above: dict[str, frozenset[str]] = {}
-    for node in graph.nodes:
-        merged: frozenset[str] = frozenset()
-        for name in node.inputs:
-            merged |= above.get(name, frozenset())
-        if node.op in ("layernorm", "add"):
-            merged |= {node.output}
-        for output in node.outputs:
-            above[output] = merged
-    return above
+class _Flow:
+    """What a graph's values go through."""
 
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes = graph.nodes
+        self.makers = {value: i for i, node in enumerate(graph.nodes) for value in node.outputs}
+        self.readers: list[list[int]] = [[] for _ in graph.nodes]
+        for i, node in enumerate(graph.nodes):
+            for made in {self.makers[name] for name in node.inputs if name in self.makers}:
+                self.readers[made].append(i)
+        # Scores of attention may be an output too, and are no hidden states.
+        self.outputs = {
+            self.makers[name]
+            for name in graph.outputs
+            if name in self.makers and len(graph.values[name].shape) <= 3
+        }
+        self.next = self._all_go_through()
 
-def _summands(value: str, makers: dict[str, Node]) -> set[str]:
-    """A value and all that it is a sum of."""
-    found: set[str] = set()
-    todo = [value]
-    while todo:
-        name = todo.pop()
-        if name in found:
-            continue
-        found.add(name)
-        node = makers.get(name)
-        if node is not None and node.op in _TRANSPARENT:
-            todo += node.inputs if node.op == "add" else node.inputs[:1]
-    return found
+    def _all_go_through(self) -> list[int]:
+        """For each node the first one behind it that all paths from it to the outputs go through;
+        the number of nodes where there is none, -1 where no path leads to an output."""
+        end = len(self.nodes)
+        after = [-1] * end + [end]
+        depth = [0] * (end + 1)
+        for i in range(end - 1, -1, -1):
+            ways = [j for j in self.readers[i] if after[j] >= 0]
+            ways += [end] if i in self.outputs else []
+            if not ways:
+                continue
+            meet = ways[0]
+            for other in ways[1:]:
+                while meet != other:
+                    if depth[meet] < depth[other]:
+                        meet, other = other, meet
+                    meet = after[meet]
+            after[i], depth[i] = meet, depth[meet] + 1
+        return after
 
+    def _behind(self, i: int) -> list[int]:
+        """The nodes that everything computed from a node goes through, in order."""
+        found = []
+        while 0 <= (i := self.next[i]) < len(self.nodes):
+            found.append(i)
+        return found
 
-def _skipped(norm: Node, makers: dict[str, Node], above: dict[str, frozenset[str]]) -> bool:
-    """Whether a norm's input is a sum of x and of something computed from x."""
-    parts = _summands(norm.inputs[0], makers)
-    leaves = [p for p in parts if p in makers and makers[p].op not in _TRANSPARENT]
-    return any(
-        one != other and one in above.get(other, frozenset()) for one in parts for other in leaves
-    )
+    def _above(self, i: int) -> set[int]:
+        """The nodes that a node is computed from."""
+        found: set[int] = set()
+        todo = [i]
+        while todo:
+            for name in self.nodes[todo.pop()].inputs:
+                made = self.makers.get(name)
+                if made is not None and made not in found:
+                    found.add(made)
+                    todo.append(made)
+        return found
+
+    def _is_sum(self, i: int) -> bool:
+        """Whether a node adds two values that are both computed at run time."""
+        node = self.nodes[i]
+        return node.op == "add" and all(name in self.makers for name in node.inputs)
+
+    def ends(self) -> list[Node]:
+        """The nodes that end the layers; none if this is no encoder."""
+        weighted = [
+            i
+            for i, node in enumerate(self.nodes)
+            if node.op == "softmax" and any(self.nodes[j].op in _PRODUCTS for j in self._behind(i))
+        ]
+        ends: list[int] = []
+        counts: list[int] = []
+        tail: list[str] = []
+        for one, two in itertools.pairwise(weighted):
+            above = self._above(two)
+            behind = [j for j in self._behind(one) if j in above]
+            if one not in above or not any(map(self._is_sum, behind)):
+                return []
+            sums = [k for k, j in enumerate(behind) if self._is_sum(j)]
+            counts.append(len(sums))
+            tail = [self.nodes[j].op for j in behind[sums[-1] + 1 :]]
+            ends.append(behind[-1])
+        if weighted:
+            last = self._last(self._behind(weighted[-1]), min(counts, default=_SUMS), tail)
+            if last is None:
+                return []
+            ends.append(last)
+        return [self._plain(i) for i in ends]
+
+    def _last(self, behind: list[int], count: int, tail: list[str]) -> int | None:
+        """Where the last layer ends, of the nodes that its attention goes through."""
+        sums = [k for k, j in enumerate(behind) if self._is_sum(j)]
+        if not sums:
+            return None
+        at = sums[min(count, len(sums)) - 1]
+        for op in tail:
+            if at + 1 < len(behind) and self.nodes[behind[at + 1]].op == op:
+                at += 1
+        rest = behind[at + 1 :]
+        # The final norm, as one node or in pieces that lead to an output of hidden states.
+        shape = self._shape(behind[at])
+        for k, j in enumerate(rest):
+            if self.nodes[j].op in _PRODUCTS:
+                break
+            if j in self.outputs and self._shape(j) == shape:
+                return j
+            if self.nodes[j].op == "layernorm" and not k:
+                return j
+        return behind[at]
+
+    def _shape(self, i: int) -> object:
+        return self.graph.values[self.nodes[i].outputs[0]].shape
+
+    def _plain(self, i: int) -> Node:
+        """A node, or the one whose result it stores in another form."""
+        while self.nodes[i].op in _TRANSPARENT and self.nodes[i].inputs[0] in self.makers:
+            i = self.makers[self.nodes[i].inputs[0]]
+        return self.nodes[i]
 
 
 def tensor_of(model: Model, name: str) -> str:

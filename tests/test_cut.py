@@ -112,28 +112,88 @@ def test_nothing_to_cut(tmp_path: Path) -> None:
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
-    """No attention, no layers; or normalization before the residual."""
+    """No attention; attention without a residual; two encoders side by side."""
     weights = np.eye(8, dtype=np.float32)
-    ones, zeros = np.ones(8, np.float32), np.zeros(8, np.float32)
-    before = [
-        node("LayerNormalization", "x gamma beta", "n"),
-        node("MatMul", "n w", "s"),
+    bare = [
+        node("MatMul", "x w", "s"),
         node("Softmax", "s", "p", axis=-1),
-        node("MatMul", "p w", "a"),
-        node("Add", "x a", "r"),
-        node("LayerNormalization", "r gamma beta", "n2"),
-        node("MatMul", "n2 w", "f"),
-        node("Add", "r f", "y"),
+        node("MatMul", "p w", "y"),
     ]
-    for nodes, output in ((before, "y"), ([node("MatMul", "x w", "y")], "y")):
+    beside = [
+        n
+        for k in "12"
+        for n in (
+            node("MatMul", f"x w{k}", f"s{k}"),
+            node("Softmax", f"s{k}", f"p{k}", axis=-1),
+            node("MatMul", f"p{k} w", f"a{k}"),
+            node("Add", f"a{k} s{k}", f"r{k}"),
+        )
+    ]
+    beside.append(node("Concat", "r1 r2", "y", axis=-1))
+    for nodes in (bare, beside, [node("MatMul", "x w", "y")]):
         path = tmp_path / "model.onnx"
         proto = model_proto(
             nodes,
             [("x", TensorProto.FLOAT, ["batch", "sequence", 8])],
-            [(output, TensorProto.FLOAT, [0, 0, 0])],
-            {"w": weights, "gamma": ones, "beta": zeros},
+            [("y", TensorProto.FLOAT, [0, 0, 0])],
+            {"w": weights, "w1": 2 * weights, "w2": 3 * weights},
         )
         path.write_bytes(proto.SerializeToString())
         with pytest.raises(ModelError, match="no encoder layers were found"):
             encoder_layers(load_model(path))
     assert tensor_of(load_model(path), "y") == "y"
+
+
+# Encoders that BERT's pattern does not fit, with heads to cut off.
+OTHERS = {
+    "modernbert": "ModernBertForMaskedLM",
+    "deberta": "DebertaForTokenClassification",
+    "deberta-v2": "DebertaV2ForSequenceClassification",
+    "deberta-v2-conv": "DebertaV2ForMaskedLM",
+    "mobilebert": "MobileBertForTokenClassification",
+    "nomic-bert": None,
+}
+
+
+# With one layer nothing shows what these two have behind its sums.
+ALONE = [(name, 1) for name in OTHERS if name not in ("mobilebert", "deberta-v2-conv")]
+
+
+@pytest.mark.parametrize(("name", "layers"), [*((name, None) for name in OTHERS), *ALONE])
+def test_other_encoders(tmp_path: Path, name: str, layers: int | None) -> None:
+    """Norms before the residual or behind, none at all, a convolution between layers: each layer is
+    what transformers calls its hidden state, and the last one what it calls the last."""
+    torch = pytest.importorskip("torch", reason="the reference needs torch: pip install .[zoo]")
+    pytest.importorskip("transformers", reason="the reference needs it: pip install .[zoo]")
+    from tests.zoo.architectures import BY_NAME
+    from tests.zoo.exports import BY_NAME as EXPORTERS
+    from tests.zoo.exports import export as write
+
+    model = OTHERS[name]
+    architecture = BY_NAME[name]
+    options = dict(architecture.options)
+    if layers is not None:
+        options["num_hidden_layers"] = layers
+    architecture = dataclasses.replace(
+        architecture, model=model or architecture.model, options=options
+    )
+    path = write(architecture, EXPORTERS["ts14-eager"], tmp_path / "model.onnx")
+    feed = architecture.feed(2, 11, ragged=False)
+    network = architecture.build("eager").network
+    base = getattr(network, network.base_model_prefix) if model else network
+    with torch.no_grad():
+        inputs = {key: torch.from_numpy(value) for key, value in feed.items()}
+        if model:
+            out = base(**inputs, output_hidden_states=True)
+            want = [*out.hidden_states[1:-1], out.last_hidden_state]
+        else:
+            want = [base(**inputs)[0]]
+    loaded = load_model(path)
+    found = encoder_layers(loaded)
+    assert len(found) == options["num_hidden_layers"]
+    for tensor, state in zip(found[-len(want) :], want, strict=True):
+        cut(loaded, tensor, tmp_path / "cut.onnx")
+        run = session(tmp_path / "cut.onnx")
+        names = [i.name for i in run.get_inputs()]
+        (got,) = run.run(None, {key: feed[key] for key in names})
+        assert got == pytest.approx(state.numpy(), abs=2e-4, rel=1e-4)
