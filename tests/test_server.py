@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import gzip
+import http.client
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -165,8 +168,61 @@ def test_compressed_bodies(client: httpx.Client) -> None:
     failure(client.post("/predict", content=cut, headers=headers), 400, "bad_request")
     bomb = gzip.compress(b" " * 10_000_000)
     failure(client.post("/predict", content=bomb, headers=headers), 413, "too_large")
-    headers = {"Content-Encoding": "br"}
-    failure(client.post("/predict", content=body, headers=headers), 415, "unsupported_media_type")
+    for coding in ("br", "gzip, br", "gzip, gzip, gzip"):
+        refused = client.post("/predict", content=body, headers={"Content-Encoding": coding})
+        failure(refused, 415, "unsupported_media_type")
+
+
+def test_all_forms_of_compressed_bodies(client: httpx.Client) -> None:
+    text = json.dumps({"inputs": TEXT})
+    body = text.encode()
+    want = client.post("/predict", content=body).json()
+    raw_deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    members = b"".join(gzip.compress(body[i : i + 7]) for i in range(0, len(body), 7))
+    forms = [
+        ("gzip", members),
+        ("GZip", members + bytes(512)),
+        ("x-gzip", gzip.compress(b"") + gzip.compress(body)),
+        ("deflate", zlib.compress(body)),
+        ("deflate", raw_deflate.compress(body) + raw_deflate.flush()),
+        ("identity, gzip", gzip.compress(body)),
+        ("deflate, gzip", gzip.compress(zlib.compress(body))),
+        ("gzip", gzip.compress(codecs.BOM_UTF8 + body)),
+        ("gzip", gzip.compress(body + b" " * 100_000)),
+    ]
+    for coding, packed in forms:
+        got = client.post("/predict", content=packed, headers={"Content-Encoding": coding})
+        assert got.status_code == 200, (coding, got.text)
+        assert got.json() == want
+    for coding, packed, status in [
+        ("gzip", members[:-9], 400),
+        ("gzip", members + b"rest", 400),
+        ("deflate", zlib.compress(body) + b"rest", 400),
+        ("gzip", gzip.compress(bytes(150_000)) * 2, 413),
+        ("gzip, gzip", gzip.compress(gzip.compress(bytes(1_000_000))), 413),
+    ]:
+        got = client.post("/predict", content=packed, headers={"Content-Encoding": coding})
+        failure(got, status, "bad_request" if status == 400 else "too_large")
+
+
+def test_byte_order_marks(client: httpx.Client) -> None:
+    mark = codecs.BOM_UTF8
+    body = json.dumps({"inputs": TEXT}).encode()
+    want = client.post("/predict", content=body).json()
+    assert client.post("/predict", content=mark + body).json() == want
+    assert client.post("/v2/models/ner/infer", content=mark + body).json() == want
+    tensor = {"name": "inputs", "shape": [1], "datatype": "BYTES"}
+    text = TEXT.encode()
+    data = len(text).to_bytes(4, "little") + text
+    head = (
+        mark
+        + json.dumps(
+            {"inputs": [{**tensor, "parameters": {"binary_data_size": len(data)}}]}
+        ).encode()
+    )
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    got = client.post("/v2/models/ner/infer", content=head + data, headers=headers).json()
+    assert json.loads(got["outputs"][0]["data"][0]) == want["predictions"][0]
 
 
 # ---- about the server --------------------------------------------------------------------------
@@ -273,6 +329,9 @@ def test_tasks_say_what_is_wrong(client: httpx.Client) -> None:
     assert client.post("/qa", json=long).status_code == 200
 
 
+CHUNKED = b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 def raw(server: Server, data: bytes) -> bytes:
     """What comes back on a connection of its own."""
     host, port = server.url.removeprefix("http://").split(":")
@@ -300,6 +359,16 @@ def raw(server: Server, data: bytes) -> bytes:
         (b"POST /predict HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n", 413),
         (b"POST /predict HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na", 400),
         (b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (CHUNKED + b"0\r\n" + b"a: b\r\n" * 4000 + b"\r\n", 431),
+        (CHUNKED + b"1" * 5000, 400),
+        (CHUNKED + b"%x\r\n" % 300_000, 413),
+        (CHUNKED + b"fffffffffffffff\r\n", 413),
+        (b"POST /predict HTTP/1.1\r\nContent-Length : 5\r\n\r\nabcde", 400),
+        (b"POST /predict HTTP/1.1\r\nA: b\nContent-Length: 5\r\n\r\nabcde", 400),
+        (b"POST /predict HTTP/1.1\r\nContent-Length: 5\r\n\r\nabc", 400),
+        (b"POST /predict HTT", 400),
         (b"POST /predict HTTP/1.1\r\nExpect: cake\r\nContent-Length: 1\r\n\r\na", 417),
     ],
     ids=lambda value: repr(value)[:44],
@@ -308,6 +377,67 @@ def test_broken_http(server: Server, data: bytes, status: int) -> None:
     head, _, body = raw(server, data).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), head
     assert set(json.loads(body)) == {"error", "code", "status", "request_id"}
+
+
+@pytest.mark.parametrize("size", [200_001, 30_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_clients_see_that_a_body_is_too_large(
+    server: Server, client: httpx.Client, size: int, chunked: bool
+) -> None:
+    """However the client sends: it writes all of the body before it reads the answer."""
+    pieces = [b"a" * 100_000] * (size // 100_000) + [b"a" * (size % 100_000)]
+    body = iter(pieces) if chunked else b"".join(pieces)
+    failure(client.post("/predict", content=body), 413, "too_large")
+    host = server.url.removeprefix("http://")
+    for _ in range(3):
+        connection = http.client.HTTPConnection(host, timeout=30)
+        connection.request(
+            "POST", "/predict", iter(pieces) if chunked else b"".join(pieces),
+            encode_chunked=chunked, headers={"Transfer-Encoding": "chunked"} if chunked else {},
+        )  # fmt: skip
+        answer = connection.getresponse()
+        assert answer.status == 413 and json.loads(answer.read())["code"] == "too_large"
+        connection.close()
+    assert client.get("/health").status_code == 200
+
+
+def test_a_body_that_is_too_large_is_not_asked_for(server: Server) -> None:
+    head = b"POST /predict HTTP/1.1\r\nExpect: 100-continue\r\n"
+    large = head + b"Content-Length: 999999\r\n\r\n"
+    assert raw(server, large).startswith(b"HTTP/1.1 413 ")
+    body = json.dumps({"inputs": "a"}).encode()
+    fits = head + b"Content-Length: %d\r\n\r\n" % len(body)
+    first, second, *_ = raw(server, fits + body).split(b"\r\n\r\n")
+    assert first == b"HTTP/1.1 100 Continue" and second.startswith(b"HTTP/1.1 200 ")
+    # The answer comes before the client has sent anything but the head, and again when it sends
+    # the body all the same.
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(large)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+        connection.sendall(b"a" * 999_999)
+        assert connection.recv(65536) == b""
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        CHUNKED + b"%s0\r\n\r\n",
+        CHUNKED + b"%s0\r\nChecksum: abc\r\nMore: x\r\n\r\n",
+        CHUNKED + b"%s000;last=yes\r\nChecksum: abc\r\n\r\n",
+        CHUNKED.replace(b"chunked", b" Chunked ").replace(b"coding", b"CODING")
+        + b'%s0;note="%b"\r\n\r\n' % (b"%s", b"x" * 200),
+        b"\r\n\r\n" + CHUNKED + b"%s0\r\n\r\n",
+    ],
+    ids=["plain", "trailers", "extension", "spelling", "empty lines"],
+)
+def test_chunked_bodies(server: Server, request_: bytes) -> None:
+    body = json.dumps({"inputs": TEXT}).encode()
+    chunks = b"".join(b"%X ;a=b\r\n%b\r\n" % (len(p), p) for p in (body[:9], body[9:]))
+    got = raw(server, request_.replace(b"%s", chunks) + b"GET /health HTTP/1.1\r\n\r\n")
+    # What follows is the next request.
+    assert [part[:12] for part in got.split(b"HTTP/1.1 ")] == [b"", *[b"200 OK\r\nx-re"] * 2]
+    assert b'"predictions"' in got and got.endswith(b'{"live":true}')
 
 
 JSON = st.recursive(
@@ -523,20 +653,93 @@ def test_a_full_queue_answers_at_once(text_models: TextModels, tmp_path: Path) -
 
 
 def test_cancelled_requests_leave_the_queue(text_models: TextModels, tmp_path: Path) -> None:
-    slow = {"max_batch": 64, "max_delay_us": 1_500_000, "queue_size": 4}
+    slow = {"max_batch": 64, "max_delay_us": 10_000_000, "queue_size": 4}
     config = {
         "endpoints": [endpoint(text_models, "token-classification", name="ner", batching=slow)],
-        "limits": {"request_timeout": 1.0},
+        "limits": {"request_timeout": 4.0},
     }
     with Server(tmp_path, config) as server, server.client() as client:
+        start = time.monotonic()
         for _ in range(2):
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(server.url + "/predict", json={"inputs": ["a", "b"]}, timeout=0.2)
-        time.sleep(0.1)
+        while metrics(client).get('sparsec_dropped_items_total{model="ner"}') != 4:
+            assert time.monotonic() < start + 3.5  # before their time is over
+            time.sleep(0.05)
         assert metrics(client)['sparsec_queue_items{model="ner"}'] == 0
-        assert metrics(client)['sparsec_dropped_items_total{model="ner"}'] == 4
         failure(client.post("/predict", json={"inputs": "a"}), 504, "timeout")
         assert metrics(client)['sparsec_dropped_items_total{model="ner"}'] == 5
+
+
+def test_a_client_that_closes_its_side_gets_its_answer(
+    text_models: TextModels, tmp_path: Path
+) -> None:
+    slow = {"max_batch": 64, "max_delay_us": 400_000}
+    slower = {"max_batch": 64, "max_delay_us": 1_600_000}
+    ner = endpoint(text_models, "token-classification")
+    config = {
+        "endpoints": [
+            {**ner, "route": "/slow", "name": "slow", "batching": slow},
+            {**ner, "route": "/slower", "name": "slower", "batching": slower},
+        ]
+    }
+    body = json.dumps({"inputs": TEXT}).encode()
+    with Server(tmp_path, config) as server:
+        for version in (b"1.0", b"1.1"):
+            head = b"HTTP/%b\r\nContent-Length: %d\r\n\r\n" % (version, len(body))
+            got = raw(server, b"POST /slow " + head + body)
+            assert got.startswith(b"HTTP/1.1 200 ") and b'"predictions"' in got
+        # Who waits longer is asked whether it is there: an interim answer that HTTP allows.
+        asked, _, got = raw(server, b"POST /slower " + head + body).partition(b"\r\n\r\n")
+        assert asked == b"HTTP/1.1 100 Continue"
+        assert got.startswith(b"HTTP/1.1 200 ") and b'"predictions"' in got
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"POST /predict HTTP/1.1\r\nContent-Length: 100\r\n\r\n{",
+        CHUNKED + b"5\r\nab",
+        b"POST /predict HTTP/1.1\r\nContent-Le",
+        b"GET /health HTTP/1.1\r\nContent-Length: 100\r\n\r\n{",
+    ],
+    ids=["body", "chunks", "head", "get"],
+)
+@pytest.mark.parametrize("trickle", [False, True])
+def test_requests_that_never_end(impatient: Server, start: bytes, trickle: bool) -> None:
+    host, port = impatient.url.removeprefix("http://").split(":")
+    before = len(impatient.lines)
+    with socket.create_connection((host, int(port)), timeout=0.2) as connection:
+        connection.sendall(start)
+        began, got, ended = time.monotonic(), b"", False
+        while not ended:
+            assert time.monotonic() < began + 15
+            try:
+                piece = connection.recv(65536)
+                got, ended = got + piece, not piece
+            except TimeoutError:
+                if trickle:
+                    connection.sendall(b"a")
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ") and b"connection: close" in head
+    assert json.loads(body)["code"] == "request_timeout"
+    assert "did not end within 1 s" in json.loads(body)["error"]
+    impatient.wait_for(json.loads(body)["request_id"])
+    said = impatient.lines[before:]
+    assert len(said) == 1, said
+    assert "traceback" not in "".join(said)
+
+
+@pytest.fixture(scope="module")
+def impatient(
+    text_models: TextModels, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    config = {
+        "endpoints": [endpoint(text_models, "token-classification")],
+        "limits": {"request_timeout": 1.0},
+    }
+    with Server(tmp_path_factory.mktemp("impatient"), config) as running:
+        yield running
 
 
 def test_names_of_the_former_zoo(text_models: TextModels, tmp_path: Path) -> None:

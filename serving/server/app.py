@@ -29,6 +29,13 @@ from sparsec.serving.server.registry import Endpoint, Registry
 
 Handler = Callable[[Request], Awaitable[HTTPResponse]]
 
+# Seconds after which Sanic gives a request or a response up.
+LONG = 3600.0
+
+# Compressed bodies of more bytes are unpacked in another thread; codings on top of each other.
+INLINE_BYTES = 4096
+MAX_ENCODINGS = 2
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -165,7 +172,9 @@ class Service:
         request.ctx.endpoint = endpoint.name
         self.registry.enter(endpoint)
         try:
-            inputs = inference.parse(endpoint, body_of(request, self.config.limits.body_bytes))
+            inputs = inference.parse(
+                endpoint, await body_of(request, self.config.limits.body_bytes)
+            )
             (result,) = await inference.predict(
                 endpoint, [inputs], self.config.limits, errors.request_id(request)
             )
@@ -216,9 +225,8 @@ class Service:
         """Load a model and serve it, in all workers."""
         self._authorize(request)
         try:
-            config = EndpointConfig.model_validate_json(
-                body_of(request, self.config.limits.body_bytes)
-            )
+            body = await body_of(request, self.config.limits.body_bytes)
+            config = EndpointConfig.model_validate_json(json_text.without_mark(body))
         except ValidationError as error:
             raise HttpError(422, explain(error)) from None
         made = await self.admin.add(config)
@@ -232,7 +240,8 @@ class Service:
         name = request.path.rstrip("/").removeprefix("/endpoints").strip("/")
         if not name:
             try:
-                wanted = json.loads(body_of(request, self.config.limits.body_bytes))
+                body = await body_of(request, self.config.limits.body_bytes)
+                wanted = json.loads(body.decode("utf-8-sig"))
                 name = wanted.get("name") or ""
                 route = wanted.get("route")
             except (ValueError, AttributeError, RecursionError):
@@ -265,28 +274,56 @@ class Service:
             )
 
 
-def body_of(request: Request, limit: int) -> bytes:
+async def body_of(request: Request, limit: int) -> bytes:
     """A request's body, decompressed.
 
     Raises:
         HttpError: 413 too large, 415 compressed in another way, 400 damaged.
     """
     body: bytes = request.body
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise HttpError(415, f"Content-Encoding {encoding} is not known: use gzip or deflate")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its header
-    try:
-        data = unpacker.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise HttpError(400, f"the body is not {encoding}: {error}") from None
-    if len(data) > limit:
-        raise HttpError(413, f"the decompressed body exceeds {limit} bytes")
-    if not unpacker.eof:
-        raise HttpError(400, f"the body is not {encoding}: it is cut off")
-    return data
+    given = request.headers.get("content-encoding", "").lower().split(",")
+    encodings = [name for word in given if (name := word.strip()) not in ("", "identity")]
+    for encoding in encodings:
+        if encoding not in ("gzip", "x-gzip", "deflate") or len(encodings) > MAX_ENCODINGS:
+            raise HttpError(
+                415, f"Content-Encoding {', '.join(encodings)} is not known: use gzip or deflate"
+            )
+    for encoding in reversed(encodings):
+        if len(body) <= INLINE_BYTES:
+            body = _unpack(body, encoding, limit)
+        else:
+            loop = asyncio.get_running_loop()
+            body = await loop.run_in_executor(None, _unpack, body, encoding, limit)
+    return body
+
+
+def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
+    """gzip of any number of members, or deflate, which some clients write without zlib's header."""
+    if encoding != "deflate":
+        window = zlib.MAX_WBITS | 16
+    elif len(body) > 1 and body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0:
+        window = zlib.MAX_WBITS
+    else:
+        window = -zlib.MAX_WBITS
+    parts: list[bytes] = []
+    room = limit
+    while True:
+        unpacker = zlib.decompressobj(window)
+        try:
+            parts.append(unpacker.decompress(body, room + 1))
+        except zlib.error as error:
+            raise HttpError(400, f"the body is not {encoding}: {error}") from None
+        room -= len(parts[-1])
+        if room < 0:
+            raise HttpError(413, f"the decompressed body exceeds {limit} bytes")
+        if not unpacker.eof:
+            raise HttpError(400, f"the body is not {encoding}: it is cut off")
+        body = unpacker.unused_data
+        # A file of gzip may be filled up with zeros.
+        if not body.strip(b"\0" if encoding != "deflate" else b""):
+            return b"".join(parts)
+        if encoding == "deflate":
+            raise HttpError(400, "the body is not deflate: something follows its end")
 
 
 def json_response(data: Any, status: int = 200) -> HTTPResponse:
@@ -303,9 +340,11 @@ def create_app(service: Service) -> Sanic[Any, Any]:
     app.config.update(
         {
             "REQUEST_MAX_SIZE": limits.body_bytes,
-            "REQUEST_TIMEOUT": limits.request_timeout,
-            # Ours comes first and says what happened; this one is for bodies that never end.
-            "RESPONSE_TIMEOUT": limits.request_timeout + 5,
+            # Connections and predictions have limits of their own, which say what happened;
+            # compiling a model for /endpoints takes long.
+            "READ_TIMEOUT": limits.request_timeout,
+            "REQUEST_TIMEOUT": LONG,
+            "RESPONSE_TIMEOUT": LONG,
             "KEEP_ALIVE_TIMEOUT": limits.keep_alive,
             "FALLBACK_ERROR_FORMAT": "json",
             "ACCESS_LOG": False,

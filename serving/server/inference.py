@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from sparsec.serving.pipelines.base import Job, Pipeline, explain
 from sparsec.serving.runner import Features, Outputs
+from sparsec.serving.server import json_text
 from sparsec.serving.server.batching import QueueFullError
 from sparsec.serving.server.config import Limits
 from sparsec.serving.server.errors import HttpError
@@ -34,7 +35,7 @@ def parse(endpoint: Endpoint, body: bytes) -> BaseModel:
         HttpError: 400 if it is not JSON, 422 if it is not what the task takes.
     """
     try:
-        return endpoint.pipeline.input_schema.model_validate_json(body)
+        return endpoint.pipeline.input_schema.model_validate_json(json_text.without_mark(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":

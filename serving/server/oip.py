@@ -94,7 +94,7 @@ def decode(body: bytes, header_length: str | None) -> InferRequest:
             raise HttpError(400, f"{HEADER_LENGTH} must be a number of bytes up to {size}")
         size = int(header_length)
     try:
-        parsed = _Request.model_validate_json(body[:size])
+        parsed = _Request.model_validate_json(json_text.without_mark(body[:size]))
     except ValidationError as error:
         raise HttpError(400, explain(error)) from None
     tensors: dict[str, Array] = {}

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sanic import HTTPResponse, Request
 
 from sparsec import __version__
-from sparsec.serving.server import errors, inference, oip, tensors
+from sparsec.serving.server import errors, inference, json_text, oip, tensors
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.registry import Endpoint
 
@@ -83,14 +83,16 @@ async def _infer(service: Service, endpoint: Endpoint, request: Request) -> HTTP
     limits = service.config.limits
     service.registry.enter(endpoint)
     try:
-        body = body_of(request, limits.body_bytes)
+        body = await body_of(request, limits.body_bytes)
         header_length = request.headers.get(oip.HEADER_LENGTH)
         try:
             wanted = oip.decode(body, header_length)
         except HttpError as error:
             # DeepSparse's server had the task's own JSON at this path.
             try:
-                own = endpoint.pipeline.input_schema.model_validate_json(body)
+                own = endpoint.pipeline.input_schema.model_validate_json(
+                    json_text.without_mark(body)
+                )
             except ValidationError:
                 raise error from None
             (result,) = await inference.predict(endpoint, [own], limits, errors.request_id(request))

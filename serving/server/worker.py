@@ -28,6 +28,7 @@ from sparsec.serving.server.config import EndpointConfig, complete
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.registry import Registry
 from sparsec.serving.server.state import State, Status, Wanted
+from sparsec.serving.server.wire import Connection
 
 logger = logging.getLogger("sparsec.server")
 
@@ -68,7 +69,7 @@ class Worker:
         # Sanic wants to be told of its server's start and stop step by step; see `create_server`.
         app = create_app(self.service)
         server: Any = await app.create_server(
-            sock=listener, return_asyncio_server=True, backlog=1024,
+            protocol=Connection, sock=listener, return_asyncio_server=True, backlog=1024,
             asyncio_server_kwargs={"start_serving": False},
         )  # fmt: skip
         await server.startup()
