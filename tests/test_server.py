@@ -593,7 +593,7 @@ def test_hot_reload_drops_no_request(text_models: TextModels, tmp_path: Path) ->
 
 
 def test_sigterm_finishes_what_was_accepted(text_models: TextModels, tmp_path: Path) -> None:
-    slow = {"max_batch": 64, "max_delay_us": 1_500_000, "queue_size": 100}
+    slow = {"max_batch": 64, "max_delay_us": 4_000_000, "queue_size": 100}
     config = {
         "num_workers": 2,
         "endpoints": [endpoint(text_models, "token-classification", batching=slow)],
@@ -604,7 +604,11 @@ def test_sigterm_finishes_what_was_accepted(text_models: TextModels, tmp_path: P
             return httpx.post(server.url + "/predict", json={"inputs": TEXT}, timeout=30)
 
         answers = [pool.submit(ask, i) for i in range(8)]
-        time.sleep(0.5)  # all are waiting for a batch to fill
+        with server.client() as client:  # all are waiting for a batch to fill
+            limit = time.monotonic() + 20
+            while metrics(client)["sparsec_requests_in_flight"] < 1 + len(answers):
+                assert time.monotonic() < limit
+                time.sleep(0.05)
         assert not any(answer.done() for answer in answers)
         server.process.send_signal(signal.SIGTERM)
         assert [answer.result().status_code for answer in answers] == [200] * 8
