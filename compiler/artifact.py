@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.errors import ArtifactError, ModelError
-from sparsec.paths import belongs_to
+from sparsec.paths import around, belongs_to
 from sparsec.runtime.artifact import FORMAT, MANIFEST, SCHEMA
 
 # What a model's folder may hold beside the model that users of the artifact need.
@@ -97,12 +97,20 @@ def pack_companions(source: Path, folder: Path) -> None:
 def companions(folder: Path) -> dict[str, Path]:
     """Tokenizer and configuration files of a model's folder, by name.
 
+    Where the model is in ``onnx`` inside of the folder, or the folder is that one, they may be in
+    either of the two.
+
     Raises:
         ModelError: one of them is a link to somewhere else.
     """
-    found = {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
+    found = {
+        name: place / name
+        for place in reversed(around(folder))
+        for name in COMPANIONS
+        if (place / name).is_file()
+    }
     for path in found.values():
-        if not belongs_to(path, folder):
+        if not belongs_to(path, path.parent):
             raise ModelError(
                 f"{path} is a symbolic link that leaves the model's folder: put the file itself "
                 "there"

@@ -13,17 +13,17 @@ from types import MappingProxyType
 from typing import Any
 
 from sparsec.errors import InputError, ModelError
-from sparsec.paths import user_path
+from sparsec.paths import PLACES, around, choose_onnx, find_onnx, user_path
 from sparsec.positions import Positions, positions
 
 Progress = Callable[[str], None]
 
-# Where a downloaded repository may have its model, best first.
-_PLACES = ("model.onnx", "onnx/model.onnx", "deployment/model.onnx")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")
 
-# What is fetched of a repository: models, tokenizers, configurations.  No artifacts: they are
-# machine code, and a repository may be anybody's.
-_PATTERNS = ["*.json", "*.txt", *(f"{place}*" for place in _PLACES), "*model.data"]
+# What is always fetched of a repository: tokenizers, configurations, and the model where it has the
+# usual name.  No artifacts: they are machine code, and a repository may be anybody's.
+_COMPANIONS = ["*.json", "*.txt"]
+_USUAL = [*(f"{place}*" for place in PLACES), "*model.data"]
 
 
 def say(line: str) -> None:
@@ -106,7 +106,7 @@ class ModelFiles:
             raise ModelError(
                 f"{self.path} is compiled already: this needs the ONNX model that it was made from"
             )
-        return self.path / "model.onnx" if self.path.is_dir() else self.path
+        return find_onnx(self.path) if self.path.is_dir() else self.path
 
     @cached_property
     def positions(self) -> Positions:
@@ -149,24 +149,26 @@ def _places(path: Path, artifacts: bool) -> tuple[Path, list[Path]]:
     """(the model, folders to look for its companions in)."""
     from sparsec.facade import is_artifact
 
-    if path.is_file():
-        # With the companions, if it is the file that its folder stands for.
-        whole = path.name == "model.onnx"
-        return (path.parent if whole else path), [path.parent, path.parent.parent]
     if artifacts and is_artifact(path):
-        return path, [path]
-    for place in _PLACES:
-        file = path / place
-        if file.is_file():
-            # The folder goes for an artifact if it has a manifest: then name the file.
-            return (file.parent if artifacts else file), [file.parent, path]
-    found = sorted(p for p in path.iterdir() if artifacts and is_artifact(p))
-    if len(found) == 1:
-        return found[0], [found[0], path]
-    raise ModelError(
-        f"{path} is neither an artifact nor a folder with model.onnx"
-        + (f"; it has {', '.join(p.name for p in found)}: name one" if found else "")
-    )
+        # One that was made of a file alone may lie beside what belongs to that.
+        alone = not any((path / name).is_file() for name in _TOKENIZERS)
+        return path, [path, *around(path.parent)] if alone else [path]
+    given = path
+    if path.is_dir():
+        try:
+            path = find_onnx(path)
+        except ModelError as error:
+            found = sorted(p for p in path.iterdir() if artifacts and is_artifact(p))
+            if len(found) == 1:
+                return found[0], [found[0], path]
+            hint = f"; it has {', '.join(p.name for p in found)}: name one" if found else ""
+            raise ModelError(
+                f"{path} is neither an artifact nor a folder with a model: {error}{hint}"
+            ) from None
+    # The folder is what has the companions too, if the file is what it stands for.
+    whole = artifacts and path.name == "model.onnx" and not is_artifact(path.parent)
+    folders = [*around(path), *around(given), path.absolute().parent.parent]
+    return (path.parent if whole else path), list(dict.fromkeys(folders))
 
 
 def _tokenizer(given: str | os.PathLike[str] | None, folders: list[Path]) -> Path:
@@ -176,7 +178,7 @@ def _tokenizer(given: str | os.PathLike[str] | None, folders: list[Path]) -> Pat
             return path
         folders = [path]
     for folder in folders:
-        for name in ("tokenizer.json", "vocab.txt"):
+        for name in _TOKENIZERS:
             if (folder / name).is_file():
                 return folder / name
     raise ModelError(
@@ -230,8 +232,10 @@ def _zoo(stub: str, zoo_dir: str | os.PathLike[str] | None, tell: Progress) -> P
     candidates = [Path(root, name), Path(root, name.replace("/", "-")), Path(root, parts[-1])]
     for folder in candidates:
         for path in (folder, folder / "deployment"):
-            if path.is_dir() and any((path / place).is_file() for place in _PLACES):
+            if path.is_dir() and any(path.glob("*.onnx")):
                 return path
+        if (folder / "onnx").is_dir():
+            return folder
     raise ModelError(
         f"{gone}, and {root} has no model {name} (looked for {name}/model.onnx and "
         f"{name}/deployment/model.onnx)"
@@ -239,7 +243,11 @@ def _zoo(stub: str, zoo_dir: str | os.PathLike[str] | None, tell: Progress) -> P
 
 
 def _hub(stub: str, tell: Progress) -> Path:
-    """Download a repository of the Hugging Face Hub into its own cache; returns the folder."""
+    """Download a repository of the Hugging Face Hub into its own cache.
+
+    Returns:
+        The folder, or the file that the stub names or that was chosen.
+    """
     try:
         import huggingface_hub
         from huggingface_hub.errors import HFValidationError
@@ -249,18 +257,49 @@ def _hub(stub: str, tell: Progress) -> Path:
             f"yourself and give its folder"
         ) from None
     name, _, revision = stub.removeprefix("hf:").partition("@")
+    file = ""
+    if name.endswith(".onnx"):
+        parts = name.split("/")
+        name, file = "/".join(parts[:2]), "/".join(parts[2:])
+        if not file or ".." in parts:
+            raise InputError(f"{stub!r} is no name of a model: a file is hf:org/name/file.onnx")
     tell(f"fetching {name} from the Hugging Face Hub")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=_PATTERNS
+
+    def fetch(*patterns: str) -> Path:
+        try:
+            return Path(
+                huggingface_hub.snapshot_download(
+                    name, revision=revision or None, allow_patterns=[*_COMPANIONS, *patterns]
+                )
             )
-        )
-    except HFValidationError as error:
-        raise InputError(f"{stub!r} is no name of a model: {error}") from error
-    except Exception as error:  # besides its own, those of whatever HTTP client it uses
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except HFValidationError as error:
+            raise InputError(f"{stub!r} is no name of a model: {error}") from error
+        except Exception as error:  # besides its own, those of whatever HTTP client it uses
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(
+                f"cannot fetch {name}{f' at {revision}' if revision else ''} from the Hugging "
+                f"Face Hub: {lines[0]}"
+            ) from error
+
+    if file:
+        path = fetch(f"{file}*", "*model.data") / file
+        if not path.is_file():
+            raise ModelError(f"{name} on the Hugging Face Hub has no file {file}")
+        return path
+    folder = fetch(*_USUAL)
+    if any((folder / place).is_file() for place in PLACES):
+        return folder
+    try:
+        files = list(huggingface_hub.list_repo_files(name, revision=revision or None))
+    except Exception:  # no connection: what the cache has must do
+        return folder
+    chosen = choose_onnx(files)
+    if chosen is not None:
+        return fetch(f"{chosen}*", "*model.data") / chosen
+    models = sorted(f for f in files if f.endswith(".onnx"))
+    if models:
         raise ModelError(
-            f"cannot fetch {name}{f' at {revision}' if revision else ''} from the Hugging Face "
-            f"Hub: {reason}"
-        ) from error
+            f"{name} on the Hugging Face Hub has no model.onnx; it has "
+            f"{', '.join(models[:8])}: name one, as hf:{name}/{models[0]}"
+        )
+    return folder

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsec import cache, runtime
 from sparsec.errors import InputError
-from sparsec.paths import user_path
+from sparsec.paths import around, user_path
 from sparsec.positions import read_positions
 from sparsec.runtime import Artifact
 
@@ -126,7 +126,8 @@ def generate_random_inputs(
         specs: Sequence[_Spec] = artifact.inputs
         mask = artifact.manifest.mask_input
         usual = max(artifact.buckets)
-        limits, known = _config_limits(artifact.path), read_positions(artifact.path)
+        folder = artifact.path
+        limits = _config_limits(folder)
     else:
         from sparsec.compiler import frontend
 
@@ -134,8 +135,10 @@ def generate_random_inputs(
         signature = frontend.signature(loaded)
         specs, mask = signature.inputs, signature.mask_input
         fixed, usual = signature.fixed_length, DEFAULT_LENGTH
-        limits = {**_config_limits(loaded.folder), **_table_limits(loaded)}
-        known = read_positions(loaded.folder)
+        folders = [place for place in around(loaded.path) if (place / "config.json").is_file()]
+        folder = folders[0] if folders else loaded.folder
+        limits = {**_config_limits(folder), **_table_limits(loaded)}
+    known = read_positions(folder)
     ends = [limits[s.name] - known.first for s in specs if _places(s.name) and s.name in limits]
     longest = min([n for n in (known.longest, *ends) if n is not None], default=None)
     if length is not None and longest is not None and length > longest:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 
 from sparsec.errors import InputError, ModelError
@@ -25,25 +28,57 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
-def find_onnx(folder: Path) -> Path:
-    """The model that a folder stands for: in one of :data:`PLACES`, else its only .onnx file.
+def choose_onnx(files: Iterable[str]) -> str | None:
+    """The model among a folder's files: in one of :data:`PLACES`, else the only .onnx file.
 
-    Its only file may also be in ``onnx`` or ``deployment``, as ``onnx/model_quantized.onnx``.
+    The only file may also be in ``onnx`` or ``deployment``, as ``onnx/model_quantized.onnx``.
+
+    Args:
+        files: relative to the folder, with slashes.
+
+    Returns:
+        The file; None if there is none, or several of which none is called model.onnx.
+    """
+    known = set(files)
+    for place in PLACES:
+        if place in known:
+            return place
+    inside = {posixpath.dirname(place) for place in PLACES}
+    found = [f for f in known if f.endswith(".onnx") and posixpath.dirname(f) in inside]
+    return found[0] if len(found) == 1 else None
+
+
+def find_onnx(folder: Path) -> Path:
+    """The model that a folder stands for, by the rules of :func:`choose_onnx`.
 
     Raises:
         ModelError: there is none, or there are several of which none is called model.onnx.
     """
-    for place in PLACES:
-        if (folder / place).is_file():
-            return folder / place
-    beside = dict.fromkeys((folder / place).parent for place in PLACES)
-    found = sorted(p for place in beside for p in place.glob("*.onnx") if p.is_file())
-    if len(found) == 1:
-        return found[0]
-    found = found or sorted(folder.glob("**/*.onnx"))
+    files = (p for place in PLACES for p in (folder / place).parent.glob("*.onnx") if p.is_file())
+    chosen = choose_onnx(p.relative_to(folder).as_posix() for p in files)
+    if chosen is not None:
+        return folder / chosen
+    found = sorted(folder.glob("**/*.onnx"))
     names = ", ".join(str(p.relative_to(folder)) for p in found[:8])
     hint = f"it has {names}: name one" if found else "it has no .onnx file"
     raise ModelError(f"the folder {folder} has no model.onnx ({hint})")
+
+
+def around(path: Path) -> list[Path]:
+    """The folders in which the tokenizer and the configuration of a model may be, nearest first.
+
+    Args:
+        path: the model: a file, an artifact, or a folder with a model.
+    """
+    path = path.absolute()
+    folders = [path.parent] if path.is_file() else [path]
+    if path.is_dir():
+        with contextlib.suppress(ModelError):
+            folders.append(find_onnx(path).parent)
+    # The hub has models in a folder inside of the one that has the rest.
+    if folders[0].name in filter(None, map(posixpath.dirname, PLACES)):
+        folders.append(folders[0].parent)
+    return list(dict.fromkeys(folders))
 
 
 def belongs_to(file: Path, folder: Path) -> bool:

@@ -18,11 +18,11 @@ from urllib.parse import unquote
 import pytest
 
 import sparsec
-from sparsec import Pipeline
+from sparsec import Pipeline, cli
 from sparsec.errors import InputError, ModelError, SparsecError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.text import Text
-from tests.pipelines_support import NER_LABELS, TEXTS, make, vocabulary
+from tests.pipelines_support import CONFIG, NER_LABELS, TEXTS, make, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,70 @@ def test_all_forms_of_one_model(
         create(artifact, engine_type="onnxruntime")
     with pytest.raises(InputError, match="32"):
         create(artifact, sequence_length=32)
+
+
+@pytest.fixture(scope="module")
+def layout(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the hub has models for other runtimes: no model.onnx, and all else one folder up."""
+    folder = tmp_path_factory.mktemp("layout")
+    (folder / "onnx").mkdir()
+    for file in model.iterdir():
+        inside = "onnx/model_quantized.onnx" if file.suffix == ".onnx" else file.name
+        shutil.copy(file, folder / inside)
+    return folder
+
+
+def test_a_model_one_folder_down(
+    model: Path, layout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folder, inner folder, file, artifact of each; by all commands."""
+    with create(model, sequence_length=16) as pipeline:
+        want = pipeline(TEXTS)
+    file = layout / "onnx" / "model_quantized.onnx"
+    for path in (layout, layout / "onnx", file):
+        for engine in ("sparsec", "onnxruntime"):
+            with create(path, sequence_length=16, engine_type=engine) as pipeline:
+                assert pipeline.model.config["max_position_embeddings"] == 128
+                if engine == "sparsec":
+                    assert pipeline(TEXTS) == want
+        limit = sparsec.generate_random_inputs(path, 50, 100)[0].max()
+        assert CONFIG.vocab - 20 < limit < CONFIG.vocab
+    for path in (layout, layout / "onnx"):
+        artifact = sparsec.compile(
+            path, buckets=[16], output=tmp_path / "packed.sparsec", force=True
+        )
+        assert (artifact.path / "tokenizer.json").is_file()
+        assert (artifact.path / "config.json").is_file()
+        with create(artifact.path) as pipeline:
+            assert pipeline(TEXTS) == want
+    # Made of the file alone: it has no tokenizer, and lies in the model's folder.
+    beside = sparsec.compile(file, buckets=[16])
+    try:
+        assert not (beside.path / "tokenizer.json").exists()
+        with create(beside.path) as pipeline:
+            assert pipeline(TEXTS) == want
+    finally:
+        shutil.rmtree(beside.path)
+    capsys.readouterr()
+    for engine in ("sparsec", "onnxruntime"):
+        short = ["-s", "sync", "-t", "0.05", "-w", "0", "-i", "[1,16]"]
+        assert cli.main(["benchmark", str(layout), "-e", engine, *short]) == 0
+    assert cli.main(["inspect", str(layout)]) == 0
+    assert "model_quantized" in capsys.readouterr().out
+
+
+def test_several_models_in_a_folder(layout: Path, tmp_path: Path) -> None:
+    """None of them has the usual name: the error lists them, and one may be named."""
+    folder = tmp_path / "several"
+    shutil.copytree(layout, folder)
+    shutil.copy(folder / "onnx" / "model_quantized.onnx", folder / "onnx" / "model_fp16.onnx")
+    for call in (lambda: create(folder), lambda: sparsec.compile(folder, buckets=[16])):
+        with pytest.raises(ModelError, match=r"onnx/model_fp16\.onnx, onnx/model_quan.*name one"):
+            call()
+    with create(folder / "onnx" / "model_fp16.onnx", engine_type="onnxruntime") as pipeline:
+        assert pipeline("Mary").predictions
+    shutil.copy(folder / "onnx" / "model_fp16.onnx", folder / "onnx" / "model.onnx")
+    assert ModelFiles.find(folder).onnx == folder / "onnx" / "model.onnx"
 
 
 def test_missing_files(model: Path, tmp_path: Path) -> None:
@@ -248,6 +312,13 @@ def hub(model: Path, tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
         ("acme/tiny-ner", "main"): ("a" * 40, first),
         ("acme/tiny-ner", "v2"): ("b" * 40, second),
     }
+    for name, variants in (("quantized", ["quantized"]), ("several", ["fp16", "q4"])):
+        shutil.copytree(model, folder := tmp_path / name)
+        (folder / "onnx").mkdir()
+        for variant in variants:
+            shutil.copy(folder / "model.onnx", folder / "onnx" / f"model_{variant}.onnx")
+        (folder / "model.onnx").unlink()
+        Hub.repositories[f"acme/{name}", "main"] = (hashlib.sha1(name.encode()).hexdigest(), folder)
     Hub.log = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -314,12 +385,27 @@ def test_hub(hub: ThreadingHTTPServer, model: Path, tmp_path: Path) -> None:
     assert revision.startswith("ModelError: cannot fetch acme/tiny-ner at v9 from")
     assert wrong.startswith("InputError: 'hf:not//valid' is no name of a model")
 
+    # A repository without model.onnx: its only one, or the one that is named, and no other.
+    Hub.log.clear()
+    only, named, choose, none = client(
+        "hf:acme/quantized",
+        "hf:acme/several/onnx/model_q4.onnx@main",
+        "hf:acme/several",
+        "hf:acme/several/onnx/model_q8.onnx",
+    )
+    assert only == named == main
+    assert choose.startswith("ModelError: acme/several on the Hugging Face Hub has no model.onnx")
+    assert "onnx/model_fp16.onnx, onnx/model_q4.onnx: name one, as hf:acme/several/onnx/" in choose
+    assert none.startswith("ModelError: acme/several on the Hugging Face Hub has no file onnx/mod")
+    assert not any("fp16" in line for line in Hub.log)
+
     # Again: nothing is downloaded; and without the server, what is in the cache will do.
     before = len([line for line in Hub.log if line.startswith("GET acme")])
     assert client("hf:acme/tiny-ner") == [main]
     assert len([line for line in Hub.log if line.startswith("GET acme")]) == before
     environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
     assert client("hf:acme/tiny-ner") == [main]
+    assert client("hf:acme/quantized", "hf:acme/several/onnx/model_q4.onnx") == [main, main]
     (gone,) = client("hf:acme/other")
     assert gone.startswith("ModelError: cannot fetch acme/other from the Hugging Face Hub: ")
 

@@ -140,7 +140,8 @@ class Pipeline(abc.ABC):
         Args:
             task: name or alias, dashes and underscores alike, in any case.
             model_path: an artifact; a folder with ``model.onnx``, ``tokenizer.json`` and
-                ``config.json``; an .onnx file beside those; ``hf:org/name[@revision]``; or a
+                ``config.json``, or with the model in ``onnx/``; an .onnx file beside those;
+                ``hf:org/name[@revision]`` or ``hf:org/name/onnx/file.onnx[@revision]``; or a
                 ``zoo:`` stub of a model that is in `zoo_dir`.  ONNX is compiled on first use.
             batch_size: sequences that run together most often, which the layers of an ONNX model
                 are cut for; None means 1.  Any number runs.
