@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
@@ -54,8 +58,8 @@ def ask(server: Server, name: str, **body: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def triton(server: Server) -> Iterator[Any]:
-    http = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
-    client = http.InferenceServerClient(server.url.removeprefix("http://"))
+    client_ = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
+    client = client_.InferenceServerClient(server.url.removeprefix("http://"))
     yield client
     client.close()
 
@@ -132,6 +136,71 @@ def test_triton_infer(triton: Any, server: Server, binary: bool, binary_out: boo
     got = infer("mean", "embeddings", inputs=TEXTS).as_numpy("embeddings")
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, ask(server, "mean", inputs=TEXTS)["embeddings"], atol=1e-5)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_triton_columns(triton: Any, server: Server, binary: bool) -> None:
+    """A batch of texts with the shape [n, 1], as models of Triton have it."""
+    texts = [["Mary is flying"], ["東京 😀"], ["a"]]
+    cases: dict[str, dict[str, Any]] = {
+        "ner": {"inputs": texts},
+        "qa": {"question": [["who"], ["where"], ["who"]], "context": texts},
+        "sentiment": {"sequences": texts},
+        "zero": {"sequences": texts, "labels": [["sport"], ["news"]]},
+        "mean": {"inputs": texts},
+        "fill": {"inputs": [["[MASK] is"], ["a [MASK]"]]},
+    }
+    for model, inputs in cases.items():
+        column = triton.infer(
+            model, [tensor(name, rows, binary) for name, rows in inputs.items()],
+            # What clients and proxies send to any server.
+            parameters={"traceparent": "00-1", "my_flag": True, "batch_size": 3},
+            priority=1, timeout=1000, headers={"X-Other": "1"},
+        )  # fmt: skip
+        flat = triton.infer(
+            model,
+            [tensor(name, [row[0] for row in rows], binary) for name, rows in inputs.items()],
+        )
+        outputs = [output["name"] for output in column.get_response()["outputs"]]
+        assert outputs == [output["name"] for output in flat.get_response()["outputs"]]
+        for name in outputs:
+            got, want = column.as_numpy(name), flat.as_numpy(name)
+            assert got.shape == want.shape and len(got) == len(next(iter(inputs.values())))
+            assert got.tolist() == want.tolist()
+
+
+def test_columns_of_words_are_words(triton: Any, server: Server) -> None:
+    import tritonclient.http as http
+
+    words = [["new-york"], ["mary"]]
+    for split in (False, True):
+        flag = http.InferInput("is_split_into_words", [1], "BOOL")
+        flag.set_data_from_numpy(np.array([split]))
+        got = triton.infer("ner", [tensor("inputs", words, True), flag]).as_numpy("predictions")
+        own = words if split else [row[0] for row in words]
+        want = ask(server, "ner", inputs=own, is_split_into_words=split)["predictions"]
+        assert [json.loads(row) for row in got] == want
+
+
+def test_nulls_and_scalars(server: Server) -> None:
+    url = server.url + "/v2/models/ner/infer"
+    one = {"name": "inputs", "shape": [1], "datatype": "BYTES", "data": ["Mary"]}
+    want = httpx.post(url, json={"inputs": [one]}).json()
+    nothing = {"parameters": None, "outputs": None, "id": None}
+    for body in (
+        {"inputs": [one], **nothing},
+        {"inputs": [{**one, "parameters": None}], "outputs": []},
+        {"inputs": [{**one, "parameters": {"binary_data_size": None, "content_type": "str"}}]},
+        {"inputs": [one], "outputs": [{"name": "predictions", "parameters": None}]},
+        {"inputs": [one], "parameters": {"is_split_into_words": None, "x": {"y": [1]}}},
+        {"inputs": [{**one, "shape": []}]},
+        {"inputs": [{**one, "shape": [1, 1, 1], "data": [[["Mary"]]]}], "more": 1},
+    ):
+        answer = httpx.post(url, json=body)
+        assert answer.status_code == 200, (body, answer.text)
+        assert answer.json() == want
+    wrong = httpx.post(url, json={"inputs": [one], "parameters": 3})
+    assert wrong.status_code == 400
 
 
 def test_triton_sees_errors(triton: Any) -> None:
@@ -301,6 +370,89 @@ def test_docs_work_without_a_network(server: Server, tmp_path: Path) -> None:
             if not url.startswith((server.url + "/", "data:", "about:", "blob:"))
         ]
         assert browser.requests and not foreign
+
+
+class Prefix:
+    """A proxy that serves a server under a path, as nginx or Traefik may: it takes the prefix off,
+    or leaves it, and may tell of it.  A context manager."""
+
+    def __init__(self, url: str, prefix: str, strip: bool, tell: bool) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                size = int(self.headers.get("Content-Length") or 0)
+                path = self.path
+                if not path.startswith(prefix + "/"):
+                    self.send_error(404)
+                    return
+                headers = {"X-Forwarded-Prefix": prefix} if tell else {}
+                answer = httpx.request(
+                    self.command, url + (path[len(prefix) :] if strip else path),
+                    content=self.rfile.read(size), headers=headers,
+                )  # fmt: skip
+                self.send_response(answer.status_code)
+                for name in ("content-type", "content-security-policy"):
+                    if name in answer.headers:
+                        self.send_header(name, answer.headers[name])
+                self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_POST = do_GET
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}{prefix}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return self.url
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def links(page: str, url: str) -> list[str]:
+    """Where a page's links lead."""
+    return [urljoin(url, link) for link in re.findall(r'(?:href|src)="([^"]+)"', page)]
+
+
+@pytest.mark.parametrize(("strip", "tell"), [(True, False), (True, True), (False, False)])
+def test_docs_behind_a_prefix(
+    text_models: TextModels, tmp_path: Path, server: Server, strip: bool, tell: bool
+) -> None:
+    with contextlib.ExitStack() as stack:
+        if not strip:
+            config = {"endpoints": [endpoint(text_models, "token-classification", name="ner")]}
+            server = stack.enter_context(Server(tmp_path, config, "--root-path", "/a/models/"))
+        url = stack.enter_context(Prefix(server.url, "/a/models", strip, tell))
+        for page in (url + "/docs", url + "/docs/"):
+            answer = httpx.get(page)
+            found = links(answer.text, page)
+            assert len(found) == 4
+            for link in found:
+                assert httpx.get(link).status_code == 200, link
+        assert 'new URL("../openapi.json", here)' in httpx.get(url + "/docs/start.js").text
+        document = httpx.get(url + "/openapi.json").json()
+        # A server's relative address starts at the document.
+        base = urljoin(url + "/openapi.json", document["servers"][0]["url"]).rstrip("/")
+        assert base == url
+        (path,) = (p for p, methods in document["paths"].items() if "predict_ner" in str(methods))
+        assert httpx.post(base + path, json={"inputs": "Mary"}).status_code == 200
+        index = httpx.get(url + "/").json()
+        if tell or not strip:
+            assert index["docs"] == "/a/models/docs" and index["root_path"] == "/a/models"
+        assert httpx.get(server.url + "/docs").status_code == 200
+
+
+def test_a_prefix_that_is_no_path_is_ignored(server: Server) -> None:
+    for bad in ('/a"onload=x', "http://x", "/a/../b?c", "//evil.test"):
+        index = httpx.get(server.url, headers={"X-Forwarded-Prefix": bad}).json()
+        assert index["docs"] in ("/docs", "/evil.test/docs"), index
 
 
 def test_openapi_is_valid(server: Server) -> None:

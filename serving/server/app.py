@@ -22,7 +22,7 @@ from sanic.http.constants import HTTP
 from sparsec import __version__
 from sparsec.serving.pipelines.base import explain
 from sparsec.serving.server import docs, errors, inference, json_text, metrics, v2
-from sparsec.serving.server.config import EndpointConfig, ServerConfig
+from sparsec.serving.server.config import EndpointConfig, ServerConfig, clean_prefix
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.metrics import RequestMetrics
 from sparsec.serving.server.registry import Endpoint, Registry
@@ -85,6 +85,9 @@ class Service:
         path = request.path
         if len(path) > 1:
             path = path.rstrip("/") or "/"
+        root = self.config.root_path
+        if root and (path == root or path.startswith(root + "/")):
+            path = path[len(root) :] or "/"  # a proxy that leaves its prefix there
         endpoint = self.registry.routes.get(path)
         if endpoint is not None:
             request.ctx.target = endpoint
@@ -98,6 +101,11 @@ class Service:
         if path == "/v2" or path.startswith("/v2/"):
             return v2.find(self, request, path)
         return {}
+
+    def prefix(self, request: Request) -> str:
+        """What stands before our paths as the client sees them."""
+        given = request.headers.get("x-forwarded-prefix", "").split(",")[0]
+        return clean_prefix(given) or self.config.root_path
 
     async def dispatch(self, request: Request, path: str = "") -> HTTPResponse:
         """Answer any request."""
@@ -186,12 +194,14 @@ class Service:
 
     async def index(self, request: Request) -> HTTPResponse:
         """What is served."""
+        prefix = self.prefix(request)
         return json_response(
             {
                 "server": "sparsec",
                 "version": __version__,
                 "ready": self.ready,
-                "docs": "/docs",
+                "docs": f"{prefix}/docs",
+                **({"root_path": prefix} if prefix else {}),
                 "endpoints": [e.describe() for e in self.registry.routes.values()],
             }
         )
@@ -215,7 +225,9 @@ class Service:
     async def openapi(self, request: Request) -> HTTPResponse:
         """The OpenAPI document of what is served right now."""
         document = docs.document(
-            list(self.registry.routes.values()), admin=self.config.admin_token is not None
+            list(self.registry.routes.values()),
+            admin=self.config.admin_token is not None,
+            prefix=self.prefix(request),
         )
         return json_response(document)
 

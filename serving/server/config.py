@@ -182,6 +182,9 @@ class ServerConfig(_Strict):
 
     host: str = "127.0.0.1"
     port: int = Field(default=5543, ge=0, le=65535)
+    root_path: str = Field(
+        default="", description="path that a proxy serves this server under, such as /models"
+    )
     num_cores: int | None = Field(default=None, ge=1, description="cores of all workers together")
     num_workers: int = Field(default=1, ge=1, le=256, description="processes that split the cores")
     endpoints: tuple[EndpointConfig, ...] = ()
@@ -203,10 +206,27 @@ class ServerConfig(_Strict):
         default=None, description="DeepSparse's; without effect: there is no PyTorch here"
     )
 
+    @field_validator("root_path")
+    @classmethod
+    def _clean_root(cls, value: str) -> str:
+        prefix = clean_prefix(value)
+        if prefix is None:
+            raise ValueError("must be a path such as /models")
+        return prefix
+
     @field_validator("endpoints")
     @classmethod
     def _complete(cls, endpoints: tuple[EndpointConfig, ...]) -> tuple[EndpointConfig, ...]:
         return tuple(complete(endpoints))
+
+
+def clean_prefix(value: str) -> str | None:
+    """A path to put before others: empty, or one that begins with a slash and does not end with
+    one; None if it is no such path."""
+    prefix = "/" + value.strip().strip("/")
+    if prefix == "/":
+        return ""
+    return prefix if re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix) else None
 
 
 def complete(endpoints: Sequence[EndpointConfig]) -> list[EndpointConfig]:

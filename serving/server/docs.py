@@ -22,27 +22,29 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 )
 
+# Links are relative: the server may be behind a proxy, under any path.
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>sparsec</title>
-<link rel="stylesheet" href="/docs/swagger-ui.css">
-<link rel="icon" type="image/png" sizes="32x32" href="/docs/favicon-32x32.png">
+<link rel="stylesheet" href="FOLDER/swagger-ui.css">
+<link rel="icon" type="image/png" sizes="32x32" href="FOLDER/favicon-32x32.png">
 </head>
 <body>
 <div id="page"></div>
-<script src="/docs/swagger-ui-bundle.js"></script>
-<script src="/docs/start.js"></script>
+<script src="FOLDER/swagger-ui-bundle.js"></script>
+<script src="FOLDER/start.js"></script>
 </body>
 </html>
 """
 
-START = """window.onload = () => {
+START = """const here = document.currentScript.src;
+window.onload = () => {
   window.ui = SwaggerUIBundle({
-    url: "/openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null,
-    defaultModelsExpandDepth: 0, tryItOutEnabled: true,
+    url: new URL("../openapi.json", here).href, dom_id: "#page", deepLinking: true,
+    validatorUrl: null, defaultModelsExpandDepth: 0, tryItOutEnabled: true,
   });
 };
 """
@@ -83,14 +85,15 @@ TENSOR = {
 async def page(request: Request) -> HTTPResponse:
     """`GET /docs`."""
     _folder()
+    text = PAGE.replace("FOLDER", "." if request.path.endswith("/") else "docs")
     return HTTPResponse(
-        PAGE, content_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY}
+        text, content_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY}
     )
 
 
 async def asset(request: Request) -> HTTPResponse:
     """`GET /docs/...`: what the page loads."""
-    name = request.path.removeprefix("/docs/")
+    name = request.path.rpartition("/docs/")[2]
     if name == "start.js":
         return HTTPResponse(START, content_type="text/javascript; charset=utf-8")
     if name not in ASSETS:
@@ -120,11 +123,15 @@ def _folder() -> Any:
 # ---- the document --------------------------------------------------------------------------------
 
 
-def document(endpoints: Sequence[Endpoint], admin: bool = False) -> dict[str, Any]:
+def document(
+    endpoints: Sequence[Endpoint], admin: bool = False, prefix: str = ""
+) -> dict[str, Any]:
     """OpenAPI 3.0.3.
 
     Args:
         admin: whether endpoints may be added and removed.
+        prefix: of all paths, as clients see them; where it is not known, paths are relative to the
+            document.
     """
     kinds = {type(e.pipeline): e.pipeline for e in endpoints}.values()
     models: list[tuple[Any, Any]] = []
@@ -164,6 +171,7 @@ def document(endpoints: Sequence[Endpoint], admin: bool = False) -> dict[str, An
             "version": __version__,
             "description": "Sparse transformers on CPUs. Errors have one shape: `Error`.",
         },
+        "servers": [{"url": prefix or "."}],
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": security},
     }

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from sparsec.serving.pipelines.base import explain
 from sparsec.serving.server import json_text
@@ -41,24 +41,40 @@ _NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 Array = NDArray[Any]
 
 
+# Clients write null for what they leave out, also inside of parameters.
+_Parameters = Annotated[
+    dict[str, Any],
+    BeforeValidator(
+        lambda given: (
+            {key: value for key, value in given.items() if value is not None}
+            if isinstance(given, dict)
+            else {}
+            if given is None
+            else given
+        )
+    ),
+    Field(default_factory=dict),
+]
+
+
 class _Input(BaseModel):
     name: str
     shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8)
     datatype: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: _Parameters
     data: Any = None
 
 
 class _Output(BaseModel):
     name: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: _Parameters
 
 
 class _Request(BaseModel):
     id: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: _Parameters
     inputs: list[_Input] = Field(min_length=1)
-    outputs: list[_Output] = Field(default_factory=list)
+    outputs: list[_Output] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,7 @@ def decode(body: bytes, header_length: str | None) -> InferRequest:
     binary = parameters.pop("binary_data_output", False) is True
     wanted = {
         output.name: output.parameters.get("binary_data", binary) is True
-        for output in parsed.outputs
+        for output in parsed.outputs or ()
     }
     return InferRequest(parsed.id, tensors, wanted, binary, parameters)
 

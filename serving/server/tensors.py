@@ -22,9 +22,6 @@ from sparsec.serving.server import json_text
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.oip import Array, InferRequest, texts
 
-# Parameters that clients send to any server, and that mean nothing here.
-_FOREIGN = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers"}
-
 _SCALARS = {str: "BYTES", bool: "BOOL", int: "INT64", float: "FP32"}
 
 
@@ -100,14 +97,16 @@ def to_inputs(pipeline: Pipeline, request: InferRequest) -> list[BaseModel]:
     missing = [name for name in required if name not in tensors]
     if missing:
         raise HttpError(400, f"input {', '.join(missing)} is missing")
-    rows = {name: _rows(name, tensors[name]) for name in required}
+    words = bool(_scalar(tensors, request, "is_split_into_words"))
+    rows = {name: _rows(name, tensors[name], words) for name in required}
     counts = {name: len(values) for name, values in rows.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
         raise HttpError(400, f"inputs must have equally many rows, at least one, not {counts}")
+    # Clients and proxies send parameters of their own to any server: those mean nothing here.
     shared: dict[str, Any] = {
-        _canonical(schema, name): value
+        field: value
         for name, value in request.parameters.items()
-        if name not in _FOREIGN
+        if (field := _field(schema, name)) and field not in required
     }
     for name, array in tensors.items():
         if name not in required:
@@ -131,11 +130,28 @@ def _validate(
     return pipeline.validate({aliases[name]: value for name, value in values.items()})
 
 
-def _rows(name: str, array: Array) -> list[Any]:
-    if array.ndim not in (1, 2):
+def _rows(name: str, array: Array, words: bool) -> list[Any]:
+    """A value for each row: the only one that it has, or a list of words or of texts.
+
+    A column is how Triton's clients write a batch of texts, and nothing else than the texts.
+    """
+    if array.ndim == 0:
+        array = array.reshape(1)
+    least = 2 if words else 1
+    while array.ndim > least and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim > 2:
         raise HttpError(400, f"input {name} must have 1 or 2 axes, not {array.ndim}")
     rows: list[Any] = array.tolist()
     return rows
+
+
+def _scalar(tensors: Mapping[str, Array], request: InferRequest, name: str) -> Any:
+    """The value of an option of one element, tensor or parameter; None if it is not there."""
+    if name in tensors:
+        values = tensors[name].reshape(-1).tolist()
+        return values[0] if len(values) == 1 else None
+    return request.parameters.get(name)
 
 
 def _names(name: str, field: FieldInfo) -> list[str]:
@@ -150,10 +166,18 @@ def _aliases(schema: type[BaseModel]) -> dict[str, str]:
     return {name: _names(name, field)[0] for name, field in schema.model_fields.items()}
 
 
-def _canonical(schema: type[BaseModel], name: str) -> str:
+def _field(schema: type[BaseModel], name: str) -> str | None:
+    """The field that goes by a name."""
     for field_name, field in schema.model_fields.items():
         if name == field_name or name in _names(field_name, field):
             return field_name
+    return None
+
+
+def _canonical(schema: type[BaseModel], name: str) -> str:
+    found = _field(schema, name)
+    if found:
+        return found
     known = ", ".join(schema.model_fields)
     raise HttpError(400, f"there is no input {name}; there are {known}")
 

@@ -64,6 +64,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     where.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     where.add_argument("--port", type=int, help="port to listen on; 0: any (default: 5543)")
     where.add_argument(
+        "--root-path", "--root_path", metavar="PATH",
+        help="path that a proxy serves this server under, such as /models, for links to itself",
+    )  # fmt: skip
+    where.add_argument(
         "--num-workers", "--num_workers", type=positive, metavar="N",
         help="processes that split the cores (default: 1)",
     )  # fmt: skip
@@ -141,6 +145,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     values = {
         "host": args.host,
         "port": args.port,
+        "root_path": args.root_path,
         "num_workers": args.num_workers,
         "num_cores": args.num_cores,
         "admin_token": args.admin_token or os.environ.get(TOKEN) or None,
