@@ -213,7 +213,8 @@ def tensor_of(model: Model, name: str) -> str:
 
 
 def cut(model: Model, tensor: str, output: Path) -> None:
-    """Write the part of a model that computes a float32 tensor ``[batch, sequence, channels]``.
+    """Write the part of a model that computes a float32 tensor ``[batch, sequence, channels]``, or
+    one of its outputs.
 
     Args:
         model: the whole model.
@@ -244,6 +245,7 @@ def cut(model: Model, tensor: str, output: Path) -> None:
     ]
     shape = [*dims, None] if len(dims) == 2 else None
     value = helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, shape)
+    value = next((known for known in graph.output if known.name == tensor), value)
     for field, items in (
         ("node", keep), ("initializer", constants), ("sparse_initializer", sparse),
         ("input", inputs), ("output", [value]), ("value_info", []),

@@ -135,6 +135,11 @@ class Runner(abc.ABC):
         """Shape of each output, of extents, "batch" and "sequence"; empty if not known."""
         return {}
 
+    @property
+    def output_types(self) -> Mapping[str, np.dtype[Any]]:
+        """Element type of each output; empty if not known."""
+        return {}
+
     @abc.abstractmethod
     def infer(self, items: Sequence[Features]) -> list[Outputs]:
         """Run sequences of any lengths.
@@ -172,6 +177,7 @@ class BatchingRunner(Runner):
         buckets: sequence lengths.
         pad_id: what token ids are filled up with after a sequence's end.
         pad_position: what positions are filled up with.
+        output_types: element type of each output; None: not known.
     """
 
     #: Whether padded tokens cost nothing, so that sequences of all lengths share a call.
@@ -184,8 +190,10 @@ class BatchingRunner(Runner):
         buckets: Sequence[int],
         pad_id: int = 0,
         pad_position: int = 0,
+        output_types: Mapping[str, np.dtype[Any]] | None = None,
     ) -> None:
         self._inputs = dict(inputs)
+        self._output_types = dict(output_types or {})
         self._outputs = {name: tuple(shape) for name, shape in outputs.items()}
         self._buckets = tuple(sorted(buckets))
         known = roles(list(inputs))
@@ -204,6 +212,10 @@ class BatchingRunner(Runner):
     @property
     def output_shapes(self) -> Mapping[str, tuple[int | str, ...]]:
         return self._outputs
+
+    @property
+    def output_types(self) -> Mapping[str, np.dtype[Any]]:
+        return self._output_types
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -335,6 +347,7 @@ class EngineRunner(BatchingRunner):
             self._engine.buckets,
             pad_id,
             pad_position,
+            {spec.name: np.dtype(spec.dtype) for spec in self._engine.outputs},
         )
 
     @property
@@ -390,6 +403,7 @@ class OnnxRuntimeRunner(BatchingRunner):
                     f"{max(buckets)}"
                 )
             buckets = buckets or (self._fixed,)
+        types = {node.name: _numpy_type(node.type) for node in self._session.get_outputs()}
         names = [node.name for node in self._session.get_outputs()]
         super().__init__(
             inputs,
@@ -397,6 +411,7 @@ class OnnxRuntimeRunner(BatchingRunner):
             buckets or DEFAULT_BUCKETS,
             pad_id,
             pad_position,
+            types,
         )
 
     def _output_shapes(self, inputs: Mapping[str, np.dtype[Any]]) -> list[tuple[int | str, ...]]:

@@ -542,6 +542,31 @@ def test_outputs_that_are_not_finite(
         Pipeline.create(task, tmp_path, on_nonfinite="raise")
 
 
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.uint8, np.array])
+def test_numbers_of_numpy(ner_model: Path, number: Any) -> None:
+    """As good as Python's, in every option; and yes and no are no numbers."""
+    options = {"batch_size": number(2), "num_cores": number(1), "stride": number(3)}
+    for length in (number(16), [number(16), 32], (number(32), number(16)), np.array([16, 32])):
+        strategy = {"aggregation_strategy": np.str_("max"), **options}
+        with create(ner_model, sequence_length=length, **strategy) as pipeline:
+            assert set(pipeline.runner.buckets) <= {16, 32}
+            assert all(type(n) is int for n in (*pipeline.runner.buckets, pipeline.stride))
+    with create(ner_model, "embedding", emb_extraction_layer=number(0)) as pipeline:
+        assert pipeline("Mary").embeddings
+    assert base._check_options(TextClassificationPipeline, {"top_k": number(2)}) == {"top_k": 2}
+    for task, name in (
+        ("qa", "doc_stride"), ("qa", "n_best_size"), ("fill-mask", "top_k"), ("ner", "batch_size"),
+        ("ner", "sequence_length"), ("ner", "num_cores"), ("embedding", "emb_extraction_layer"),
+        ("zero-shot", "entailment_index"), ("ner", "tokenizer"), ("ner", "aggregation_strategy"),
+    ):  # fmt: skip
+        for value in (True, np.True_):
+            with pytest.raises(InputError, match=name):
+                create(ner_model, task, **{name: value})
+    assert base._check_options(TextClassificationPipeline, {"return_all_scores": np.True_}) == {
+        "return_all_scores": True
+    }
+
+
 def test_calls(ner_model: Path) -> None:
     """All ways to pass the same texts."""
     with create(ner_model) as pipeline:

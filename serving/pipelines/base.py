@@ -11,10 +11,10 @@ import abc
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints, overload
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -353,13 +353,21 @@ class Pipeline(abc.ABC):
         )
 
 
-def output_named(runner: Runner, *parts: str) -> str:
-    """The first output with one of `parts` in its name, tried in order; else the first of all."""
+def output_named(runner: Runner, *parts: str, rank: int | None = None) -> str:
+    """The first output with one of `parts` in its name, tried in order; else the first of all,
+    of `rank` if there is one such.  What holds no scores, such as ids, comes last."""
+    names = sorted(
+        runner.output_names,
+        key=lambda name: (
+            runner.output_types.get(name, np.dtype(np.float32)).kind != "f",
+            rank is not None and len(runner.output_shapes.get(name, (0,) * rank)) != rank,
+        ),
+    )
     for part in parts:
-        for name in runner.output_names:
+        for name in names:
             if part in name.lower():
                 return name
-    return runner.output_names[0]
+    return names[0]
 
 
 def width(runner: Runner, name: str, rank: int) -> int | None:
@@ -380,11 +388,21 @@ def width(runner: Runner, name: str, rank: int) -> int | None:
 
 
 def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
-    """Over the last axis."""
+    """Over the last axis.  Infinity takes all, in equal parts if there are several; NaN stays."""
     x = np.asarray(x, np.float64)
-    powers = np.exp(x - x.max(axis=-1, keepdims=True))
-    total: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    top = x.max(axis=-1, keepdims=True)
+    # In the limit: all that is less than infinity is nothing beside it.
+    x = np.where(top == np.inf, np.where(x == np.inf, 0.0, -np.inf), x)
+    powers = np.exp(x - np.where(np.isinf(top), 0.0, top))
+    with np.errstate(invalid="ignore"):
+        total: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
     return total
+
+
+def best_first(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """Indices, the highest score first, the first of equal ones first, NaN last."""
+    order: NDArray[np.int64] = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    return order
 
 
 # ---- the registry --------------------------------------------------------------------------------
@@ -460,8 +478,22 @@ def _check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str
     return checked
 
 
+def plain(value: Any) -> Any:
+    """A value with numpy's numbers and arrays as Python's, in lists and mappings too."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    return {k: plain(v) for k, v in value.items()} if type(value) is dict else value
+
+
 def _typed(name: str, hint: Any, value: Any) -> Any:
     """An argument as its type."""
+    value = plain(value)
+    kinds = get_args(hint) or (hint,)
+    # A flag in a number's place is a mistake, though Python takes it for 0 or 1.
+    if isinstance(value, bool) and bool not in kinds and Any not in kinds:
+        raise InputError(f"{name} is no switch: {value} is neither a number nor a text")
     try:
         adapter = TypeAdapter(hint)
     except PydanticSchemaGenerationError:  # a class that only the task knows
@@ -506,8 +538,10 @@ def _buckets(
         if model.is_artifact or longest is None or longest >= DEFAULT_BUCKETS[-1]:
             return None
         return tuple(sorted({*(n for n in DEFAULT_BUCKETS if n < longest), longest}))
-    given = (sequence_length,) if isinstance(sequence_length, int) else tuple(sequence_length)
-    if not given or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given):
+    given = plain(sequence_length)
+    many = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+    given = tuple(map(plain, given)) if many else (given,)
+    if not given or any(type(n) is not int or n < 1 for n in given):
         raise InputError(
             f"sequence_length must be a number of tokens or a list of such, not {sequence_length!r}"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,12 @@ from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text
+
+# What exporters call the outputs that are embeddings.
+_NAMES = frozenset([
+    "embeddings", "hidden_states", "last_hidden_state", "pooler_output", "sentence_embedding",
+    "sentence_embeddings", "token_embeddings",
+])  # fmt: skip
 
 STRATEGIES = ("per_token", "reduce_mean", "reduce_max", "cls_token")
 
@@ -46,8 +54,9 @@ class EmbeddingExtractionPipeline(Pipeline):
 
     Args:
         emb_extraction_layer: index of the encoder layer to take, -1 for the last; the name of an
-            ONNX node; or None for the model's first output as it is.  The model is cut there before
-            it is compiled.
+            ONNX node, tensor or output; or None for the model's own output as it is: the first one
+            with a usual name, such as last_hidden_state or sentence_embedding, or the only one
+            that can be.  The model is cut there before it is compiled.
         extraction_strategy: ``per_token``: a vector for each token, special ones included;
             ``reduce_mean``, ``reduce_max``: over the tokens of the text, not the padding;
             ``cls_token``: that of the first token.
@@ -56,7 +65,8 @@ class EmbeddingExtractionPipeline(Pipeline):
 
     Raises:
         InputError: an argument has a wrong value.
-        ModelError: the model has no such layer, or is compiled already and cannot be cut.
+        ModelError: the model has no such layer, or is compiled already and cannot be cut, or has
+            several outputs of which none is known to be embeddings.
     """
 
     input_schema = EmbeddingExtractionInput
@@ -83,7 +93,7 @@ class EmbeddingExtractionPipeline(Pipeline):
         self.extraction_strategy = extraction_strategy
         self.normalize = normalize
         self.return_numpy = return_numpy
-        self._output = runner.output_names[0]
+        self._output = _choose(runner, emb_extraction_layer)
         self.reads = (self._output,)
 
     @classmethod
@@ -95,8 +105,15 @@ class EmbeddingExtractionPipeline(Pipeline):
         if layer is None:
             return model
         if model.is_artifact:
-            return _as_compiled(model, layer)
-        file = cache.cut(model.path, layer)
+            _as_compiled(model, layer)
+            return model
+        try:
+            file = cache.cut(model.path, layer)
+        except ModelError:
+            # What the model gives itself needs no layers that are known.
+            if layer == -1 and _gives_hidden_states(model.onnx):
+                return model
+            raise
         return model if file == model.onnx else replace(model, path=file)
 
     def prepare(self, inputs: BaseModel) -> Job:
@@ -125,19 +142,91 @@ class EmbeddingExtractionPipeline(Pipeline):
             else:
                 x = x.mean(axis=0, dtype=np.float64).astype(np.float32)
         if self.normalize:
-            length = np.linalg.norm(x, axis=-1, keepdims=True)
-            x = x / np.maximum(length, np.finfo(np.float32).tiny)
+            # In double precision no square of a float is too large or too small; zero stays zero.
+            length = np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True)
+            x = (x / np.where(length == 0, 1.0, length)).astype(np.float32)
         return np.ascontiguousarray(x)
 
 
-def _as_compiled(model: ModelFiles, layer: int | str) -> ModelFiles:
-    """An artifact cannot be cut: it must give hidden states already."""
+def _as_compiled(model: ModelFiles, layer: int | str) -> None:
+    """An artifact cannot be cut: it must give what is wanted already.
+
+    Raises:
+        ModelError: it does not.
+    """
     from sparsec.runtime import Artifact
 
-    first = Artifact.load(model.path, verify=False).outputs[0]
-    if layer == -1 and len(first.shape) == 3 and "logits" not in first.name.lower():
-        return model
+    outputs = Artifact.load(model.path, verify=False).outputs
+    if any(output.name == layer for output in outputs):
+        return
+    known = {output.name: _Known(output.shape, np.dtype(output.dtype)) for output in outputs}
+    if layer != -1 or not _hidden_states(known):
+        raise ModelError(
+            f"{model.path} is compiled already and gives "
+            f"{', '.join(str(output) for output in outputs)}: it cannot be cut at layer {layer}. "
+            f"Give the ONNX model, or emb_extraction_layer=None for the output as it is"
+        )
+
+
+def _gives_hidden_states(file: Path) -> bool:
+    """Whether an ONNX model has the last hidden state for an output."""
+    from sparsec.compiler import frontend
+
+    outputs = frontend.signature(frontend.load_model(file)).outputs
+    return bool(_hidden_states({o.name: _Known(o.shape, np.dtype(o.dtype)) for o in outputs}))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Shape and element type of an output, as far as they are known."""
+
+    shape: Sequence[int | str] | None
+    dtype: np.dtype[Any] | None
+
+
+def _floats(outputs: Mapping[str, _Known], ranks: Sequence[int]) -> list[str]:
+    """Outputs of floating-point numbers and one of these ranks, in order."""
+    return [
+        name
+        for name, known in outputs.items()
+        if (known.dtype is None or known.dtype.kind == "f")
+        and (known.shape is None or len(known.shape) in ranks)
+    ]
+
+
+def _hidden_states(outputs: Mapping[str, _Known]) -> list[str]:
+    """Outputs that may be the last hidden state: the one that is called so, if there is one."""
+    found = [name for name in _floats(outputs, (3,)) if "logits" not in name.lower()]
+    return [name for name in found if name in _NAMES][:1] or found
+
+
+def _choose(runner: Runner, layer: int | str | None) -> str:
+    """The output that has the embeddings.
+
+    Raises:
+        ModelError: none can be, or several.
+    """
+    names = runner.output_names
+    if isinstance(layer, str) and layer in names:
+        return layer
+    shapes, types = runner.output_shapes, runner.output_types
+    outputs = {name: _Known(shapes.get(name), types.get(name)) for name in names}
+    found = _floats(outputs, (2, 3))
+    if layer == -1 and len(names) > 1:  # a model that is not cut
+        found = _hidden_states(outputs)
+    usual = [name for name in found if name in _NAMES]
+    tokens = [name for name in found if name in _floats(outputs, (3,))]
+    for candidates in (usual[:1], found, tokens):
+        if len(candidates) == 1:
+            return candidates[0]
+    listed = ", ".join(
+        f"{name} {known.dtype or ''}[{', '.join(map(str, known.shape or ('?',)))}]"
+        for name, known in outputs.items()
+        if name in (found or names)
+    )
     raise ModelError(
-        f"{model.path} is compiled already and gives {first}: it cannot be cut at layer {layer}. "
-        f"Give the ONNX model, or emb_extraction_layer=None for the output as it is"
+        f"the model has several outputs that may be embeddings: {listed}; name one of them as "
+        f"emb_extraction_layer"
+        if found
+        else f"no output of the model can be embeddings: {listed}"
     )

@@ -73,7 +73,7 @@ class FillMaskPipeline(Pipeline):
         if text.special_id("mask") is None:
             raise ModelError(f"{model.tokenizer} has no mask token: it is not for this task")
         self.top_k = top_k
-        self._output = output_named(runner, "logits")
+        self._output = output_named(runner, "logits", rank=3)
         self.reads = (self._output,)
         width(runner, self._output, 3)
 

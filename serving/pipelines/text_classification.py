@@ -10,7 +10,14 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.pipelines.base import Job, Pipeline, output_named, softmax, width
+from sparsec.serving.pipelines.base import (
+    Job,
+    Pipeline,
+    best_first,
+    output_named,
+    softmax,
+    width,
+)
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text
 
@@ -65,7 +72,7 @@ class TextClassificationPipeline(Pipeline):
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k must be at least 1, or None for all, not {top_k}")
         self.top_k = None if return_all_scores else top_k
-        self._output = output_named(runner, "logits")
+        self._output = output_named(runner, "logits", rank=2)
         self.reads = (self._output,)
         self._labels: list[str] | None = None
         if (count := width(runner, self._output, 2)) is not None:
@@ -102,7 +109,7 @@ class TextClassificationPipeline(Pipeline):
             values = self._scores(output[self._output])
             if self._labels is None:
                 self._labels = self.model.labels(len(values))
-            order = np.argsort(-values, kind="stable")[: self.top_k]
+            order = best_first(values)[: self.top_k]
             names, numbers = [self._labels[i] for i in order], [float(values[i]) for i in order]
             if self.top_k == 1:
                 labels.append(names[0])
@@ -118,6 +125,7 @@ class TextClassificationPipeline(Pipeline):
         if problem == "regression":
             return x
         if problem == "multi_label_classification" or len(x) == 1:
-            each: NDArray[np.float64] = 1 / (1 + np.exp(-x))
+            with np.errstate(invalid="ignore"):
+                each: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -x))
             return each
         return softmax(x)

@@ -110,7 +110,7 @@ class ZeroShotTextClassificationPipeline(Pipeline):
         self.labels = None if labels is None else _labels(labels)
         self.hypothesis_template = _template(options["hypothesis_template"])
         self.multi_class = bool(options["multi_class"])
-        self._output = output_named(runner, "logits")
+        self._output = output_named(runner, "logits", rank=2)
         self.reads = (self._output,)
         self._count = width(runner, self._output, 2)
         names = model.labels(self._count) if self._count is not None else []
@@ -184,7 +184,8 @@ class ZeroShotTextClassificationPipeline(Pipeline):
                 values = softmax(logits[:, [self._contradiction, self._entailment]])[:, 1]
             else:
                 values = softmax(logits[:, self._entailment])
-            order = np.argsort(values, kind="stable")[::-1]
+            # Of equal labels the last one comes first, as in transformers; NaN is below all.
+            order = np.argsort(np.where(np.isnan(values), -1.0, values), kind="stable")[::-1]
             labels.append([job.labels[k] for k in order])
             scores.append([float(values[k]) for k in order])
         if job.single:
