@@ -20,7 +20,7 @@ import onnx
 from onnx import helper
 
 from sparsec.compiler.frontend import Model, import_graph, signature
-from sparsec.compiler.frontend.load import tensor_bytes, tensors
+from sparsec.compiler.frontend.load import needed_values, tensor_bytes, tensors
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.passes import PIPELINE
 from sparsec.errors import InputError, ModelError
@@ -222,16 +222,7 @@ def cut(model: Model, tensor: str, output: Path) -> None:
         output: the .onnx file to write.
     """
     old = model.proto
-    makers = {name: node for node in old.graph.node for name in node.output}
-    needed: set[str] = set()
-    todo = [tensor]
-    while todo:
-        name = todo.pop()
-        if name in needed:
-            continue
-        needed.add(name)
-        if name in makers:
-            todo += _reads(makers[name])
+    needed = needed_values(old.graph, {tensor})
     new = onnx.ModelProto()
     new.CopyFrom(old)
     graph = new.graph
@@ -260,15 +251,3 @@ def cut(model: Model, tensor: str, output: Path) -> None:
             del constant.external_data[:]
     size = sum(len(t.raw_data) for t in graph.initializer)
     onnx.save(new, output, save_as_external_data=size > _INLINE_LIMIT, location="weights")
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """All names that a node reads, those of nested graphs included."""
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        nested = [attribute.g] if attribute.HasField("g") else []
-        for graph in [*nested, *attribute.graphs]:
-            for inner in graph.node:
-                names += _reads(inner)
-            names += [value.name for value in graph.output]
-    return names

@@ -258,20 +258,47 @@ def test_inspect_at_the_longest_length_that_works(
     assert run("inspect", path, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["length"] == 48 and report["layers"] and not report["unsupported"]
-    assert run("inspect", path, "--length", "49", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["unsupported"]
+    assert run("inspect", path, "--length", "49", "--json") == 4
+    report = json.loads(capsys.readouterr().out)
+    assert report["unsupported"] and "works up to length 48" in report["why_not"]
 
 
 def test_inspect_lists_everything_unsupported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = unsupported_model(tmp_path)
-    assert run("inspect", path) == 0
+    assert run("inspect", path) == 4
     text = capsys.readouterr().out
-    assert "first (NonZero)" in text and "second (Det)" in text and "fine" not in text
-    assert run("inspect", path, "--json") == 0
+    assert "first (NonZero, opset 17)" in text and "second (Det, opset 17)" in text
+    assert "fine" not in text
+    assert run("inspect", path, "--json") == 4
     report = json.loads(capsys.readouterr().out)
     assert {row["node"] for row in report["unsupported"]} == {"first", "second"}
+
+
+def test_inspect_shows_what_a_refused_model_says_of_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("StringConcat", ["a", "b"], ["c\x1b[31m"])],
+        "strings",
+        [
+            helper.make_tensor_value_info("a", TensorProto.STRING, ["n", None, 3]),
+            helper.make_tensor_value_info("b", TensorProto.STRING, None),
+        ],
+        [onnx.ValueInfoProto(name="c\x1b[31m")],
+    )
+    path = tmp_path / "model.onnx"
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    assert run("inspect", path) == 4
+    text = capsys.readouterr().out
+    assert "a: string[n, ?, 3]\n  b: string[...]\n" in text and "c\\x1b[31m: ?[...]" in text
+    assert "cannot be compiled" in text
+    assert run("inspect", path, "--json") == 4
+    report = json.loads(capsys.readouterr().out)
+    assert report["inputs"][0] == {"name": "a", "dtype": "string", "shape": ["n", None, 3]}
+    assert report["outputs"] == [{"name": "c\x1b[31m", "dtype": None, "shape": None}]
 
 
 def test_inspect_artifact(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -474,7 +474,7 @@ def test_sparse_initializer_out_of_range(tmp_path: Path) -> None:
 
 def test_all_unsupported_nodes_are_listed(tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("Det", ["m"], ["d"], name="first"),
+        helper.make_node("Det", ["x"], ["d"], name="first"),
         helper.make_node("NonZero", ["x"], ["n"], name="second"),
         helper.make_node("Cast", ["n"], ["c"], name="fine", to=FLOAT),
         helper.make_node("Hardmax", ["c"], ["h"], name="after an unsupported one"),
@@ -482,7 +482,9 @@ def test_all_unsupported_nodes_are_listed(tmp_path: Path) -> None:
         node("Add", "d s", "t"),
         node("Add", "x t", "y"),
     ]
-    model = save(tmp_path, nodes, [X], [Y], {"m": np.eye(2, dtype=np.float32)})
+    # What no output needs is not asked for.
+    nodes.append(helper.make_node("Hardmax", ["x"], ["unused"], name="nobody reads it"))
+    model = save(tmp_path, nodes, [X], [Y])
     with pytest.raises(UnsupportedError) as caught:
         import_graph(model, 0)
     found = [(name, op) for name, op, _ in caught.value.nodes]
@@ -494,6 +496,48 @@ def test_all_unsupported_nodes_are_listed(tmp_path: Path) -> None:
     for name, op in found:
         assert f"{name} ({op}, opset 17): " in str(caught.value)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("op", ["Resize", "ConvTranspose", "MaxPool"])
+def test_advice_on_heads_leads_to_a_model_that_works(tmp_path: Path, op: str) -> None:
+    image = ("image", FLOAT, ["batch", 2, 4, 4])
+    head = {
+        "Resize": node("Resize", "a _ scales", "y", mode="linear"),
+        "ConvTranspose": node("ConvTranspose", "a kernel", "y"),
+        "MaxPool": node("MaxPool", "a", "y", kernel_shape=[2, 2]),
+    }[op]
+    constants = {
+        "scales": np.array([1, 1, 2, 2], np.float32),
+        "kernel": np.ones((2, 1, 2, 2), np.float32),
+    }
+    nodes = [node("Relu", "image", "a"), head, node("Sigmoid", "y", "z")]
+    proto = model_proto(nodes, [image], [("z", FLOAT, [0] * 4)], constants)
+    path = write(tmp_path, proto)
+    with pytest.raises(UnsupportedError, match="make 'a' the output instead"):
+        signature(load_model(path))
+    del proto.graph.output[:]
+    proto.graph.output.append(onnx.ValueInfoProto(name="a"))
+    write(tmp_path, proto)
+    check(load_model(path), lengths=(0,))
+
+
+@pytest.mark.parametrize(
+    ("op", "domain", "advice"),
+    [
+        ("DynamicQuantizeLSTM", "com.microsoft", "; recurrent networks are not compiled"),
+        ("NhwcConv", "com.microsoft", "as it was before ONNX Runtime's optimizer"),
+        ("MatMulBnb4", "com.microsoft", "as it was before it was quantized"),
+        ("GreedySearch", "com.microsoft", "export the encoder alone"),
+        ("MurmurHash3", "com.microsoft", "; it is an op of ONNX Runtime alone"),
+        ("Conv", "com.microsoft.nchwc", "as it was before ONNX Runtime's optimizer"),
+        ("Foo", "my.own", "of the domain my.own, which nothing in the file defines"),
+    ],
+)
+def test_advice_on_foreign_ops(tmp_path: Path, op: str, domain: str, advice: str) -> None:
+    proto = model_proto([helper.make_node(op, ["x"], ["y"], domain=domain)], [X], [Y])
+    proto.opset_import.append(helper.make_opsetid(domain, 1))
+    with pytest.raises(UnsupportedError, match=advice):
+        signature(load_model(write(tmp_path, proto)))
 
 
 def test_old_opsets_and_wrong_lengths(tmp_path: Path) -> None:

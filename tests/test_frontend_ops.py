@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from sparsec.compiler.frontend import canonicalize, import_graph, load_model
+from sparsec.compiler.frontend import canonicalize, import_graph, load_model, signature
 from sparsec.compiler.frontend.importer import IMPORTERS, InputShape, import_nodes
 from sparsec.compiler.frontend.load import Model
 from sparsec.compiler.ir import interpret
 from sparsec.errors import UnsupportedError
-from tests.frontend_support import FLOAT, INT64, check, node, ops, save
+from tests.frontend_support import FLOAT, INT64, check, node, ops, save, session
 
 # Ops whose cases ONNX does not have, or has only in forms that are not supported here.
 NOT_IN_CASES = {"If", "Not"}
@@ -318,3 +318,139 @@ def test_outputs_may_be_inputs_and_constants(tmp_path: Path) -> None:
     nodes = [node("Shape", "x", "s"), node("Gather", "s two", "k"), node("Identity", "x", "same")]
     outputs = [("k", INT64, []), ("same", FLOAT, [0, 0, 0])]
     check(save(tmp_path, nodes, [TOKENS], outputs, {"two": np.array(2)}), tolerance=0)
+
+
+GRID = np.random.default_rng(5).standard_normal((1, 6, 4, 4)).astype(np.float32)
+CHANNELS = {
+    name: np.random.default_rng(i).uniform(0.5, 2, 6).astype(np.float32)
+    for i, name in enumerate(("gamma", "beta", "mean", "variance"))
+}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Resize", "grid _ scales", "c", mode="nearest")],
+        [node("Resize", "grid _ scales", "c", mode="linear")],
+        [node("Resize", "grid _ _ sizes", "c", mode="cubic", cubic_coeff_a=-0.5)],
+        [node("ConvTranspose", "grid kernel", "c")],
+        [node("BatchNormalization", "grid gamma beta mean variance", "n"),
+         node("MaxPool", "n", "p", kernel_shape=[2, 2], strides=[2, 2]),
+         node("GlobalAveragePool", "p", "c")],
+        [node("EyeLike", "square", "c"), ],
+        [node("Shape", "x", "s", start=1), node("Cast", "s", "u", to=TensorProto.UINT32),
+         node("BitShift", "u one", "b", direction="RIGHT"), node("Cast", "b", "v", to=INT64),
+         node("Unique", "v", "w"),
+         node("Cast", "w", "f", to=FLOAT), node("ReduceSum", "f", "c", keepdims=0)],
+        [node("If", "true", "c", then_branch=helper.make_graph(
+            [node("Atan", "one_f", "t")], "then", [],
+            [helper.make_tensor_value_info("t", FLOAT, [1])]),
+          else_branch=helper.make_graph(
+            [node("Neg", "one_f", "e")], "else", [],
+            [helper.make_tensor_value_info("e", FLOAT, [1])]))],
+    ],
+)  # fmt: skip
+def test_ops_of_constants_are_computed_by_the_reference(
+    tmp_path: Path, nodes: list[onnx.NodeProto]
+) -> None:
+    constants = {
+        "grid": GRID,
+        "scales": np.array([1, 1, 1.25, 1.25], np.float32),
+        "sizes": np.array([1, 6, 5, 5]),
+        "kernel": np.random.default_rng(1).standard_normal((6, 6, 2, 2)).astype(np.float32),
+        "square": np.zeros((5, 5), np.float32),
+        "one": np.array([1], np.uint32),
+        "one_f": np.ones(1, np.float32),
+        "true": np.array(True),
+        **CHANNELS,
+    }
+    x, y = ("x", FLOAT, ["batch", 6, 5, 5]), ("y", FLOAT, [0] * 4)
+    model = save(tmp_path, [*nodes, node("Add", "x c", "y")], [x], [y], constants)
+    assert ops(check(model, lengths=(0,))) == {"add": 1}
+    assert signature(load_model(model.path)).outputs[0].shape == ("batch", 6, 5, 5)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("RandomNormalLike", "square", "c")],
+        [node("Bernoulli", "square", "c")],
+        [helper.make_node("RandomUniform", [], ["c"], shape=[5, 5])],
+        [node("Resize", "grid _ huge", "r", mode="nearest"), node("ReduceMax", "r", "c")],
+        [node("ConvTranspose", "grid square", "c")],
+        [node("Shape", "x", "s"), node("Cast", "s", "u", to=TensorProto.UINT32),
+         node("BitShift", "u one", "v", direction="RIGHT"), node("ReduceSum", "v", "w", keepdims=0),
+         node("Cast", "w", "c", to=FLOAT)],
+    ],
+)  # fmt: skip
+def test_what_the_reference_is_not_asked_for(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    """Random numbers, gigantic or impossible results, and what depends on the batch."""
+    constants = {
+        "grid": GRID,
+        "square": np.full((5, 5), 0.5, np.float32),
+        "huge": np.array([1, 1, 1e6, 1e6], np.float32),
+        "one": np.array([1], np.uint32),
+    }
+    x, y = ("x", FLOAT, ["batch", 6, 5, 5]), ("y", FLOAT, [0] * 4)
+    model = save(tmp_path, [*nodes, node("Add", "x c", "y")], [x], [y], constants)
+    with pytest.raises(UnsupportedError):
+        signature(model)
+
+
+@pytest.mark.parametrize("attrs", [{}, {"epsilon": 0.5}])
+def test_batch_normalization(tmp_path: Path, attrs: dict[str, Any]) -> None:
+    for shape in (["batch", 6], ["batch", 6, "sequence"], ["batch", 6, 3, 2]):
+        x, y = ("x", FLOAT, shape), ("y", FLOAT, shape)
+        norm = node("BatchNormalization", "x gamma beta mean variance", "y", **attrs)
+        model = save(tmp_path, [norm], [x], [y], CHANNELS)
+        assert ops(check(model, lengths=(7,) if "sequence" in shape else (0,))) == {
+            "mul": 1,
+            "add": 1,
+        }
+    training = node("BatchNormalization", "x gamma beta mean variance", "y m v", training_mode=1)
+    with pytest.raises(UnsupportedError, match="eval mode"):
+        signature(save(tmp_path, [training], [x], [y], CHANNELS))
+
+
+FAR = (10**9, -(10**9), 2**31 - 1, -(2**31), 2**63 - 1, -(2**63))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_slices_from_and_to_far_away(tmp_path: Path, kind: Any) -> None:
+    """All in one model: starts, ends and steps beyond any extent, forwards and backwards."""
+    far = [n for n in FAR if np.iinfo(kind).min <= n <= np.iinfo(kind).max]
+    cuts = [(s, e, t) for s in (0, 2, -1, *far) for e in (0, -1, *far) for t in (1, 2, -1, -2)]
+    cuts += [(s, e, t) for s, e in ((0, 5), (-1, far[-1])) for t in far]
+    constants = {"axis": np.array([1], kind), "first": np.array([0], kind)}
+    nodes = []
+    for i, cut in enumerate(cuts):
+        constants |= {f"{n}{i}": np.array([v], kind) for n, v in zip("set", cut, strict=True)}
+        nodes.append(node("Slice", f"x s{i} e{i} axis t{i}", f"y{i}"))
+    # The batch: from the beginning, or before it, to the end, or behind it.
+    for i, n in enumerate(far):
+        constants[f"f{i}"] = np.array([min(n, 0)], kind)
+        constants[f"l{i}"] = np.array([max(n, 10**9)], kind)
+        nodes.append(node("Slice", f"x f{i} l{i} first", f"z{i}"))
+    made = [name for n in nodes for name in n.output]
+    model = save(
+        tmp_path, nodes, [("x", FLOAT, ["batch", 5])], [(n, FLOAT, [0, 0]) for n in made], constants
+    )
+    graph = import_graph(model, 0)
+    for batch in (1, 3):
+        x = np.random.default_rng(batch).standard_normal((batch, 5)).astype(np.float32)
+        wanted = session(model.path).run(None, {"x": x})
+        for name, got, want in zip(made, interpret(graph, [x]), wanted, strict=True):
+            assert got.shape == want.shape and np.array_equal(got, want), name
+
+
+def test_triangles_from_far_away(tmp_path: Path) -> None:
+    for k in (2**63 - 1, -(2**63), 10**9):
+        model = save(
+            tmp_path,
+            [node("Trilu", "x k", "y")],
+            [("x", FLOAT, ["batch", 3, 4])],
+            [("y", FLOAT, [0] * 3)],
+            {"k": np.array(k)},
+        )
+        (y,) = interpret(import_graph(model, 0), [np.ones((2, 3, 4), np.float32)])
+        assert np.all(y == (k < 0))

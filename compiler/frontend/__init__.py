@@ -15,6 +15,7 @@ from sparsec.compiler.frontend.load import Model, load_model
 from sparsec.compiler.frontend.signature import (
     Signature,
     TensorSpec,
+    declared,
     import_raw,
     longest_length,
     signature,
@@ -26,6 +27,7 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "canonicalize",
+    "declared",
     "dialect_name",
     "import_graph",
     "import_raw",

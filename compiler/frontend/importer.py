@@ -16,8 +16,14 @@ from typing import Any, Union
 import numpy as np
 import onnx
 
-from sparsec.compiler.frontend import symbolic
-from sparsec.compiler.frontend.load import Model, dense_array, require_tensor, tensor_array
+from sparsec.compiler.frontend import reference, symbolic
+from sparsec.compiler.frontend.load import (
+    Model,
+    dense_array,
+    needed_values,
+    require_tensor,
+    tensor_array,
+)
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, dense, fixed
 from sparsec.compiler.ir import (
     BATCH,
@@ -52,6 +58,8 @@ VALUE_LIMIT = 2**32
 MIN_OPSET = 7
 
 _TOKEN_TYPES = {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}
+
+_MICROSOFT = "com.microsoft"
 
 _WIDENED = {"float16", "bfloat16"}
 _PLAIN = {
@@ -456,9 +464,16 @@ class Importer:
         opsets: Mapping[str, int],
         prefix: str = "",
         attributes: Mapping[str, onnx.AttributeProto] | None = None,
+        needed: set[str] | None = None,
     ) -> None:
-        """Import nodes.  A value is None in `scope` once a node it needs could not be imported."""
+        """Import nodes.  A value is None in `scope` once a node it needs could not be imported.
+
+        Args:
+            needed: leave out nodes that make none of these values.
+        """
         for index, proto in enumerate(nodes):
+            if needed is not None and needed.isdisjoint(proto.output):
+                continue
             domain = "" if proto.domain == "ai.onnx" else proto.domain
             label = prefix or proto.name or f"{proto.op_type}_{index}"
             missing = any(i and scope[i] is None for i in proto.input)
@@ -467,7 +482,7 @@ class Importer:
             try:
                 importer = IMPORTERS.get((domain, proto.op_type))
                 if importer is None and not _has_body(proto, domain, opsets):
-                    raise Fail(f"no such op is supported{_advice(proto, domain, opsets)}")
+                    raise Fail(f"no such op is supported{_advice(proto, domain)}")
                 _check_version(proto, domain, opsets)
                 if not missing:
                     self._source = label
@@ -486,14 +501,40 @@ class Importer:
             except (Fail, ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
                 said = isinstance(error, (Fail, ValueError))
                 reason = str(error) if said else f"it is malformed ({error!r})"
-                opset = f"{domain + ' ' if domain else ''}opset {opsets.get(domain, 1)}"
-                self.problems.append(Problem(label, proto.op_type, reason, opset))
-                results = []
+                results = [] if missing else self._evaluated(proto, scope, opsets, attributes)
+                if not results:
+                    reason += "" if prefix else _cut_before(proto, scope)
+                    opset = f"{domain + ' ' if domain else ''}opset {opsets.get(domain, 1)}"
+                    self.problems.append(Problem(label, proto.op_type, reason, opset))
             finally:
                 self._source, self._hint = outer
             for i, out in enumerate(proto.output):
                 if out:
                     scope[out] = results[i] if i < len(results) else None
+
+    def _evaluated(
+        self,
+        proto: onnx.NodeProto,
+        scope: Mapping[str, Tensor | None],
+        opsets: Mapping[str, int],
+        caller: Mapping[str, onnx.AttributeProto] | None,
+    ) -> list[Tensor]:
+        """Results of a node that was refused, if all it reads is known; else none."""
+        inputs = [scope[name] if name else None for name in proto.input]
+        if any(t is not None and (t.symbolic or _batch_axes(t.shape)) for t in inputs):
+            return []
+        bound = onnx.NodeProto()
+        bound.CopyFrom(proto)
+        del bound.attribute[:]
+        bound.attribute.extend(_bound(proto.attribute, caller))
+        cache = self.model.cache.setdefault("evaluated", {})
+        hint = next((name for name in proto.output if name), proto.op_type)
+        try:
+            arrays = [dense(t, self.fold_limit) if t else None for t in inputs]
+            made = reference.evaluate(bound, arrays, opsets, cache)
+            return [constant(a.astype(_core(a.dtype), copy=False), hint) for a in made]
+        except Fail:
+            return []
 
     def subgraph(self, graph: onnx.GraphProto, node: OnnxNode) -> list[Tensor | None]:
         """Import a subgraph of a node in place; it sees the values around it."""
@@ -572,14 +613,16 @@ class Importer:
 
 
 _LOOPS = "; export without loops over tokens or layers: torch.onnx.export unrolls Python's"
-_DYNAMIC = "; how much it gives depends on the data, so leave it to the caller"
 _SEQUENCES = (
     "; lists of tensors come from loops and splits: export with dynamo=True, or unroll them"
 )
+_RECURRENT = "; recurrent networks are not compiled"
+_GENERATES = "; it is of a model that generates text: export the encoder alone"
+_BEFORE_OPTIMIZER = "; give sparsec the model as it was before ONNX Runtime's optimizer"
+_BEFORE_QUANTIZER = "; give sparsec the model as it was before it was quantized"
 
 _ADVICE = {
     **dict.fromkeys(("Loop", "Scan"), _LOOPS),
-    **dict.fromkeys(("NonMaxSuppression", "Unique", "Compress"), _DYNAMIC),
     **dict.fromkeys(
         ("SequenceConstruct", "SequenceAt", "SequenceInsert", "SplitToSequence", "SequenceEmpty"),
         _SEQUENCES,
@@ -588,24 +631,113 @@ _ADVICE = {
         ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"),
         "; export the model in eval mode, without random numbers",
     ),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), "; recurrent networks are not compiled"),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
 }
 
+_ONNX_RUNTIME_ADVICE = {
+    **dict.fromkeys(("AttnLSTM", "DynamicQuantizeLSTM", "QuantizedLSTM"), _RECURRENT),
+    **dict.fromkeys(
+        (
+            "BeamSearch",
+            "DecoderAttention",
+            "DecoderMaskedMultiHeadAttention",
+            "DecoderMaskedSelfAttention",
+            "GreedySearch",
+            "GroupQueryAttention",
+            "NGramRepeatBlock",
+            "PagedAttention",
+            "Sampling",
+            "SparseAttention",
+            "WhisperBeamSearch",
+        ),
+        _GENERATES,
+    ),
+    # What each of these was made from is compiled.
+    **dict.fromkeys(
+        (
+            "BiasAdd",
+            "BiasDropout",
+            "BiasSoftmax",
+            "BiasSplitGelu",
+            "BitmaskBiasDropout",
+            "BitmaskDropout",
+            "FusedConv",
+            "FusedMatMulActivation",
+            "GatedRelativePositionBias",
+            "GemmFastGelu",
+            "NhwcConv",
+            "NhwcFusedConv",
+            "PackedAttention",
+            "RelativePositionBias",
+            "PackedMultiHeadAttention",
+            "RemovePadding",
+            "RestorePadding",
+            "RotaryEmbedding",
+            "SkipSimplifiedLayerNormalization",
+            "TransposeMatMul",
+        ),
+        _BEFORE_OPTIMIZER,
+    ),
+    **dict.fromkeys(
+        (
+            "GatherBlockQuantized",
+            "MatMulBnb4",
+            "MatMulFpQ4",
+            "QLinearReduceMean",
+            "QOrderedAttention",
+            "QOrderedGelu",
+            "QOrderedLayerNormalization",
+            "QOrderedMatMul",
+        ),
+        _BEFORE_QUANTIZER,
+    ),
+}
 
-def _advice(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> str:
+# What vision and detection heads end with, and what gives as much as the data says.
+_HEADS = frozenset(
+    (
+        "AveragePool",
+        "Col2Im",
+        "Compress",
+        "ConvTranspose",
+        "DeformConv",
+        "GridSample",
+        "InstanceNormalization",
+        "LpPool",
+        "MaxPool",
+        "MaxRoiPool",
+        "MaxUnpool",
+        "NonMaxSuppression",
+        "NonZero",
+        "Resize",
+        "RoiAlign",
+        "Unique",
+        "Upsample",
+    )
+)
+
+
+def _advice(proto: onnx.NodeProto, domain: str) -> str:
     """What to do about an op that has no importer, as the end of a sentence, or ""."""
+    if domain.startswith(("com.microsoft.", "com.ms.")):
+        return _BEFORE_OPTIMIZER
+    if domain == _MICROSOFT:
+        own = "; it is an op of ONNX Runtime alone"
+        return _ONNX_RUNTIME_ADVICE.get(proto.op_type, own)
     if domain:
-        if domain == "com.microsoft":
-            return "; give sparsec the model as it was before ONNX Runtime's optimizer"
         return f"; it is of the domain {domain}, which nothing in the file defines"
-    if proto.op_type in _ADVICE:
-        return _ADVICE[proto.op_type]
-    newest = onnx.defs.onnx_opset_version()
-    version = opsets.get("", 1)
-    if version < newest and _has_body(proto, "", {"": newest}):
-        schema: Any = onnx.defs.get_schema(proto.op_type, newest, "")
-        return f" in opset {version}; export with opset {schema.since_version} or newer"
-    return ""
+    return _ADVICE.get(proto.op_type, "")
+
+
+def _cut_before(proto: onnx.NodeProto, scope: Mapping[str, Tensor | None]) -> str:
+    """How to compile what comes before an op of a head, as the end of a sentence, or ""."""
+    read = [name for name in proto.input if name and (t := scope[name]) and not t.known]
+    if proto.op_type not in _HEADS or not read:
+        return ""
+    return (
+        f"; if what follows is only the head, end the model before it: make {read[0]!r} the output "
+        "instead (onnx.ValueInfoProto(name=...) is enough) and compute the head from that"
+    )
 
 
 def _check_version(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> None:
@@ -738,7 +870,10 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
         except Fail as error:
             importer.problems.append(Problem(given.name, "input", str(error)))
             scope[given.name] = None
+    needed = needed_values(graph, {value.name for value in graph.output})
     for proto in graph.initializer:
+        if proto.name not in needed:
+            continue
         try:
             scope[proto.name] = importer.initializer(proto)
         except Fail as error:
@@ -746,12 +881,14 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
             scope[proto.name] = None
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
+        if name not in needed:
+            continue
         try:
             scope[name] = importer.sparse_tensor(sparse)
         except Fail as error:
             importer.problems.append(Problem(name, "sparse_initializer", str(error)))
             scope[name] = None
-    importer.run(graph.node, scope, model.opsets)
+    importer.run(graph.node, scope, model.opsets, needed=needed)
     if importer.problems:
         listed = "\n".join(f"  {problem}" for problem in importer.problems)
         count = len(importer.problems)

@@ -159,8 +159,8 @@ def _read(path: Path) -> bytes:
             raise ModelError(f"{path} is empty; export or download it again")
         if size > PROTO_LIMIT:
             raise ModelError(
-                f"{path} has {size} bytes, more than an ONNX file can hold; save it with "
-                "onnx.save(model, path, save_as_external_data=True)"
+                f"{path} has {size} bytes, more than an ONNX file can hold; export it with "
+                "external data, as torch.onnx.export does by itself"
             )
         data = path.read_bytes()
     except OSError as error:
@@ -443,6 +443,15 @@ def _sort(graph: onnx.GraphProto, path: Path) -> bool:
     del graph.node[:]
     graph.node.extend(nodes)
     return True
+
+
+def needed_values(graph: onnx.GraphProto, outputs: set[str]) -> set[str]:
+    """Names of all values that some values of a sorted graph depend on, and their own."""
+    needed = set(outputs)
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output):
+            needed |= _read_by(node)
+    return needed
 
 
 def _read_by(node: onnx.NodeProto) -> set[str]:

@@ -8,10 +8,12 @@ A model whose extents are all fixed, and which works with those only, is taken a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Union
 
 import numpy as np
+import onnx
 
 from sparsec.compiler.frontend.importer import (
     InputShape,
@@ -163,6 +165,25 @@ def _choose(model: Model) -> _Roles:
             return roles
         return literal
     return roles
+
+
+def declared(values: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any]]:
+    """Name, element type and shape of a file's inputs or outputs, as far as it says them.
+
+    An element type or a shape that the file does not say is None; so is an extent.
+    """
+    found = []
+    for value in values:
+        kind = value.type.tensor_type
+        dtype: str | None = value.type.WhichOneof("value")
+        if dtype == "tensor_type":
+            name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+            dtype = {"float": "float32", "double": "float64", "undefined": None}.get(name, name)
+        dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None
+                for d in kind.shape.dim]  # fmt: skip
+        shape = dims if kind.HasField("shape") else None
+        found.append({"name": value.name, "dtype": dtype, "shape": shape})
+    return found
 
 
 def import_raw(model: Model, length: int) -> Graph:

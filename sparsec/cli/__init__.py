@@ -8,6 +8,7 @@ pages can be made before anything is installed.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -58,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or the ``exit_code`` of the error, which is told in one line.
     """
     args = all_parsers()[0].parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A model's or a file's name may have characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
     previous = _unwind_on_sigterm()
     try:
         code: int = args.run(args)

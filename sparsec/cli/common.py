@@ -16,6 +16,11 @@ class HelpFormatter(argparse.HelpFormatter):
         return text if silent or "%(default)" in text else f"{text} (default: %(default)s)"
 
 
+def printable(text: str) -> str:
+    """A line without what a terminal would obey, which names of a model's making may hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def positive(text: str) -> int:
     """An integer of at least 1, for argparse."""
     value = int(text)

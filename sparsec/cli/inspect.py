@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsec.cli.common import HelpFormatter, positive
+from sparsec.cli.common import HelpFormatter, positive, printable
+from sparsec.errors import UnsupportedError
 
 _LENGTH = 128
 
@@ -21,6 +22,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         parents=[common],
         help="show what an ONNX model or an artifact holds",
         description="show what an ONNX model or an artifact holds",
+        epilog="Exit code 4: the model cannot be compiled; what it holds and why not are shown.",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("path", help="an ONNX file, a folder with model.onnx, or an artifact")
@@ -55,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        print("\n".join(show(report)))
-    return 0
+        print("\n".join(map(printable, show(report))))
+    return UnsupportedError.exit_code if report.get("unsupported") else 0
 
 
 def _artifact(path: str) -> dict[str, Any]:
@@ -75,11 +77,10 @@ def _artifact(path: str) -> dict[str, Any]:
 
 
 def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
-    """What the compiler makes of a model, without building it."""
+    """What the compiler makes of a model, without building it; of one it refuses, what there is."""
     from sparsec.compiler import frontend, import_buckets, targets
     from sparsec.compiler import report as reports
     from sparsec.compiler.codegen import emit_buckets
-    from sparsec.errors import UnsupportedError
     from sparsec.runtime import cpu
 
     isa = targets.choose(target, cpu.detect())
@@ -89,8 +90,8 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
         "model": {"name": model.name, "sha256": model.sha256, "opset": model.opset},
         "nodes": len(model.proto.graph.node),
         "target": isa.name,
-        "inputs": [],
-        "outputs": [],
+        "inputs": frontend.declared(model.inputs()),
+        "outputs": frontend.declared(model.proto.graph.output),
         "layers": [],
         "fusions": {},
         "general": [],
@@ -113,6 +114,7 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
         report["unsupported"] = [
             {"node": name, "op": op, "reason": reason} for name, op, reason in error.nodes
         ] or [{"node": "", "op": "", "reason": str(error)}]
+        report["why_not"] = str(error)
     return report
 
 
@@ -154,10 +156,7 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
     ]
     lines += _tensors(report)
     if report["unsupported"]:
-        lines.append(f"unsupported: {len(report['unsupported'])} nodes; it cannot be compiled")
-        for row in report["unsupported"]:
-            lines.append(f"  {row['node']} ({row['op']}): {row['reason']}")
-        return lines
+        return [*lines, "it cannot be compiled:", *report["why_not"].splitlines()]
     counts = ", ".join(f"{name} x {n}" for name, n in report["fusions"].items())
     lines.append(f"recognized: {counts or 'no pattern'}")
     lines += _layers(report["layers"], f" (for {report['target']})")
@@ -177,7 +176,9 @@ def _tensors(report: Mapping[str, Any]) -> list[str]:
     for kind in ("inputs", "outputs"):
         lines.append(f"{kind}:")
         for spec in report[kind]:
-            lines.append(f"  {spec['name']}: {spec['dtype']}[{', '.join(map(str, spec['shape']))}]")
+            shape = spec["shape"]
+            extents = "..." if shape is None else ", ".join(str(d or "?") for d in shape)
+            lines.append(f"  {spec['name']}: {spec['dtype'] or '?'}[{extents}]")
     return lines
 
 

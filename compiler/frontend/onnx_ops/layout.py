@@ -11,8 +11,9 @@ from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, n
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 from sparsec.compiler.ir import BATCH, BatchDim, Dim, Shape, element_count
 
-_END = 2**31 - 1
-"""Ends of slices from here on mean "to the end"."""
+_LARGEST = (2**31 - 1, 2**63 - 1)
+_FAR = 10**8
+"""No batch is as large: from here on an index of a slice means its end, or its beginning if < 0."""
 
 
 @onnx_op("Reshape", static=(1,))
@@ -175,16 +176,22 @@ def _clamp(start: Dim, end: Dim, step: int, extent: Dim) -> tuple[Dim, Dim]:
         # An end that grows with the batch is past the end of a fixed axis only by luck.
         if isinstance(end, BatchDim):
             raise Fail(f"an end at {end} of an axis of {extent} depends on the batch size")
-        first, last, _ = slice(start, end, step).indices(extent)
+        # As in ONNX Runtime, the largest integers mean "to the end" backwards, too.
+        stop = None if end in _LARGEST and step < 0 else end
+        # A start before the axis is its first element, where Python's would be before it.
+        first, last, _ = slice(max(start, -extent), stop, step).indices(extent)
         # `slice` and the core op agree on a negative step's end of -1: "through element 0".
         return first, last
-    if isinstance(end, int) and end >= _END:
-        end = extent
     if step != 1:
         raise Fail("the batch is cut with a step")
-    start = extent + start if start < 0 else start
-    end = extent + end if end < 0 else end
-    return start, end if end <= extent else extent
+
+    def inside(at: Dim) -> Dim:
+        if isinstance(at, int) and abs(at) >= _FAR:
+            return extent if at > 0 else 0
+        at = extent + at if at < 0 else at
+        return at if at <= extent else extent
+
+    return inside(start), inside(end)
 
 
 @onnx_op("Gather")
@@ -285,6 +292,30 @@ def pad_constant(
     return c.emit("concat", *parts, axis=axis)
 
 
+@onnx_op("DepthToSpace")
+def _depth_to_space(c: Importer, n: OnnxNode) -> Tensor:
+    """[B, C, H, W] -> [B, C / s^2, H s, W s]: channels become places."""
+    x, size = n[0], int(n.attrs["blocksize"])
+    batch, maps, height, width = x.shape
+    last = n.attrs.get("mode", "DCR") == "CRD"
+    kept = fixed(maps) // size**2
+    apart = (kept, size, size) if last else (size, size, kept)
+    perm = (0, 1, 4, 2, 5, 3) if last else (0, 3, 4, 1, 5, 2)
+    spread = c.transpose(c.reshape(x, (batch, *apart, height, width)), perm)
+    return c.reshape(spread, (batch, kept, height * size, width * size))
+
+
+@onnx_op("SpaceToDepth")
+def _space_to_depth(c: Importer, n: OnnxNode) -> Tensor:
+    """[B, C, H s, W s] -> [B, s^2 C, H, W]: places become channels."""
+    x, size = n[0], int(n.attrs["blocksize"])
+    batch, maps, height, width = x.shape
+    rows, columns = fixed(height) // size, fixed(width) // size
+    apart = c.reshape(x, (batch, maps, rows, size, columns, size))
+    perm = (0, 1, 3, 5, 2, 4) if n.attrs.get("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    return c.reshape(c.transpose(apart, perm), (batch, size**2 * maps, rows, columns))
+
+
 @onnx_op("Trilu", static=(1,))
 def _trilu(c: Importer, n: OnnxNode) -> Tensor:
     x = n[0]
@@ -293,6 +324,7 @@ def _trilu(c: Importer, n: OnnxNode) -> Tensor:
     rows, columns = x.shape[-2:]
     if isinstance(rows, BatchDim) or isinstance(columns, BatchDim):
         raise Fail("a triangle of the batch")
+    k = max(-rows, min(k, columns))  # beyond, numpy's integers would overflow
     full = np.ones((rows, columns), np.bool_)
     keep = constant(np.triu(full, k) if n.attrs.get("upper", 1) else np.tril(full, k), "triangle")
     if x.dtype == np.bool_:

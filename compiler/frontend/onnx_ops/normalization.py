@@ -37,6 +37,25 @@ def statistics(c: Importer, x: Tensor, axis: int, eps: float) -> tuple[Tensor, T
     return mean, c.emit("reciprocal", root)
 
 
+@onnx_op("BatchNormalization")
+def _batch_normalization(c: Importer, n: OnnxNode) -> Tensor:
+    """With statistics of the training it is x * factor + offset, both per channel (axis 1)."""
+    x = n[0]
+    if n.attrs.get("training_mode", 0) or n.wants(1):
+        raise Fail("training mode is not supported; export the model in eval mode")
+    if not n.attrs.get("spatial", 1):
+        raise Fail("statistics per element are not supported; export with opset 9 or newer")
+    gamma, beta, mean, variance = (c.cast(n[i], x.dtype) for i in range(1, 5))
+    eps = c.scalar(float(n.attrs.get("epsilon", 1e-5)), x)
+    factor = c.emit("div", gamma, c.emit("sqrt", c.emit("add", variance, eps)))
+    offset = c.emit("sub", beta, c.emit("mul", mean, factor))
+
+    def per_channel(t: Tensor) -> Tensor:
+        return c.reshape(t, (*t.shape, *(1 for _ in x.shape[2:])))
+
+    return c.emit("add", c.emit("mul", x, per_channel(factor)), per_channel(offset))
+
+
 @onnx_op("LpNormalization")
 def _lp_normalization(c: Importer, n: OnnxNode) -> Tensor:
     """x / norm along one axis; 0 where the norm is 0."""
