@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,32 @@ def test_scores_are_no_ids(tmp_path: Path) -> None:
     write(tmp_path, {"label": "ids", "a": "tokens", "b": "pooled"})
     with Pipeline.create("sentiment", tmp_path, engine_type="onnxruntime") as pipeline:
         assert pipeline._output == "b"
+
+
+@pytest.mark.parametrize("name", ["modernbert", "deberta-v2"])
+def test_the_default_layer_of_other_encoders(tmp_path: Path, name: str) -> None:
+    """The same from the file and from an artifact, and longer than the configuration says."""
+    pytest.importorskip("transformers", reason="the models need torch: pip install .[zoo]")
+    from tests.zoo.architectures import BY_NAME
+    from tests.zoo.exports import BY_NAME as EXPORTERS
+    from tests.zoo.exports import export
+
+    architecture = BY_NAME[name]
+    options = {**architecture.options, "vocab_size": 160, "max_position_embeddings": 8}
+    architecture = replace(architecture, options=options)
+    export(architecture, EXPORTERS["ts14-eager"], tmp_path / "model.onnx")
+    word_piece(tmp_path / "tokenizer.json")
+    kind = {"model_type": name, "max_position_embeddings": 8, "position_biased_input": False}
+    (tmp_path / "config.json").write_text(json.dumps(kind))
+    artifact = sparsec.compile(tmp_path, buckets=[16], output=tmp_path / "a.sparsec").path
+    found = []
+    for path, engine in ((tmp_path, "onnxruntime"), (artifact, "sparsec")):
+        with Pipeline.create(
+            "embedding", path, engine_type=engine, sequence_length=16, return_numpy=True
+        ) as pipeline:
+            found.append(pipeline("Mary is flying from Nairobi to New York.").embeddings[0])
+    assert found[0].shape[0] > 8
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
 
 
 # ---- odd numbers ---------------------------------------------------------------------------------

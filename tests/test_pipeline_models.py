@@ -427,6 +427,26 @@ def test_default_lengths(model: Path, tmp_path: Path) -> None:
         Pipeline.create("ner")
 
 
+def test_lengths_above_the_configuration(model: Path) -> None:
+    """Where no table of positions ends, the configuration does not say what is too long."""
+    config = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 64}
+    free = [
+        {"model_type": "deberta-v2", "position_biased_input": False},
+        {"model_type": "modernbert"},
+        {"model_type": "t5"},
+        {"model_type": "bert", "position_embedding_type": "alibi"},
+    ]
+    for more in free:
+        given = {**config, **more}
+        with create(model, config=given, engine_type="onnxruntime", sequence_length=96) as pipeline:
+            assert pipeline.max_length == 96
+        with create(model, config=given, engine_type="onnxruntime") as pipeline:
+            assert pipeline.runner.buckets == (16, 128)
+    for more in ({"model_type": "bert"}, {"model_type": "deberta-v2"}):
+        with pytest.raises(InputError, match="96 is too long: the model has positions for 64"):
+            create(model, config={**config, **more}, sequence_length=96)
+
+
 def test_a_hub_cannot_send_machine_code(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

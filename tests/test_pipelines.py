@@ -419,6 +419,39 @@ def test_fill_mask_by_hand(tokenizer: Path) -> None:
         pipeline("Mary " * 40 + "[MASK]")
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_outputs_that_are_no_numbers(tokenizer: Path, bad: float) -> None:
+    """Every task answers without a crash or a numpy warning, and is sure of nothing that is NaN."""
+    every = build(
+        TokenClassificationPipeline, tokenizer, Scripted(lambda ids: [[bad, 0.0, bad]] * len(ids)),
+        {"labels": ["A", "B", "C"]}, aggregation_strategy="average",
+    )  # fmt: skip
+    words = every("Mary lives").predictions[0]
+    assert words and all(math.isnan(r.score) == math.isnan(bad) for r in words)
+
+    def answers(ids: list[int]) -> tuple[list[float], list[float]]:
+        return [bad] * len(ids), [bad] * len(ids)
+
+    runner = Scripted(answers, ("start_logits", "end_logits"))
+    answer = build(QuestionAnsweringPipeline, tokenizer, runner)(question="who", context="Mary is")
+    assert not answer.score > 0 or not math.isnan(bad)
+    runner = Scripted(lambda ids: [[bad] * 9] * len(ids))
+    tokens = build(FillMaskPipeline, tokenizer, runner)("[MASK]").predictions[0]
+    assert len(tokens) == 5
+    assert all(
+        t.score == (pytest.approx(1 / 9) if bad > 0 else pytest.approx(math.nan, nan_ok=True))
+        for t in tokens
+    )
+    runner = Scripted(lambda ids: [0.0, 0.0, bad if IDS["sport"] in ids else 1.0])
+    zero_shot = build(
+        ZeroShotTextClassificationPipeline, tokenizer, runner, entailment_index=2,
+        contradiction_index=0, multi_class=True,
+    )  # fmt: skip
+    found = zero_shot("text", labels=["news", "sport", "good"])
+    assert found.labels.index("sport") == (0 if bad > 0 else 2)
+    assert found.scores[found.labels.index("good")] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
 # ---- options and names ---------------------------------------------------------------------------
 
 
