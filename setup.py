@@ -3,6 +3,7 @@ extension, and writes the man pages.  Everything that is plain metadata is in py
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -69,11 +70,15 @@ class BuildManPages(Command):
     def run(self) -> None:
         from argparse_manpage.manpage import Manpage
 
-        sys.path.insert(0, str(HERE))
-        import sparsec
-
-        # Before it is installed, the package's sub-packages are the folders of the tree.
-        sparsec.__path__.append(str(HERE))
+        # These sources, whatever is installed.
+        spec = importlib.util.spec_from_file_location(
+            "sparsec",
+            HERE / "sparsec" / "__init__.py",
+            submodule_search_locations=[str(HERE / "sparsec"), str(HERE)],
+        )
+        assert spec and spec.loader
+        sparsec = sys.modules["sparsec"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sparsec)
         from sparsec.cli import all_parsers
 
         folder = Path("build", "man")

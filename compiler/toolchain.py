@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,8 +165,12 @@ def find(cc: str | None = None) -> Toolchain:
 
 
 def _zig_command() -> tuple[str, ...] | None:
-    if importlib.util.find_spec("ziglang") is not None:
-        return (sys.executable, "-m", "ziglang", "cc")
+    wheel = importlib.util.find_spec("ziglang")
+    if wheel is not None and wheel.origin is not None:
+        # The program itself: `python -m` would import from the working directory.
+        program = Path(wheel.origin).with_name("zig")
+        if program.is_file():
+            return (str(program), "cc")
     return ("zig", "cc") if shutil.which("zig") else None
 
 

@@ -10,6 +10,9 @@ Importing this is quick: what a name stands for is loaded when it is first used.
 
 from __future__ import annotations
 
+from sparsec import _start  # noqa: F401  it decides where the rest comes from
+
+# isort: split
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import sparsec
 from sparsec.errors import InputError, SparsecError
 from sparsec.serving.server.config import EndpointConfig, ServerConfig, complete, load
 from sparsec.serving.server.cores import split
@@ -153,7 +154,7 @@ class Supervisor:
             ",".join(map(str, slot.cpus)), str(slot.cores), str(int(self._quiet)),
         ]  # fmt: skip
         slot.process = subprocess.Popen(
-            [sys.executable, "-m", "sparsec.serving.server.worker", *arguments],
+            [sys.executable, "-c", _worker_code(), *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             pass_fds=(listener.fileno(), lifeline),
@@ -278,6 +279,20 @@ class Supervisor:
                 signal.signal(number, handler)
             os.close(reader)
             os.close(writer)
+
+
+def _worker_code() -> str:
+    """What a worker runs.  It imports from where this process does, and never from the working
+    directory, which Python would put first."""
+    here = Path.cwd()
+    ours = Path(sparsec.__file__).resolve().parents[1]
+    path = [
+        entry
+        for entry in sys.path
+        if entry and ((found := Path(entry).resolve()) != here or found == ours)
+    ]
+    start = "from sparsec.serving.server.worker import start; start(sys.argv[1:])"
+    return f"import sys; sys.path[:] = {path!r}; {start}"
 
 
 def _names(endpoints: Sequence[EndpointConfig]) -> str:

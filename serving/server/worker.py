@@ -1,7 +1,7 @@
 """One worker process: an event loop with Sanic, a thread that runs the models.
 
-Started by the supervisor as ``python -m sparsec.serving.server.worker FOLDER NUMBER SOCKET PIPE
-CPUS CORES QUIET``.  When the pipe's other end closes, the supervisor is gone and the worker drains.
+The supervisor calls :func:`start` with FOLDER NUMBER SOCKET PIPE CPUS CORES QUIET.  When the pipe's
+other end closes, the supervisor is gone and the worker drains.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -264,8 +264,9 @@ def main(argv: list[str]) -> int:
     return loop.run_until_complete(worker.serve(socket.socket(fileno=int(descriptor))))
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def start(argv: list[str]) -> NoReturn:
+    """Be a worker process."""
+    code = main(argv)
     logging.shutdown()
     # Threads of the default pool may be compiling: nothing waits for them.
     os._exit(code)
