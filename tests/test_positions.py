@@ -187,6 +187,8 @@ def test_an_artifact_with_a_longer_bucket(
         assert np.asarray(got) == pytest.approx(np.asarray(want), abs=1e-5)
         inputs = sparsec.generate_random_inputs(artifact, batch_size=3)
         assert all(x.shape == (3, 18) for x in inputs)
+        with sparsec.Engine(artifact, num_cores=1) as engine:
+            assert engine.run(inputs)[0].shape == (3, 18, 16)
         with pytest.raises(InputError, match=r"19 tokens are too many: .* positions for 18"):
             sparsec.generate_random_inputs(artifact, length=19)
 
