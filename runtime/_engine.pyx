@@ -62,6 +62,7 @@ cdef extern from "sparsec.h" nogil:
         SPARSEC_DIM_BATCH
         SPARSEC_DIM_SEQUENCE
         SPARSEC_OK
+        SPARSEC_BAD_INDEX
     enum:
         SPARSEC_FLOAT32
         SPARSEC_UINT8
@@ -90,6 +91,13 @@ cdef extern from "sparsec.h" nogil:
         int32_t mask_input
     ctypedef struct sparsec_parallel:
         int32_t threads
+    ctypedef struct sparsec_index_error:
+        int64_t index
+        int64_t extent
+        const char *table
+        const char *node
+        int32_t input
+        int64_t position
 
 
 cdef extern from "pool.h" nogil:
@@ -116,6 +124,7 @@ ctypedef size_t (*workspace_function)(int64_t, int32_t) noexcept nogil
 ctypedef int (*run_function)(
     const void **, void **, int64_t, const int32_t *, void *, const sparsec_parallel *
 ) noexcept nogil
+ctypedef int (*bad_index_function)(const void *, sparsec_index_error *) noexcept nogil
 
 cdef enum:
     MAX_RANK = SPARSEC_MAX_RANK
@@ -155,6 +164,7 @@ cdef struct Tensor:
 cdef struct Library:
     int64_t length
     run_function run
+    bad_index_function bad_index
     workspace_function workspace_size
 
 
@@ -351,6 +361,7 @@ cdef class Engine:
             raise ArtifactError(
                 f"{where} has ABI {info.abi_version}, this sparsec reads ABI {SPARSEC_ABI_VERSION}"
             )
+        library.bad_index = <bad_index_function>_symbol(library.handle, b"sparsec_bad_index", name)
         found = (
             info.length, info.n_inputs, info.n_outputs, info.supports_lengths, info.mask_input
         )
@@ -485,7 +496,9 @@ cdef class Engine:
             One array per output, in the order of `output_names`, with the caller's batch and length.
 
         Raises:
-            InputError: the inputs do not fit the model; the message says which and why.
+            InputError: the inputs do not fit the model; the message says which and why.  That an
+                index (a token id, say) is outside its table is noticed, unless it stands where
+                padding is skipped.
             EngineClosedError: the engine was closed.
         """
         return self._run(inputs, skip_padding)
@@ -609,6 +622,30 @@ cdef class Engine:
         )
         return InputError(f"inputs disagree on the extent {what!r}: {shapes}")
 
+    cdef object _outside(self, const sparsec_index_error *bad, int64_t batch, int64_t bucket):
+        """The error for an index outside its table."""
+        cdef Py_ssize_t shape[MAX_RANK]
+        cdef Tensor *spec
+        table = bad.table.decode(errors="replace")
+        node = bad.node.decode(errors="replace")
+        where = f"outside the table {table!r} of {bad.extent}"
+        where += f" (node {node!r})" if node else ""
+        if bad.extent > 0:
+            where += f": valid are {-bad.extent} to {bad.extent - 1}"
+        if bad.input < 0:
+            return InputError(
+                f"the model looks up index {bad.index}, {where}.  It computes the index from its "
+                f"inputs: is a sequence longer than the model allows, or an input not of its kind?"
+            )
+        spec = &self._inputs[bad.input]
+        extents(spec, batch, bucket, shape)
+        place = np.unravel_index(bad.position, _tuple(shape, spec.rank))
+        return InputError(
+            f"input {self._input_names[bad.input]!r} has {bad.index} at "
+            f"[{', '.join([str(int(i)) for i in place])}], {where}.  Do the tokenizer and the "
+            f"model belong together?"
+        )
+
     cdef list _compute(self, Call *call, bint skip):
         cdef Library *library = NULL
         cdef Tensor *spec
@@ -623,6 +660,7 @@ cdef class Engine:
         cdef int i, a, status
         cdef int threads = self._team.threads
         cdef bint padding
+        cdef sparsec_index_error bad
 
         for i in range(self._n_libraries):
             if self._libraries[i].length >= call.length:
@@ -659,7 +697,7 @@ cdef class Engine:
         self._take_block(&block, need)
         try:
             cursor = <char *>block.data + workspace
-            if (padding and self._supports_lengths) or skip:
+            if padding or skip:
                 lengths = <int32_t *>cursor
             cursor += round_up(call.batch * sizeof(int32_t))
             if padding:
@@ -730,8 +768,12 @@ cdef class Engine:
                         extents(spec, call.batch, bucket, whole)
                         copy_corner(call.padded_outputs[i], shape, <const char *>call.outputs[i],
                                     whole, spec.rank, spec.itemsize)
+                if status == SPARSEC_BAD_INDEX:
+                    library.bad_index(block.data, &bad)
         finally:
             self._return_block(&block)
+        if status == SPARSEC_BAD_INDEX:
+            raise self._outside(&bad, call.batch, bucket)
         if status != SPARSEC_OK:
             raise SparsecError(
                 f"{self._artifact.path}: bucket {bucket} refused to run (status {status}) "

@@ -18,7 +18,6 @@ from sparsec.runtime.cpu import CpuInfo, detect
 
 FORMAT = "sparsec-artifact"
 SCHEMA = 1
-ABI = 1
 MANIFEST = "manifest.json"
 
 _MAX_MANIFEST = 64 << 20
@@ -444,9 +443,11 @@ def _versions(document: _Field) -> tuple[int, int]:
     """Schema and ABI, once they are known to be ours."""
     if document["format"].value != FORMAT:
         raise document["format"].fail(f'"{FORMAT}"')
+    from sparsec.runtime._engine import ABI_VERSION  # which imports this module
+
     schema, abi = document["schema"].integer(1), document["abi"].integer(1)
     maker = document["sparsec_version"].text()
-    for what, found, ours in (("schema", schema, SCHEMA), ("ABI", abi, ABI)):
+    for what, found, ours in (("schema", schema, SCHEMA), ("ABI", abi, ABI_VERSION)):
         if found > ours:
             raise ArtifactError(
                 f"{document.file} has {what} {found}, made by sparsec {maker}; this sparsec reads "

@@ -18,6 +18,22 @@ typedef struct {
     const int32_t *pos;   /* [blocks*16] position in its sequence, 0 for padding */
 } sparsec_rows;
 
+/* A place in the model where an index meets a table. */
+typedef struct {
+    const char *table, *node; /* names in the model */
+    int32_t input;            /* input that the indices are, or -1: they are computed */
+    int64_t step;             /* indices of a sequence; 0: they are not ordered by sequences */
+    int64_t token;            /* of these, the indices of a token; 0: they are not ordered by tokens */
+} sparsec_site;
+
+/* The first index that was found outside its table. */
+typedef struct {
+    int32_t lock;
+    int32_t found;             /* 0: there was none */
+    int32_t site;
+    sparsec_index_error error; /* its position is counted from the sequences at hand */
+} sparsec_fault;
+
 typedef struct {
     int64_t batch;                    /* sequences at hand */
     const sparsec_parallel *parallel; /* NULL: serial */
@@ -35,6 +51,9 @@ typedef struct {
     size_t local_size;                /* of it, the bytes of one thread */
     char *const *buf;                 /* buffers by number */
     int32_t ragged;                   /* lengths were given: some rows may be absent */
+    const int32_t *real;              /* [batch] real tokens of each sequence; NULL: all */
+    const sparsec_site *sites;        /* by number, in the order of work */
+    sparsec_fault *fault;
 } sparsec_rt;
 
 /* What a kernel works with for a piece of rows: its thread's memory, and the buffers that hold only
@@ -53,6 +72,38 @@ SPARSEC_INLINE void sparsec_for(const sparsec_rt *rt, sparsec_task task, void *a
     }
     for (int32_t i = 0; i < count; i++)
         task(arg, i, 0);
+}
+
+/* What to read in place of an index that is outside, so that no input can make a kernel read or write
+ * beyond its table; takes the first such index down.  A negative `position` is that of a row of padding,
+ * whose index is nobody's. */
+static __attribute__((cold, noinline, unused)) int64_t sparsec_outside(
+    const sparsec_rt *rt, int32_t number, int64_t index, int64_t extent, int64_t position)
+{
+    const sparsec_site *const site = rt->sites + number;
+    sparsec_fault *const fault = rt->fault;
+    int counts = position >= 0;
+    if (counts && rt->real && site->token)
+        counts = position % site->step / site->token < rt->real[position / site->step];
+    if (counts) {
+        while (__atomic_exchange_n(&fault->lock, 1, __ATOMIC_ACQUIRE))
+            ;
+        if (!fault->found || number < fault->site
+            || (number == fault->site && position < fault->error.position)) {
+            fault->found = 1;
+            fault->site = number;
+            fault->error = (sparsec_index_error){index, extent, site->table, site->node, site->input, position};
+        }
+        __atomic_store_n(&fault->lock, 0, __ATOMIC_RELEASE);
+    }
+    return index < 0 || extent < 1 ? 0 : extent - 1;
+}
+
+/* An index -n <= i < n, counted from the start. */
+SPARSEC_INLINE int64_t sparsec_index(const sparsec_rt *rt, int32_t number, int64_t i, int64_t n, int64_t position)
+{
+    const int64_t at = i < 0 ? i + n : i;
+    return __builtin_expect((uint64_t)at < (uint64_t)n, 1) ? at : sparsec_outside(rt, number, i, n, position);
 }
 
 #endif

@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 /* Changes whenever anything below changes its meaning. */
-#define SPARSEC_ABI_VERSION 1
+#define SPARSEC_ABI_VERSION 2
 
 #define SPARSEC_MAX_RANK 8
 
@@ -79,8 +79,20 @@ struct sparsec_parallel {
 
 enum {
     SPARSEC_OK = 0,
-    SPARSEC_BAD_ARGUMENT = 1 /* a null pointer, batch < 1, or a length outside [0, length] */
+    SPARSEC_BAD_ARGUMENT = 1, /* a null pointer, batch < 1, or a length outside [0, length] */
+    SPARSEC_BAD_INDEX = 2     /* an index outside its table; sparsec_bad_index() says which */
 };
+
+/* An index that is outside the table which the model looks it up in.  Right would have been
+ * -extent <= index < extent: as in ONNX, negative indices count from the end. */
+typedef struct {
+    int64_t index;
+    int64_t extent;    /* of the table, along the axis that is indexed */
+    const char *table; /* name in the model of the tensor that is the table, UTF-8; never NULL */
+    const char *node;  /* name(s) in the model of the node(s) that look it up, UTF-8; may be empty */
+    int32_t input;     /* number of the input that holds the index; -1: the model computed it */
+    int64_t position;  /* which element of that input it is, counted row-major; -1: computed */
+} sparsec_index_error;
 
 const sparsec_info *sparsec_model_info(void);
 
@@ -91,12 +103,21 @@ size_t sparsec_workspace_size(int64_t batch, int32_t threads);
  *   inputs, outputs  one pointer each, dense row-major, in the order and types of sparsec_model_info()
  *   batch            number of sequences, at least 1
  *   lengths          NULL, or for each sequence how many leading tokens are real; the others are not
- *                    computed and their outputs are 0 (ignored unless supports_lengths)
+ *                    computed and their outputs are 0 (unless supports_lengths is 0: then lengths only
+ *                    tell which tokens may hold any indices)
  *   workspace        sparsec_workspace_size(batch, threads) bytes, 64-byte aligned
  *   parallel         NULL: run on the calling thread
- * Returns SPARSEC_OK or an error; outputs are untouched on error. */
+ * Returns SPARSEC_OK or an error.  Outputs are untouched after SPARSEC_BAD_ARGUMENT, and unspecified
+ * after SPARSEC_BAD_INDEX.  Indices of tokens that are padding by `lengths` are never an error. */
 int sparsec_run(const void *const *inputs, void *const *outputs, int64_t batch,
                 const int32_t *lengths, void *workspace, const sparsec_parallel *parallel);
+
+/* Which index was wrong, after sparsec_run returned SPARSEC_BAD_INDEX with this workspace and before the
+ * workspace is used for anything else.  Of several it is one of those that are looked up first.
+ * The strings live as long as the library is loaded.
+ * Returns SPARSEC_OK, or SPARSEC_BAD_ARGUMENT and leaves *error alone: a null pointer, or the last run in
+ * this workspace met no such index. */
+int sparsec_bad_index(const void *workspace, sparsec_index_error *error);
 
 #ifdef __cplusplus
 }

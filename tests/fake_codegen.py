@@ -39,6 +39,11 @@ EXPORT int sparsec_run(const void *const *in, void *const *out, int64_t batch,
     for (int64_t i = 0; i < batch * LENGTH; i++) values[i] = lookup(ids[i]);
     return SPARSEC_OK;
 }
+
+EXPORT int sparsec_bad_index(const void *workspace, sparsec_index_error *error) {
+    (void)workspace, (void)error;
+    return SPARSEC_BAD_ARGUMENT;
+}
 """
 
 HEADER = """\

@@ -61,6 +61,22 @@ static int64_t element(int kind, int is_mask, int64_t i, uint64_t *seed)
     }
 }
 
+/* An index outside its table is an error that says so; padding's own are not. */
+static void refused_index(const void *workspace, void **inputs, int64_t batch, const int32_t *lengths)
+{
+    const sparsec_info *info = sparsec_model_info();
+    sparsec_index_error e;
+    if (sparsec_bad_index(workspace, &e) != SPARSEC_OK || !e.table[0] || !e.node[0]) {
+        CHECK(0, "no description");
+        return;
+    }
+    CHECK(e.index < -e.extent || e.index >= e.extent, "%ld is inside %ld", (long)e.index, (long)e.extent);
+    CHECK(e.input >= 0 && e.input < info->n_inputs && e.input != info->mask_input, "input %d", e.input);
+    CHECK(e.position >= 0 && e.position < count(&info->inputs[e.input], batch), "at %ld", (long)e.position);
+    CHECK(((const int64_t *)inputs[e.input])[e.position] == e.index, "another index at %ld", (long)e.position);
+    CHECK(!lengths || e.position % info->length < lengths[e.position / info->length], "that is padding");
+}
+
 /* One call; outputs start as garbage.  Fills `result` with the first output if it is given. */
 static void run(int64_t batch, int kind, const int32_t *lengths, int threads, float *result)
 {
@@ -86,7 +102,19 @@ static void run(int64_t batch, int kind, const int32_t *lengths, int threads, fl
     memset(workspace, 0xA5, size);
     const int status = sparsec_run((const void *const *)inputs, outputs, batch, lengths, workspace,
                                    threads > 1 ? &parallel : NULL);
-    CHECK(status == SPARSEC_OK, "status %d", status);
+    int64_t real = lengths ? 0 : 1;
+    for (int64_t b = 0; lengths && b < batch; b++)
+        real += lengths[b];
+    /* MIXED has indices that are right. */
+    const int wrong = kind == NEGATIVE || kind == HUGE_IDS || kind == EXTREME;
+    if (wrong ? real > 0 : status == SPARSEC_BAD_INDEX && kind == MIXED) {
+        CHECK(status == SPARSEC_BAD_INDEX, "status %d for ids of kind %d", status, kind);
+        refused_index(workspace, inputs, batch, lengths);
+    } else {
+        sparsec_index_error none;
+        CHECK(status == SPARSEC_OK, "status %d", status);
+        CHECK(sparsec_bad_index(workspace, &none) == SPARSEC_BAD_ARGUMENT, "an error where there is none");
+    }
     const float *hidden = outputs[0];
     const int64_t row = count(&info->outputs[0], 1) / info->length;
     for (int64_t b = 0; b < batch; b++)
@@ -94,7 +122,7 @@ static void run(int64_t batch, int kind, const int32_t *lengths, int threads, fl
             for (int64_t c = 0; c < row; c++) {
                 const float y = hidden[(b * info->length + i) * row + c];
                 if (lengths && i >= lengths[b])
-                    CHECK(y == 0, "padding: %g at %ld, %ld", y, (long)b, (long)i);
+                    CHECK(y == 0 || status, "padding: %g at %ld, %ld", y, (long)b, (long)i);
                 else
                     CHECK(kind == BAD_MASK || isfinite(y), "%g at %ld, %ld", y, (long)b, (long)i);
             }

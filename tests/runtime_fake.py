@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparsec.runtime import _engine
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 Manifest = dict[str, Any]
@@ -73,7 +75,7 @@ def make_artifact(
     *,
     mask: bool = True,
     supports_lengths: bool = True,
-    abi: int = 1,
+    abi: int = _engine.ABI_VERSION,
 ) -> Path:
     """A fake artifact; bucket 0 means no sequence axis (4 tokens)."""
     folder.mkdir(parents=True)
@@ -99,7 +101,7 @@ def make_artifact(
         {
             "format": "sparsec-artifact",
             "schema": 1,
-            "abi": 1,
+            "abi": _engine.ABI_VERSION,
             "sparsec_version": "0.1.0",
             "model": {"name": "fake", "sha256": "0" * 64, "dialect": "fp32"},
             "target": {"name": "generic", "arch": machine(), "features": []},

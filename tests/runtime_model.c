@@ -2,7 +2,8 @@
  *
  * Compiled with -DLENGTH=16 -DABI=1 -DMASK_INPUT=1 -DSUPPORTS_LENGTHS=1; LENGTH 0 makes a model
  * without a sequence axis.  What it computes is in runtime_fake.py.  It fills its whole workspace
- * before it reads the inputs and checks it at the end, so whatever overlaps is noticed.
+ * before it reads the inputs and checks it at the end, so whatever overlaps is noticed.  Ids from a
+ * million on are outside a table, if they are real.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -69,6 +70,7 @@ typedef struct {
     const int32_t *lengths;
     int32_t threads;
     int64_t *totals; /* one for each thread, in the workspace */
+    const int32_t *given; /* lengths, also where they are not supported */
 } job;
 
 static void one_sequence(void *arg, int32_t b, int32_t thread)
@@ -96,9 +98,26 @@ static void one_sequence(void *arg, int32_t b, int32_t thread)
         if (t < real)
             j->totals[thread] += ids[t];
     }
-    seen[0] = j->lengths ? j->lengths[b] : -1;
+    seen[0] = j->given ? j->given[b] : -1;
     seen[1] = LENGTH;
     seen[2] = j->threads;
+}
+
+/* The first wrong id, if there is one, goes to the start of the workspace. */
+static int find_wrong(const int64_t *ids, int64_t batch, const int32_t *lengths, sparsec_index_error *found)
+{
+    for (int64_t i = 0; i < batch * TOKENS; i++)
+        if (ids[i] >= 1000000 && (!lengths || i % TOKENS < lengths[i / TOKENS])) {
+            *found = (sparsec_index_error){ids[i], 1000000, "words", "look up", 0, i};
+            return 1;
+        }
+    return 0;
+}
+
+int sparsec_bad_index(const void *workspace, sparsec_index_error *error)
+{
+    *error = *(const sparsec_index_error *)workspace;
+    return SPARSEC_OK;
 }
 
 int sparsec_run(const void *const *in, void *const *out, int64_t batch, const int32_t *lengths,
@@ -112,7 +131,9 @@ int sparsec_run(const void *const *in, void *const *out, int64_t batch, const in
         || (uintptr_t)in[2] % 4)
         abort();
     memset(workspace, 0xa5, size);
-    job j = {in, out, batch, lengths, parallel ? threads : 0, workspace};
+    if (find_wrong(in[0], batch, lengths, workspace))
+        return SPARSEC_BAD_INDEX;
+    job j = {in, out, batch, SUPPORTS_LENGTHS ? lengths : NULL, parallel ? threads : 0, workspace, lengths};
     memset(j.totals, 0, (size_t)threads * 8);
     if (parallel)
         parallel->run(parallel, one_sequence, &j, (int32_t)batch);

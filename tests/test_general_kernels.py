@@ -71,6 +71,7 @@ static void backwards(const sparsec_parallel *self, sparsec_task task, void *arg
         task(arg, i, i % 2);
 }
 static const sparsec_parallel TWO = {2, backwards};
+static const sparsec_site SITE = {"table", "node", -1, 0, 0};
 """
 
 
@@ -84,11 +85,13 @@ class Case:
     ulps: float = 0
     scale: Callable[[list[np.ndarray], list[np.ndarray]], Any] | None = None
     group: bool = False
+    outside: tuple[int, int, int] | None = None  # index, extent, position
     expected: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        with np.errstate(all="ignore"):
-            self.expected = interpret(self.graph, self.inputs)
+        if self.outside is None:
+            with np.errstate(all="ignore"):
+                self.expected = interpret(self.graph, self.inputs)
 
     def __repr__(self) -> str:
         return f"Case({', '.join(node.op for node in self.graph.nodes)})"
@@ -113,9 +116,14 @@ class Case:
         inputs, outputs = self.interface()
         args = [f"out[{i}]" for i in range(len(outputs))] + [f"in[{i}]" for i in range(len(inputs))]
         return (
-            f"void call{k}(int64_t batch, int parallel, void **out, void **in)\n{{\n"
-            "    const sparsec_rt rt = {.batch = batch, .parallel = parallel ? &TWO : NULL};\n"
-            f"    kernel{k}(&rt, {', '.join(args)});\n}}\n"
+            f"int call{k}(int64_t batch, int parallel, void **out, void **in, int64_t *at)\n{{\n"
+            "    sparsec_fault fault = {0};\n"
+            "    const sparsec_rt rt = {.batch = batch, .parallel = parallel ? &TWO : NULL,\n"
+            "        .threads = 1 + parallel, .sites = &SITE, .fault = &fault};\n"
+            f"    kernel{k}(&rt, {', '.join(args)});\n"
+            "    at[0] = fault.error.index, at[1] = fault.error.extent;\n"
+            "    at[2] = fault.error.position;\n"
+            "    return fault.found;\n}\n"
         )
 
 
@@ -172,7 +180,13 @@ def _child(library: Path, cases: Sequence[Case], pipe: Any) -> None:
                 pointers = [
                     (ctypes.c_void_p * len(g))(*(b.address for b in g)) for g in (outs, ins)
                 ]
-                getattr(lib, f"call{k}")(ctypes.c_int64(case.batch), parallel, *pointers)
+                at = (ctypes.c_int64 * 3)()
+                found = getattr(lib, f"call{k}")(
+                    ctypes.c_int64(case.batch), parallel, *pointers, at
+                )
+                outside = tuple(at) if found else None
+                if outside != case.outside:
+                    pipe.send((k, f"index outside: {outside}, not {case.outside}"))
                 made = dict(zip(outputs, (b.array for b in outs), strict=True))
                 fault = check(case, [made[n] for n in case.graph.outputs])
                 if fault:
@@ -315,7 +329,7 @@ def narrowed(draw: Any, shape: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def one_node(op: str, batch: int, arrays: Sequence[Any], **attrs: Any) -> Case:
     """A case of one node; each array is (array, symbolic shape) or None, or a constant array."""
-    extra = {k: attrs.pop(k) for k in ("ulps", "scale") if k in attrs}
+    extra = {k: attrs.pop(k) for k in ("ulps", "scale", "outside", "expected") if k in attrs}
     edit = Editor(name="case", length=0)
     names, inputs = [], []
     for i, entry in enumerate(arrays):
@@ -688,37 +702,62 @@ def test_indexing(build: Any, cases: list[Case]) -> None:
     build(cases)
 
 
-def test_gather_never_reads_outside(build: Any) -> None:
-    """An index that ONNX forbids is moved to the nearest element."""
+def outside_case(
+    op: str, data: np.ndarray, indices: np.ndarray, expected: np.ndarray, fault: Any, **attrs: Any
+) -> Case:
+    """A case whose indices the reference refuses; `expected` is what nobody may rely on."""
+    arrays = [data, indices]
+    if op == "scatter_nd":
+        arrays.append(np.ones((len(indices), *data.shape[indices.shape[1] :]), np.float32))
+    elif op == "scatter_elements":
+        arrays.append(np.ones(indices.shape, np.float32))
+    return one_node(
+        op, 1, [(a, a.shape) for a in arrays], outside=fault, expected=[expected], **attrs
+    )
+
+
+def test_an_index_outside_is_noticed_and_reads_inside(build: Any) -> None:
+    """It is moved to the nearest element, and what is said of it is what was given."""
     data = np.arange(12, dtype=np.float32).reshape(4, 3)
-    wild = np.array([4, -5, 2**62, -(2**63), 100], np.int64)
-    case = one_node("gather", 1, [(data, (4, 3)), (np.zeros(5, np.int64), (5,))], axis=0)
-    case.inputs[1] = wild
-    case.expected = [data[[3, 0, 3, 0, 3]]]
-    pairs = np.array([[4, 0], [-5, 9], [2**62, -1], [0, 3], [2, 2]], np.int64)
-    tuples = one_node(
-        "gather_nd", 1, [(data, (4, 3)), (np.zeros((5, 2), np.int64), (5, 2))], batch_dims=0
-    )
-    tuples.inputs[1] = pairs
-    tuples.expected = [data[[3, 0, 3, 0, 2], [0, 2, 2, 2, 2]]]
-    elements = one_node(
-        "gather_elements", 1, [(data, (4, 3)), (np.zeros((5, 1), np.int64), (5, 1))], axis=0
-    )
-    elements.inputs[1] = wild.reshape(5, 1)
-    elements.expected = [data[[3, 0, 3, 0, 3], :1]]
-    put = one_node(
-        "scatter_nd",
-        1,
+    wild = np.array([3, 4, -5, 2**62, -(2**63), 100], np.int64)
+    rows = [3, 3, 0, 3, 0, 3]
+    pairs = np.array([[3, -3], [0, 3], [-5, 9], [2**62, -1], [4, 0], [2, 2]], np.int64)
+    put = np.concatenate([np.ones((1, 3)), data[1:3], np.ones((1, 3))]).astype(np.float32)
+    narrow = np.array([[0, -3], [1, -(2**31)]], np.int32)
+    where = np.repeat(wild[:, None], 3, 1)[:4]
+    late = (-(2**31), 3, 3)
+    some = data[[[0], [1]], [[0, 0], [1, 0]]]
+    both = data[[3, 0, 0, 3, 3, 2], [0, 2, 2, 2, 0, 2]]
+    alone = {"reduction": "none"}
+    build(
         [
-            (data, (4, 3)),
-            (np.zeros((5, 1), np.int64), (5, 1)),
-            (np.ones((5, 3), np.float32), (5, 3)),
-        ],
-        reduction="none",
+            outside_case("gather", data, wild, data[rows], (4, 4, 1), axis=0),
+            outside_case("gather", data, narrow, data[:, [[0, 0], [1, 0]]], late, axis=1),
+            outside_case("gather_nd", data, pairs, both, (3, 3, 3), batch_dims=0),
+            outside_case(
+                "gather_elements", data, where, data[rows[:4], [[0], [1], [2]]].T, (4, 4, 3), axis=0
+            ),
+            outside_case("gather_elements", data, narrow, some, late, axis=1),
+            outside_case("scatter_nd", data, wild[:, None], put, (4, 4, 1), **alone),
+            outside_case("scatter_elements", data, where, put, (4, 4, 3), axis=0, **alone),
+        ]
     )
-    put.inputs[1] = wild.reshape(5, 1)
-    put.expected = [np.concatenate([np.ones((1, 3)), data[1:3], np.ones((1, 3))]).astype("f4")]
-    build([case, tuples, elements, put])
+
+
+def test_every_index_is_outside_an_empty_table(build: Any) -> None:
+    empty = np.zeros((0, 3), np.float32)
+    one = np.zeros((1, 1), np.int64)
+    build(
+        [
+            outside_case("gather", empty, one, np.zeros((1, 1, 3), "f4"), (0, 0, 0), axis=0),
+            outside_case("gather_nd", empty, one, np.zeros((1, 3), "f4"), (0, 0, 0), batch_dims=0),
+            outside_case("gather_elements", empty, one, np.zeros((1, 1), "f4"), (0, 0, 0), axis=0),
+            outside_case("scatter_nd", empty, one, empty, (0, 0, 0), reduction="none"),
+            outside_case(
+                "scatter_elements", empty, one, empty, (0, 0, 0), axis=0, reduction="none"
+            ),
+        ]
+    )
 
 
 # ---- reductions ----

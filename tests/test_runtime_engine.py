@@ -84,7 +84,7 @@ def test_without_lengths_the_padding_is_computed(tmp_path: Path, rng: np.random.
             arrays = inputs(rng, batch, 5)
             outputs = engine.run(arrays)
             check(outputs, expected(arrays))
-            assert seen(outputs)[0] == [-1] * batch
+            assert seen(outputs)[0] == [5] * batch  # where indices do not matter
 
 
 def test_padding_without_a_mask_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -103,6 +103,27 @@ def test_a_model_without_sequence_axis(tmp_path: Path, rng: np.random.Generator)
         check(engine.run(arrays), expected(arrays))
         with pytest.raises(InputError, match="axis 1 must be 4"):
             engine.run(inputs(rng, 3, 5))
+
+
+def test_an_index_outside_its_table(folder: Path, rng: np.random.Generator) -> None:
+    """The error has the caller's coordinates, in the whole batch, whatever bucket it ran in."""
+    ids, mask, bias = inputs(rng, 3, 5)
+    mask[:] = 1
+    ids[2, 3] = 1_000_123
+    said = (
+        r"input 'ids' has 1000123 at \[2, 3\], outside the table 'words' of 1000000 "
+        r"\(node 'look up'\): valid are -1000000 to 999999"
+    )
+    with Engine(folder, num_cores=2) as engine:
+        with pytest.raises(InputError, match=said):
+            engine.run([ids, mask, bias])
+        mask[2, 3:] = 0  # padding that is skipped may hold anything
+        real = mask.sum(axis=1)
+        check(engine.run([ids, mask, bias], skip_padding=True), expected([ids, mask, bias], real))
+        with pytest.raises(InputError, match=said):
+            engine.run([ids, mask, bias], skip_padding=False)
+        ids[2, 3] = 1
+        engine.run([ids, mask, bias])
 
 
 def test_skip_padding_reads_the_mask(folder: Path, rng: np.random.Generator) -> None:
@@ -133,7 +154,9 @@ def test_masks_of_every_dtype(tmp_path: Path, dtype: str) -> None:
         #include "sparsec.h"
         static const sparsec_tensor in = {{"mask", {numbers.get(dtype, 11)}, 2, {{-1, -2}}}};
         static const sparsec_tensor out = {{"seen", 6, 1, {{-1}}}};
-        static const sparsec_info info = {{1, 8, "m", "generic", 1, 1, &in, &out, 1, 0}};
+        static const sparsec_info info = {{
+            SPARSEC_ABI_VERSION, 8, "m", "generic", 1, 1, &in, &out, 1, 0
+        }};
         const sparsec_info *sparsec_model_info(void) {{ return &info; }}
         size_t sparsec_workspace_size(int64_t b, int32_t t) {{ return (size_t)(b + t); }}
         int sparsec_run(const void *const *in, void *const *out, int64_t batch,
@@ -144,6 +167,7 @@ def test_masks_of_every_dtype(tmp_path: Path, dtype: str) -> None:
                 ((int32_t *)out[0])[b] = lengths ? lengths[b] : -1;
             return 0;
         }}
+        int sparsec_bad_index(const void *ws, sparsec_index_error *e) {{ return !ws || !e; }}
         """
     )
     path = make_artifact(tmp_path / "m", (8,))
@@ -553,8 +577,8 @@ def test_a_library_that_does_not_fit_its_manifest(copy: Path, change, message: s
 
 
 def test_a_library_of_another_abi(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"bucket_4\.so has ABI 2"):
-        Engine(make_artifact(tmp_path / "m", (4,), abi=2))
+    with pytest.raises(ArtifactError, match=r"bucket_4\.so has ABI 9"):
+        Engine(make_artifact(tmp_path / "m", (4,), abi=9))
 
 
 def test_missing_features_are_found_before_loading(copy: Path) -> None:

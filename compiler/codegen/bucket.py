@@ -18,7 +18,7 @@ from sparsec.compiler.codegen.lane_kernels import (
     environment,
     read_template,
 )
-from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
+from sparsec.compiler.ir import BatchDim, Graph, Node, Shape, element_count
 from sparsec.compiler.lowering import gelu, lanes
 from sparsec.compiler.lowering.batch import separable
 from sparsec.compiler.lowering.general import (
@@ -39,6 +39,9 @@ CHUNK_ROWS = 512
 #: Blocks of rows that a thread takes through a stage at a time: what they leave behind from kernel
 #: to kernel should stay in the second-level cache.
 TALL = 4
+
+#: Row-major ops that look elements up: a table, then indices into it.
+INDEXED = ("gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd")
 
 VECTOR_HEADERS = {16: "vec_avx512.h", 8: "vec_avx2.h", 4: "vec_generic.h"}
 
@@ -134,6 +137,23 @@ def _identifier(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[-60:].strip("_") or "node"
 
 
+def _by_sequences(shape: Shape, length: int) -> tuple[int, int]:
+    """How many elements of a tensor belong to a sequence, and how many of these to a token.
+
+    0 where they do not lie in order of sequences, or of the `length` tokens of a sequence.
+    """
+    if not shape or not isinstance(shape[0], BatchDim):
+        return 0, 0
+    inner = 1
+    for dim in shape[1:]:
+        if isinstance(dim, BatchDim):
+            return 0, 0
+        inner *= dim
+    step = shape[0].coef * inner
+    tokens = next((d for d in (shape[0].coef, *shape[1:]) if d != 1), 1)
+    return step, step // length if length and tokens == length else 0
+
+
 class _Emitter:
     def __init__(
         self,
@@ -159,6 +179,7 @@ class _Emitter:
         self.local_bytes = 0
         self.layers: list[dict[str, Any]] = []
         self.copies: list[tuple[str, int]] = []
+        self.sites: list[dict[str, Any]] = []
         self._find_makers()
 
     # -- what is made where, and in which forms it is needed ------------------------------------
@@ -469,11 +490,48 @@ class _Emitter:
         load = f"((const {CTYPES[number.dtype.name]} *){self._pointer(number.slot)})[0]"
         return f"1.0f / {load}" if number.reciprocal else f"(float){load}"
 
+    def _site(self, node: Node) -> int:
+        """The number in ``rt->sites`` of a place where `node` looks its indices up."""
+        graph = self.graph
+        table, indices = node.inputs[0], graph.values[node.inputs[1]]
+        step, token = _by_sequences(indices.shape, graph.length)
+        origin = self._origin(indices.name)
+        self.sites.append(
+            {
+                "table": table,
+                "node": node.source,
+                "input": graph.inputs.index(origin) if origin in graph.inputs else -1,
+                "step": step,
+                "token": token,
+            }
+        )
+        return len(self.sites) - 1
+
+    def _origin(self, name: str) -> str:
+        """The value whose elements, in the same order, are those of an integer value."""
+        graph = self.graph
+        makers = graph.producers()
+        while name in makers:
+            node = makers[name]
+            whole = node.op == "cast" and np.can_cast(
+                graph.values[node.inputs[0]].dtype, graph.values[name].dtype, "safe"
+            )
+            if node.op != "reshape" and not whole:
+                break
+            name = node.inputs[0]
+        return name
+
     def _lane_call(self, call: _Call, number: int) -> str:
         kernel = call.kernel
         assert kernel is not None
         args = kernel.args
-        limits = ((args.inputs, 24), (args.outputs, 20), (args.vectors, 40), (args.scalars, 64))
+        limits = (
+            (args.inputs, 24),
+            (args.outputs, 20),
+            (args.vectors, 40),
+            (args.scalars, 64),
+            (args.sites, 24),
+        )
         if any(len(have) > most for have, most in limits):
             raise ValueError(f"{call.source}: too many operands for one lane kernel")
         lines = [f"/* {c_comment(call.source)}: {call.title} */"]
@@ -498,6 +556,9 @@ class _Emitter:
         if args.scalars:
             numbers = (self._number(s) for s in args.scalars)
             lines.append(f"        .cs = {{{', '.join(numbers)}}},")
+        if args.sites:
+            sites = (str(self._site(node)) for node in args.sites)
+            lines.append(f"        .site = {{{', '.join(sites)}}},")
         lines.append("    };")
         rows = f"&rt->{call.domain}"
         if attention and kernel.loops:
@@ -586,7 +647,12 @@ static void {name}(const sparsec_rt *rt)
             if stage.kind == "general":
                 (call,) = stage.calls
                 kernels[call.function] = (
-                    general_kernel(call.nodes[0], graph, call.function)
+                    general_kernel(
+                        call.nodes[0],
+                        graph,
+                        call.function,
+                        self._site(call.nodes[0]) if call.family in INDEXED else 0,
+                    )
                     if len(call.nodes) == 1
                     else general_kernel_for_group(call.nodes, graph, call.function)
                 )
@@ -662,6 +728,7 @@ static void {name}(const sparsec_rt *rt)
             tall=TALL,
             buffers=buffers,
             weights=bool(self.pool.data()),
+            sites=self.sites,
             profile=len(rows) if self.profile else 0,
         )
         files = {

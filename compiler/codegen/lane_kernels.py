@@ -165,7 +165,8 @@ class Body:
             index = self.args.input((self.choice.root(node.inputs[1]), "flat"))
             ids_type = CTYPES[ids.dtype.name]
             at = f"((const {ids_type} *)a->in[{index}])[flat]"
-            expression = f"lane_index({at}, {table.shape[0]})"
+            site = f"a->site[{self.args.site(node)}]"
+            expression = f"sparsec_index(rt, {site}, {at}, {table.shape[0]}, place)"
             slot = f"cv[{self.args.vector(table)}]"
             return self._row_load(name, CTYPES[table.dtype.name], slot, expression, dtype)
         if root not in self.lane_made:
@@ -290,10 +291,11 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     group, graph, args = body.group, body.graph, body.args
     anchor = group.nodes[0]
     x = body.choice.root(anchor.inputs[0])
-    args.input((x, "panel_u8" if plan.kind == "i8" else "lane"))
+    in_x = args.input((x, "panel_u8" if plan.kind == "i8" else "lane"))
     dot = "vi_dot4_pairs" if plan.pairs else "vi_dot4" if plan.kind == "i8" else "vf_fma_acc"
     context: dict[str, Any] = {
         "kind": plan.kind,
+        "in_x": in_x,
         "sparse": plan.sparse,
         "dot": dot,
         "sub": 16 // target.lanes,
@@ -418,13 +420,19 @@ def unpack_kernel(name: str, graph: Graph, rows: lanes.Rows) -> LaneKernel:
     """Moves a value from lanes to its row-major buffer."""
     dtype = graph.values[name].dtype
     args = Args()
-    args.input((name, "byte" if dtype in BYTES else "lane"))
-    args.output((name, "flat"))
+    source = args.input((name, "byte" if dtype in BYTES else "lane"))
+    target = args.output((name, "flat"))
     title = f"{rows.channels} channels: rows of {dtype.name} out of lanes"
     function, text = _named(
         f"unpack_{dtype.name}_{rows.channels}",
         "lanes/unpack.c.j2",
-        {"ctype": CTYPES[dtype.name], "channels": rows.channels, "comment": title},
+        {
+            "ctype": CTYPES[dtype.name],
+            "channels": rows.channels,
+            "comment": title,
+            "source": source,
+            "target": target,
+        },
         "",
     )
     return LaneKernel(function, text, args, 0, title)
@@ -460,9 +468,10 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     p_type = prob.values[prob.outputs[0]].dtype
     qk = "i8" if dtypes[0] in BYTES else "f32"
     pv = "i8" if p_type in BYTES else "f32"
-    args.input((q, "panel_u8" if qk == "i8" else "lane"))
-    args.input((k, "panel_s8" if qk == "i8" else "lane"))
-    args.input((v, "byte_s8" if pv == "i8" else "lane"))
+    # One tensor may be several of them.
+    in_q = args.input((q, "panel_u8" if qk == "i8" else "lane"))
+    in_k = args.input((k, "panel_s8" if qk == "i8" else "lane"))
+    in_v = args.input((v, "byte_s8" if pv == "i8" else "lane"))
     zero = [int(attrs[key]) for key in ("q_zp", "k_zp", "v_zp")]
     q_zp = zero[0] + (128 if dtypes[0] == S8 else 0)
     k_zp = zero[1] - (128 if dtypes[1] == U8 else 0)
@@ -470,6 +479,9 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     context: dict[str, Any] = {
         "qk": qk,
         "pv": pv,
+        "in_q": in_q,
+        "in_k": in_k,
+        "in_v": in_v,
         "dim": dim,
         "channels": group.channels,
         "length": graph.tokens,

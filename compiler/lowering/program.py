@@ -128,12 +128,17 @@ class Number:
 
 @dataclass
 class Args:
-    """What a kernel call passes in ``lane_args``: names of buffers, arrays, numbers, in order."""
+    """What a kernel call passes in ``lane_args``: names of buffers, arrays, numbers, in order.
+
+    A buffer stands in it once, however many operands it is: a kernel reads each operand at the
+    place that :meth:`input` returned for it.
+    """
 
     inputs: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     vectors: list[np.ndarray] = field(default_factory=list)
     scalars: list[float | Number] = field(default_factory=list)
+    sites: list[Node] = field(default_factory=list)
 
     def input(self, key: Any) -> int:
         if key not in self.inputs:
@@ -154,6 +159,11 @@ class Args:
             self.input(number.slot)  # it has to live until then
         self.scalars.append(number if isinstance(number, Number) else float(number))
         return len(self.scalars) - 1
+
+    def site(self, node: Node) -> int:
+        """A place where the kernel looks up the indices that `node` is about."""
+        self.sites.append(node)
+        return len(self.sites) - 1
 
 
 def _is_power_of_two(array: np.ndarray | None) -> bool:

@@ -417,11 +417,12 @@ static inline op_vf64 op_set1_vf64(double a) { return a - (op_vf64){0}; }
 
 /* ---- runs of elements ---- */
 
-/* An index with -n <= i < n counted from either end, and anything else moved to the nearest element:
- * ONNX calls it an error, and a kernel that cannot report one must at least never read outside. */
-static inline int64_t op_index(int64_t i, int64_t n)
+/* For loops over many indices -n <= i < n, without a branch: the index counted from the start, moved to
+ * the nearest element where it is outside.  Then the highest bit of *outside is set. */
+static inline int64_t op_index(int64_t i, int64_t n, uint64_t *outside)
 {
     i = i < 0 ? i + n : i;
+    *outside |= (uint64_t)i | ((uint64_t)n - 1 - (uint64_t)i);
     return i < 0 ? 0 : i >= n ? n - 1 : i;
 }
 

@@ -7,12 +7,14 @@
  * Channel counts are rounded up to a multiple of 4 (CP in the kernels).
  */
 
-/* Buffers and constants of one kernel call: inputs, outputs, constant vectors, constant scalars. */
+/* Buffers and constants of one kernel call: inputs, outputs, constant vectors, constant scalars; and the
+ * places where it looks indices up. */
 typedef struct {
     const void *in[24];
     void *out[20];
     const void *cv[40];
     float cs[64];
+    int32_t site[24];
 } lane_args;
 
 /* A copy on the stack that no store of the kernel can alias, so that the compiler may keep what it
@@ -41,12 +43,3 @@ LANE_ROWS(float, )
 LANE_ROWS(uint8_t, )
 LANE_ROWS(int8_t, )
 LANE_ROWS(int32_t, )
-
-/* An index into a table of n rows: negative ones count from the end; out of range is clamped, so
- * that no input can make the kernel read outside the table. */
-SPARSEC_INLINE int64_t lane_index(int64_t i, int64_t n)
-{
-    if (i < 0)
-        i += n;
-    return i < 0 ? 0 : i >= n ? n - 1 : i;
-}

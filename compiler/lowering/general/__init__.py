@@ -55,20 +55,21 @@ EMITTERS: dict[str, Callable[[Call], str]] = {
 }
 
 
-def general_kernel(node: Node, graph: Graph, function: str) -> str:
+def general_kernel(node: Node, graph: Graph, function: str, site: int = 0) -> str:
     """C text of a static function that computes one node.
 
     Args:
         node: any node of `graph`.
         graph: has the types of the node's values.
         function: name of the C function; names derived from it are used too.
+        site: number in ``rt->sites`` of the place where it looks indices up, if it does.
 
     Raises:
         ValueError: there is no general kernel for it; :func:`supported` says so beforehand.
     """
     if node.op not in EMITTERS:
         raise NotGeneral(f"there is no general kernel for {node.op}")
-    return EMITTERS[node.op](Call.of(node, graph, function))
+    return EMITTERS[node.op](Call.of(node, graph, function, site))
 
 
 def supported(node: Node, graph: Graph) -> str | None:

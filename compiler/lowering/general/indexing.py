@@ -1,4 +1,7 @@
-"""Nodes whose indices are data; an index outside of its axis is moved to the nearest element."""
+"""Nodes whose indices are data.
+
+An index outside of its axis is moved to the nearest element, and `rt->fault` says so.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from sparsec.compiler.lowering.general.extents import (
     product,
     strides,
 )
+from sparsec.compiler.lowering.general.layout import outside
 from sparsec.compiler.lowering.general.render import Call, c_type, suffix
 
 
@@ -20,6 +24,8 @@ def emit_gather_elements(call: Call) -> str:
     x, indices = call.inputs
     axis = int(call.node.attrs["axis"])
     dims = extents(indices.shape)
+    if x.shape[axis] == 0:
+        return outside(call)
     steps, step = _without_axis(strides(extents(x.shape)), axis)
     last = steps.pop() == ZERO  # the axis itself, or an extent of 1
     c_type(indices.dtype)
@@ -46,6 +52,8 @@ def emit_gather_nd(call: Call) -> str:
     x, indices = call.inputs
     shared, depth = int(call.node.attrs["batch_dims"]), int(str(indices.shape[-1]))
     dims, rows = extents(x.shape), extents(indices.shape)[:-1]
+    if ZERO in dims[shared : shared + depth]:
+        return outside(call, depth, dims[shared:].index(ZERO))
     inner = product(dims[shared + depth :])
     return call.render(
         "gather_nd",
@@ -70,6 +78,8 @@ def emit_scatter_nd(call: Call) -> str:
     x, indices, _ = call.inputs
     depth = int(str(indices.shape[-1]))
     dims = extents(x.shape)
+    if ZERO in dims[:depth]:
+        return outside(call, depth, dims.index(ZERO))
     count, inner = product(extents(indices.shape)[:-1]), product(dims[depth:])
     return call.render(
         "scatter_nd",
@@ -88,6 +98,8 @@ def emit_scatter_elements(call: Call) -> str:
     """A copy, then one element after another."""
     x, indices, _ = call.inputs
     axis = int(call.node.attrs["axis"])
+    if x.shape[axis] == 0:
+        return outside(call)
     steps, step = _without_axis(strides(extents(x.shape)), axis)
     dims = extents(indices.shape)
     return call.render(

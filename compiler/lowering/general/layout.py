@@ -119,12 +119,14 @@ def _joined(call: Call, parts: Sequence[Sequence[Extent]], template: str) -> str
 
 
 def emit_gather(call: Call) -> str:
-    """Runs picked by index; an index outside the axis is moved to its nearest end."""
+    """Runs picked by index."""
     data, indices = call.inputs
     axis = int(call.node.attrs["axis"])
     dims = extents(data.shape)
     count = product(extents(indices.shape))
     outer, inner = product(dims[:axis]), product(dims[axis + 1 :])
+    if dims[axis] == ZERO:
+        return outside(call)
     c_type(indices.dtype)
     lines = inner == ONE and outer != ONE  # single elements: a row is all picks of one line
     return call.render(
@@ -137,5 +139,24 @@ def emit_gather(call: Call) -> str:
         run=count if lines else inner,
         lines=lines,
         single=inner == ONE,
-        empty=dims[axis] == ZERO,
+    )
+
+
+def outside(call: Call, depth: int = 1, which: int = 0) -> str:
+    """Indices into a table that is empty: all of them are outside, and the result is zeros.
+
+    Args:
+        call: of a node whose second input is the indices.
+        depth: how many indices name a place.
+        which: the one of these whose axis is empty.
+    """
+    c_type(call.inputs[1].dtype)
+    places = extents(call.inputs[1].shape)
+    return call.render(
+        "outside",
+        rows=product(places if depth == 1 else places[:-1]),
+        work=ONE,
+        depth=depth,
+        which=which,
+        size=product(extents(call.outputs[0].shape)),
     )

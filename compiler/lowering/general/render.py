@@ -73,6 +73,7 @@ class Call:
         graph: the graph that they are in.
         inputs: types of the C parameters ``x0, x1, ...``.
         outputs: types of the C parameters ``y0, y1, ...``.
+        site: number in ``rt->sites`` of the place where it looks indices up, if it does.
     """
 
     function: str
@@ -80,13 +81,14 @@ class Call:
     graph: Graph
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    site: int = 0
 
     @staticmethod
-    def of(node: Node, graph: Graph, function: str) -> Call:
+    def of(node: Node, graph: Graph, function: str, site: int = 0) -> Call:
         """The call of a single node: its outputs, then its inputs that are present."""
         inputs = tuple(graph.values[n] for n in node.inputs if n)
         outputs = tuple(graph.values[n] for n in node.outputs)
-        return Call(function, (node,), graph, inputs, outputs)
+        return Call(function, (node,), graph, inputs, outputs, site)
 
     @property
     def node(self) -> Node:
@@ -103,9 +105,8 @@ class Call:
             work: element steps of all rows together; decides whether threads share them.
             context: what the template itself asks for.
         """
-        if any(dim == 0 for value in self.outputs for dim in value.shape) and all(
-            0 in value.shape for value in self.outputs
-        ):
+        # Each output without elements: nothing to do, but to see that an index is outside.
+        if template != "outside" and all(0 in value.shape for value in self.outputs):
             template = "nothing"
         inputs = [(c_type(v.dtype), f"x{i}") for i, v in enumerate(self.inputs)]
         outputs = [(c_type(v.dtype), f"y{i}") for i, v in enumerate(self.outputs)]
@@ -119,6 +120,7 @@ class Call:
                 outputs=outputs,
                 rows=rows,
                 work=work,
+                site=self.site,
                 parallel=work.power > 0 or work.coef >= PARALLEL_STEPS,
                 **context,
             )
