@@ -361,7 +361,7 @@ cdef class Engine:
             raise ArtifactError(
                 f"{where} has ABI {info.abi_version}, this sparsec reads ABI {SPARSEC_ABI_VERSION}"
             )
-        library.bad_index = <bad_index_function>_symbol(library.handle, b"sparsec_bad_index", name)
+        library.bad_index = <bad_index_function>_symbol(handle, b"sparsec_bad_index", where)
         found = (
             info.length, info.n_inputs, info.n_outputs, info.supports_lengths, info.mask_input
         )
