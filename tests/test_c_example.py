@@ -55,6 +55,17 @@ def test_prints_what_engine_computes(program: Path, artifact: Path) -> None:
     np.testing.assert_allclose(printed, hidden.reshape(-1)[: len(printed)], rtol=0, atol=5.1e-6)
 
 
+def test_says_which_id_is_outside(program: Path, tmp_path: Path) -> None:
+    config = EncoderConfig(layers=1, hidden=32, heads=2, intermediate=64, vocab=2025)
+    model = write_random(tmp_path / "model.onnx", config, "fp32", Export(), seed=1, sparsity=0.5)
+    library = sparsec.compile(model.path, buckets=[16]).path / "bucket_16.so"
+    done = subprocess.run([str(program), str(library)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r'input 0 has 2025 at element 3, outside the table "\S*word\S*" of 2025\n', done.stderr
+    )
+
+
 def test_says_what_is_wrong(program: Path, tmp_path: Path) -> None:
     for arguments in ([], [str(tmp_path / "missing.so")]):
         done = subprocess.run([str(program), *arguments], capture_output=True, text=True)

@@ -24,6 +24,7 @@ int main(int argc, char **argv) {
     const sparsec_info *(*model_info)(void) = (const sparsec_info *(*)(void))dlsym(lib, "sparsec_model_info");
     size_t (*workspace_size)(int64_t, int32_t) = (size_t (*)(int64_t, int32_t))dlsym(lib, "sparsec_workspace_size");
     __typeof__(&sparsec_run) run = (__typeof__(&sparsec_run))dlsym(lib, "sparsec_run");
+    __typeof__(&sparsec_bad_index) bad_index = (__typeof__(&sparsec_bad_index))dlsym(lib, "sparsec_bad_index");
     const sparsec_info *info = model_info();
     if (info->abi_version != SPARSEC_ABI_VERSION) return fprintf(stderr, "another ABI\n"), 1;
 
@@ -38,7 +39,12 @@ int main(int argc, char **argv) {
     for (int i = 0; i < info->n_outputs; i++)
         outputs[i] = calloc(count(&info->outputs[i], info), 8);
     size_t bytes = (workspace_size(1, 1) + 63) / 64 * 64;
-    int status = run(inputs, outputs, 1, NULL, aligned_alloc(64, bytes ? bytes : 64), NULL);
+    void *workspace = aligned_alloc(64, bytes ? bytes : 64);
+    sparsec_index_error bad;
+    int status = run(inputs, outputs, 1, NULL, workspace, NULL);
+    if (status == SPARSEC_BAD_INDEX && bad_index(workspace, &bad) == SPARSEC_OK)
+        return fprintf(stderr, "input %d has %lld at element %lld, outside the table \"%s\" of %lld\n", bad.input,
+                       (long long)bad.index, (long long)bad.position, bad.table, (long long)bad.extent), 1;
     if (status != SPARSEC_OK) return fprintf(stderr, "sparsec_run: error %d\n", status), 1;
 
     printf("%s on %s, %u tokens, %s:", info->model, info->target, info->length, info->outputs[0].name);
