@@ -23,12 +23,16 @@ _TYPES = [
 ]
 
 
+_NAMES = ["", "\0", "é日本", 'a"b\\', "??/", "*/ x /*", "a\nb", "%s", "a/b", "x" * 5000]
+_PLACES = ["", ".", "..", "../x", "/dev/zero", "mutant.onnx", "a\0b", "C:\\x", "sub/../../x", "é"]
+
+
 def mutate(model: onnx.ModelProto, rng: np.random.Generator) -> str:
     """Change one thing in place; says what."""
     changes = [
         *(_drop_node, _swap_inputs, _redirect, _change_op, _change_attribute, _drop_attribute),
         *(_change_constant, _change_shape, _change_type, _change_input, _drop_input, _change_opset),
-        *(_duplicate, _drop_constant, _rename_output),
+        *(_duplicate, _drop_constant, _rename_output, _say_less, _tap, _odd_name, _move_data),
     ]
     return changes[int(rng.integers(len(changes)))](model.graph, model, rng)
 
@@ -205,3 +209,54 @@ def _rename_output(graph: onnx.GraphProto, model: onnx.ModelProto, rng: np.rando
     values = _values(graph)
     graph.output[0].name = values[int(rng.integers(len(values)))]
     return f"the output is {graph.output[0].name}"
+
+
+def _say_less(graph: onnx.GraphProto, model: onnx.ModelProto, rng: np.random.Generator) -> str:
+    """An input or output whose type, element type or shape the file does not say."""
+    values = [*graph.input, *graph.output]
+    value = values[int(rng.integers(len(values)))]
+    how = int(rng.integers(3))
+    if how == 0:
+        value.ClearField("type")
+    elif how == 1:
+        value.type.tensor_type.ClearField("elem_type")
+    else:
+        value.type.tensor_type.ClearField("shape")
+    return f"{value.name} says less ({how})"
+
+
+def _tap(graph: onnx.GraphProto, model: onnx.ModelProto, rng: np.random.Generator) -> str:
+    values = _values(graph)
+    name = values[int(rng.integers(len(values)))]
+    graph.output.append(onnx.ValueInfoProto(name=name))
+    return f"{name!r} is an output too"
+
+
+def _odd_name(graph: onnx.GraphProto, model: onnx.ModelProto, rng: np.random.Generator) -> str:
+    """A value has another name, wherever it is read; or a node has."""
+    new = _NAMES[int(rng.integers(len(_NAMES)))]
+    if rng.integers(3) == 0:
+        _node(graph, rng).name = new
+        return f"a node is called {new[:20]!r}"
+    values = [v.name for v in (*graph.input, *graph.output)] + _values(graph)
+    old = values[int(rng.integers(len(values)))]
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == old:
+                    names[i] = new
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        if value.name == old:
+            value.name = new
+    return f"{old!r} is called {new[:20]!r}"
+
+
+def _move_data(graph: onnx.GraphProto, model: onnx.ModelProto, rng: np.random.Generator) -> str:
+    """A constant is said to be in another file."""
+    tensor = _constant(graph, rng)
+    place = _PLACES[int(rng.integers(len(_PLACES)))]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=place)
+    if rng.integers(2):
+        tensor.ClearField("raw_data")
+    return f"{tensor.name} is in {place!r}"
