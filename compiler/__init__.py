@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsec.arguments import whole, wholes
 from sparsec.errors import InputError
 from sparsec.paths import user_path
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sparsec.compiler.lowering.tiling import Tilings
     from sparsec.runtime import Artifact
 
-__all__ = ["compile", "import_buckets"]
+__all__ = ["abandon", "compile", "import_buckets"]
 
 Progress = Callable[[str], None]
 
@@ -78,10 +79,8 @@ def compile(
     from sparsec.runtime import Artifact, cpu
 
     tell = progress or (lambda _: None)
-    if batch_size < 1:
-        raise InputError(f"the batch size must be at least 1, not {batch_size}")
-    if jobs is not None and jobs < 1:
-        raise InputError(f"jobs must be at least 1, not {jobs}")
+    batch_size = whole("the batch size", batch_size, 1)
+    jobs = None if jobs is None else whole("jobs", jobs, 1)
     if tune and tuning is not None:
         raise InputError("give --tune to measure or --tuning to repeat, not both")
     tilings = _recorded(user_path(tuning)) if tuning is not None else None
@@ -154,6 +153,17 @@ def compile(
         artifact.seal(folder, manifest)
         artifact.publish(folder, destination, force)
     return Artifact.load(destination)
+
+
+def abandon() -> None:
+    """Stop the compilers of this process and remove what is unfinished.
+
+    For an exit that does not wait for threads which compile; those fail.
+    """
+    from sparsec.compiler import artifact, toolchain
+
+    toolchain.stop_all()
+    artifact.remove_unfinished()
 
 
 def import_buckets(
@@ -231,7 +241,7 @@ class _Dump:
 
 def _check_buckets(buckets: Sequence[int], signature: Signature) -> list[int]:
     """The buckets in ascending order; [0] for a model without a sequence axis."""
-    lengths = [int(length) for length in buckets]
+    lengths = wholes("buckets", buckets)
     if not lengths and signature.fixed_length is not None:
         return [signature.fixed_length]
     if not signature.has_sequence:

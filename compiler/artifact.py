@@ -40,13 +40,15 @@ def check_output(output: Path, force: bool) -> None:
 
     Raises:
         ArtifactError: the output exists and `force` is not given, or it is something else than an
-            artifact, or its folder is missing or not writable.
+            artifact, or it cannot be written there.
     """
-    parent = output.absolute().parent
+    parent = next(p for p in output.absolute().parents if p.is_symlink() or p.exists())
     if not parent.is_dir():
         raise ArtifactError(f"cannot write {output}: {parent} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ArtifactError(f"cannot write {output}: no permission to write in {parent}")
+        raise ArtifactError(
+            f"cannot write {output}: {parent} cannot be written; choose another --output"
+        )
     if output.is_symlink() or output.exists():
         # A forced write removes what was there, so it must be one of ours.
         if output.is_symlink() or not (output / MANIFEST).is_file():
@@ -57,18 +59,37 @@ def check_output(output: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """A private folder on the output's file system, removed at the end whatever happens.
+    """A private folder beside the output, removed at the end whatever happens.
+
+    Folders that lead to the output are made, and removed if nothing has come into them.
 
     Raises:
         ArtifactError: the disk is full, or another failure to write.
     """
-    with writing(output):
-        parent = output.absolute().parent
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=parent))
+    parent = output.absolute().parent
+    made = [path for path in (parent, *parent.parents) if not path.exists()]
+    folder = None
     try:
         with writing(output):
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=parent))
+            _unfinished.add(folder)
             yield folder
     finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _unfinished.discard(folder)
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+_unfinished: set[Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Remove the folders that are being written, for an exit that does not wait for threads."""
+    for folder in list(_unfinished):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -135,11 +135,13 @@ def compile_tree(
     workers = jobs or usable_cores()[1]
     runner = Runner(tree.folder, kept)
     with ThreadPoolExecutor(max_workers=max(1, min(workers, len(units)))) as pool:
-        waiting = {
-            pool.submit(runner.run, toolchain.compile_command(unit, _object(unit), target)): unit
-            for unit in units
-        }
         try:
+            waiting = {
+                pool.submit(
+                    runner.run, toolchain.compile_command(unit, _object(unit), target)
+                ): unit
+                for unit in units
+            }
             for done, future in enumerate(as_completed(waiting), start=1):
                 future.result()
                 tell(f"compiled {waiting[future]} ({done} of {len(units)})")

@@ -6,6 +6,7 @@ relative to the C tree only, so that nothing in what they write depends on where
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +222,7 @@ class Runner:
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
         self._lock = threading.Lock()
+        _runners.add(self)
 
     def run(self, command: Sequence[str]) -> None:
         """Run a compiler or linker command to its end.
@@ -248,9 +251,15 @@ class Runner:
             except OSError as error:
                 raise ToolchainError(f"cannot start {command[0]}: {error.strerror}") from error
             self._running.add(process)
-        out, err = process.communicate()
-        with self._lock:
-            self._running.discard(process)
+        try:
+            out, err = process.communicate()
+        except BaseException:  # Ctrl-C: in a session of its own, the compiler does not notice it
+            _kill(process)
+            process.communicate()
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(process)
         if process.returncode:
             said = (err or out).strip().splitlines()
             where = f"the C is in {self.kept}" if self.kept else "see the C with --emit-c DIR"
@@ -262,5 +271,20 @@ class Runner:
         with self._lock:
             self._stopped = True
             for process in self._running:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill(process)
+
+
+def stop_all() -> None:
+    """Stop every Runner of this process, for an exit that does not wait for its threads."""
+    for runner in list(_runners):
+        runner.stop()
+
+
+_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a command, and what it has started, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

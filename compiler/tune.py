@@ -8,7 +8,6 @@ and chunks) is chosen once for all buckets, because they share them; the height 
 from __future__ import annotations
 
 import ctypes
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsec import scratch
 from sparsec.compiler import build
 from sparsec.compiler.codegen import emit_buckets
 from sparsec.compiler.frontend import Signature, TensorSpec
@@ -93,10 +93,10 @@ def measure(
     tell = progress or (lambda _: None)
     count = len(candidates(1, target.lanes))
     measured: dict[tuple[LayerClass, Tiling], dict[int, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="sparsec-tune-") as folder:
+    with scratch.temporary("sparsec-tune-") as folder:
 
         def make(index: int) -> _Candidate:
-            return _compile(Path(folder) / str(index), layers, index, target, compiler)
+            return _compile(folder / str(index), layers, index, target, compiler)
 
         with ThreadPoolExecutor(max_workers=jobs or usable_cores()[1]) as pool:
             tell(f"compiling {count} tilings of {len(layers)} kinds of layers")

@@ -7,12 +7,12 @@ around the copies and the run itself.
 
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 
-from sparsec.arguments import whole
+from sparsec.arguments import anchored, whole, wholes
 from sparsec.errors import ArtifactError, EngineClosedError, InputError, SparsecError
+from sparsec.paths import user_path
 from sparsec.runtime._loader import load
 from sparsec.runtime.artifact import Artifact, parse_manifest, read_manifest
 from sparsec.runtime.cpu import detect
@@ -255,7 +255,7 @@ cdef class Engine:
     """A loaded artifact that runs on numpy arrays.
 
     Safe to call from many threads at once; the GIL is released while the model runs.  Usable after
-    a fork.  A context manager.
+    a fork; pickled by its path, for processes that are spawned.  A context manager.
 
     Args:
         path: the artifact's folder, or an :class:`~sparsec.runtime.artifact.Artifact`.
@@ -271,7 +271,7 @@ cdef class Engine:
     """
 
     cdef object __weakref__
-    cdef object _artifact, _loaded
+    cdef object _artifact, _loaded, _path, _num_cores
     cdef tuple _input_names, _output_names, _buckets
     cdef list _input_dtypes, _output_dtypes
     cdef int _n_inputs, _n_outputs, _n_libraries
@@ -297,6 +297,7 @@ cdef class Engine:
         cdef int cores = self._core_count(num_cores, cpu.cores)
         cdef int64_t spin_ns = _spin_ns()
         artifact, lengths, loaded = _open(path, cpu, buckets)
+        self._path, self._num_cores = anchored(artifact.path), num_cores
         manifest = artifact.manifest
 
         self._artifact = artifact
@@ -423,6 +424,12 @@ cdef class Engine:
     def closed(self):
         """Whether :meth:`close` was called."""
         return self._closed
+
+    def __reduce__(self):
+        """Pickled as its path and options: whoever reads it opens what is there then."""
+        self._check_open()
+        options = {"skip_padding": bool(self._skip_padding), "buckets": list(self._buckets)}
+        return open_again, (type(self), self._path, self._num_cores, options)
 
     def library_handle(self, length):
         """What dlopen gave for a bucket's library, for ctypes; good until the engine is closed."""
@@ -899,10 +906,15 @@ def _converted(str name, array, dtype):
     )
 
 
+def open_again(kind, path, num_cores, options):
+    """An Engine of a class, as it was pickled."""
+    return kind(path, num_cores, **options)
+
+
 def _open(path, cpu, buckets):
     """(the artifact, lengths to load, their libraries); what is replaced meanwhile is read again."""
     known = path if isinstance(path, Artifact) else None
-    folder = known.path if known is not None else Path(path)
+    folder = known.path if known is not None else user_path(path)
     while True:
         before = read_manifest(folder)
         try:
@@ -926,7 +938,7 @@ def _chosen_buckets(artifact, buckets):
     """The lengths to load, ascending."""
     if buckets is None:
         return artifact.buckets
-    chosen = tuple(sorted({whole("a bucket", length) for length in buckets}))
+    chosen = tuple(sorted(set(wholes("buckets", buckets))))
     unknown = [length for length in chosen if length not in artifact.buckets]
     if unknown or not chosen:
         raise InputError(

@@ -80,8 +80,10 @@ class KernelInfo:
         detail: one line for people.
         shape: input x output channels, heads x channels of a head, or channels; may be empty.
         sparsity: share of a weight matrix's 1x4 blocks (8-bit) or weights (float) that is zero.
+        rows: of a sample; the kernel takes them in blocks of 16 of the whole batch.
         work_block, work_key: multiply-adds of 16 lanes that the non-zero weights need for each
             block of 16 rows, and attention for 16 queries and one key.
+        work_sample: multiply-adds of 16 lanes of a row-major kernel for each sample.
     """
 
     name: str
@@ -90,8 +92,10 @@ class KernelInfo:
     detail: str
     shape: str
     sparsity: float
+    rows: int
     work_block: int
     work_key: int
+    work_sample: int
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,14 @@ class Manifest:
     buckets: tuple[BucketInfo, ...]
     layers: tuple[LayerInfo, ...]
     files: Mapping[str, FileInfo]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A read-only view of a dict cannot be pickled.
+        return _manifest, ({**vars(self), "files": dict(self.files)},)
+
+
+def _manifest(fields: dict[str, Any]) -> Manifest:
+    return Manifest(**{**fields, "files": MappingProxyType(fields["files"])})
 
 
 @dataclass(frozen=True)
@@ -416,8 +428,10 @@ def _bucket(field: _Field) -> BucketInfo:
             detail=k["detail"].text(),
             shape=k["shape"].text(),
             sparsity=k["sparsity"].share(),
+            rows=k["rows"].integer(0),
             work_block=k["work_block"].integer(0),
             work_key=k["work_key"].integer(0),
+            work_sample=k["work_sample"].integer(0),
         )
 
     return BucketInfo(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,11 +23,6 @@ _TOKENIZERS = ("tokenizer.json", "vocab.txt")
 # usual name.  No artifacts: they are machine code, and a repository may be anybody's.
 _COMPANIONS = ["*.json", "*.txt"]
 _USUAL = [*(f"{place}*" for place in PLACES), "*model.data"]
-
-
-def say(line: str) -> None:
-    """A line of progress on standard error."""
-    print(f"sparsec: {line}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,60 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import platformdirs
 
 import sparsec
+from sparsec.arguments import whole, wholes
 from sparsec.errors import ArtifactError, InputError
 from sparsec.paths import user_path
 
 
 def folder() -> Path:
-    """Where compiled models are kept: ``$XDG_CACHE_HOME/sparsec`` or ``~/.cache/sparsec``."""
-    return Path(platformdirs.user_cache_dir("sparsec", appauthor=False))
+    """Where compiled models are kept: ``$XDG_CACHE_HOME/sparsec`` or ``~/.cache/sparsec``.
+
+    For a user without a home that can be written, as in containers, a folder of that user's own
+    among the temporary ones.
+
+    Raises:
+        ArtifactError: there is no such place, or somebody else has made it.
+    """
+    if os.environ.get("XDG_CACHE_HOME", "").strip():
+        return Path(platformdirs.user_cache_dir("sparsec", appauthor=False))
+    try:
+        home = Path.home()  # RuntimeError: no HOME, and a user id that nobody has a name for
+        usual = Path(platformdirs.user_cache_dir("sparsec", appauthor=False))
+        there = next(path for path in (usual, *usual.parents) if path.exists())
+        if home.is_absolute() and os.access(there, os.W_OK | os.X_OK):
+            return usual
+    except RuntimeError:
+        pass
+    return _temporary_cache()
+
+
+def _temporary_cache() -> Path:
+    path = Path(tempfile.gettempdir(), f"sparsec-cache-{os.getuid()}")
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        made = path.lstat()
+    except OSError as error:
+        raise _no_cache(path, error.strerror or str(error)) from error
+    # Code is loaded from there: it must not be a trap that somebody else has set.
+    if not stat.S_ISDIR(made.st_mode) or made.st_uid != os.getuid() or made.st_mode & 0o022:
+        raise _no_cache(path, "it belongs to somebody else")
+    return path
+
+
+def _no_cache(path: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"cannot write the cache folder {path}: {reason}; set XDG_CACHE_HOME, or compile the model "
+        f"yourself with `sparsec compile`"
+    )
 
 
 def compiled(
@@ -42,12 +83,14 @@ def compiled(
     from sparsec.compiler import targets, toolchain
     from sparsec.runtime import Artifact, cpu
 
+    lengths = wholes("buckets", buckets)
+    batch_size = whole("batch_size", batch_size, 1)
     isa = targets.choose(target, cpu.detect())
     compiler = toolchain.find(cc)
     parts = {
         "sparsec": sparsec.__version__,
         "model": _content(model),
-        "buckets": sorted(buckets),
+        "buckets": sorted(lengths),
         "batch_size": batch_size,
         "target": isa.name,
         "compiler": [compiler.kind, compiler.version, *compiler.flags(isa)],
@@ -63,7 +106,7 @@ def compiled(
                 return entry
         sparsec.compile(
             model,
-            buckets=buckets,
+            buckets=lengths,
             output=entry,
             batch_size=batch_size,
             target=isa.name,
@@ -94,6 +137,8 @@ def cut(model: str | Path, layer: int | str) -> Path:
     from sparsec.compiler.frontend import load_model
 
     loaded = load_model(model)
+    if not isinstance(layer, str):
+        layer = whole("the layer", layer)
     if isinstance(layer, str):
         tensor = cutting.tensor_of(loaded, layer)
     else:
@@ -137,10 +182,7 @@ def _locked(root: Path, lock: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         stream = lock.open("w")
     except OSError as error:
-        raise ArtifactError(
-            f"cannot write the cache folder {root}: {error.strerror}; set XDG_CACHE_HOME, or "
-            f"compile the model yourself with `sparsec compile`"
-        ) from error
+        raise _no_cache(root, error.strerror or str(error)) from error
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

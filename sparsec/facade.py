@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sparsec import cache, runtime
+from sparsec.arguments import anchored, whole
 from sparsec.errors import InputError
 from sparsec.paths import around, user_path
 from sparsec.positions import read_positions
@@ -59,16 +60,28 @@ class Engine(runtime.Engine):
                     f"{', '.join(wrong)} cannot be changed: {model} is compiled already"
                 )
             super().__init__(model, num_cores, skip_padding=skip_padding, buckets=buckets)
+            self._source = None
             return
         entry = cache.compiled(
             os.fspath(model),
             buckets=_default_buckets(os.fspath(model)) if buckets is None else buckets,
-            batch_size=batch_size or 1,
+            batch_size=1 if batch_size is None else batch_size,
             target=target or "auto",
             cc=cc,
             progress=progress,
         )
         super().__init__(entry, num_cores, skip_padding=skip_padding)
+        options: dict[str, Any] = {
+            "skip_padding": skip_padding,
+            "buckets": None if buckets is None else self.buckets,
+        }
+        options |= {"batch_size": batch_size, "target": target, "cc": cc}
+        self._source = type(self), anchored(model), num_cores, options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the path of its model and options; a model is compiled again where needed."""
+        opened = super().__reduce__()
+        return opened if self._source is None else (opened[0], self._source)
 
 
 def _default_buckets(model: str | Path) -> tuple[int, ...]:
@@ -117,9 +130,12 @@ def generate_random_inputs(
         seed: equal seeds give equal arrays.
 
     Raises:
-        InputError: the model has no positions for that many tokens.  Besides, what reading the
-            model raises.
+        InputError: a number is wrong, or the model has no positions for that many tokens.  Besides,
+            what reading the model raises.
     """
+    batch_size = whole("batch_size", batch_size, 1)
+    length = None if length is None else whole("length", length, 1)
+    seed = whole("seed", seed, 0)
     fixed = None
     if isinstance(model, Artifact) or is_artifact(model):
         artifact = model if isinstance(model, Artifact) else Artifact.load(model, verify=False)

@@ -29,8 +29,10 @@ KERNEL_ROW = {
     "detail": "",
     "shape": "",
     "sparsity": 0.0,
+    "rows": 0,
     "work_block": 0,
     "work_key": 0,
+    "work_sample": 0,
 }
 
 

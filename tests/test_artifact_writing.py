@@ -126,9 +126,19 @@ def test_force_never_removes_anything_else(tmp_path: Path, how: str) -> None:
         artifact.check_output(output, force=True)
 
 
-def test_output_folder_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is not a folder"):
-        artifact.check_output(tmp_path / "no" / "model.sparsec", force=False)
+def test_folders_that_lead_to_the_output(tmp_path: Path) -> None:
+    output = tmp_path / "a" / "b" / "model.sparsec"
+    artifact.check_output(output, force=False)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ZeroDivisionError), artifact.staging(output):
+        raise ZeroDivisionError
+    assert not (tmp_path / "a").exists()
+    assert write(output).path == output
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for wrong in ("file/model.sparsec", "file/a/model.sparsec", "nowhere/model.sparsec"):
+        with pytest.raises(ArtifactError, match="is not a folder"):
+            artifact.check_output(tmp_path / wrong, force=False)
 
 
 def test_without_renameat2_the_swap_still_works(

@@ -405,7 +405,7 @@ def test_benchmark_of_onnx_files(
         (["-i", "[2,8]", "-b", "3"], "contradicts"),
         (["-i", "[1,8],[1,8]"], "the model takes"),
         (["-i", "[1,99]"], "16"),
-        (["-x", "/no/such/folder/out.json"], "its folder does not exist"),
+        (["-x", "/dev/null/folder/out.json"], "cannot write /dev/null/folder/out.json: Not a dir"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -472,9 +472,63 @@ def test_errors_are_one_line_and_verbose_shows_where(
     assert "Traceback" in error and error.endswith(f"sparsec: error: {missing} does not exist\n")
 
 
-def test_reader_that_goes_away_is_no_error(tiny_artifact: Path) -> None:
-    command = f"{sys.executable} -m sparsec inspect {tiny_artifact} --json | head -1"
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        ("| head -1", 0, ""),
+        ("| head -0", 0, ""),
+        (">&-", 0, ""),
+        ("<&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+        ("> /dev/full", 1, "sparsec: error: cannot write standard output: No space left"),
+    ],
+)
+@pytest.mark.parametrize("command", ["inspect MODEL --json", "check-hardware", "inspect MODEL"])
+def test_output_that_nobody_reads(
+    command: str, redirection: str, code: int, said: str, tiny_artifact: Path
+) -> None:
+    words = [str(tiny_artifact) if word == "MODEL" else word for word in command.split()]
+    line = shlex.join([sys.executable, "-m", "sparsec", *words])
     result = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
-    )
-    assert (result.stdout, result.stderr) == ("{\n", "")
+        ["bash", "-o", "pipefail", "-c", f"{line} {redirection}"],
+        capture_output=True, text=True, cwd=tiny_artifact.parent, check=False,
+    )  # fmt: skip
+    assert result.returncode == code
+    assert result.stderr.startswith(said) and len(result.stderr.splitlines()) == bool(said)
+
+
+def test_help_that_nobody_reads(tmp_path: Path) -> None:
+    line = shlex.join([sys.executable, "-m", "sparsec", "compile", "--help"])
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{line} | head -0"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("redirection", ["2>&1 | head -0", "2>&1 | head -1", ">&- 2>&-"])
+def test_compiles_though_nobody_listens(
+    redirection: str, micro_model: Path, tmp_path: Path
+) -> None:
+    """A progress line that cannot be written is no reason to stop, and least of all with code 0."""
+    command = [sys.executable, "-m", "sparsec", "compile", str(micro_model), "--buckets", "8", "-v"]
+    line = shlex.join([*command, "-o", str(tmp_path / "m.sparsec"), "--target", "generic"])
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{line} {redirection}"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert Artifact.load(tmp_path / "m.sparsec").buckets == (8,)
+
+
+def test_folders_for_what_is_written_are_made(
+    micro_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact, export = tmp_path / "a b" / "c" / "m.sparsec", tmp_path / "x" / "y" / "out.json"
+    options = ["--emit-c", tmp_path / "e" / "c", "--dump-ir", tmp_path / "d" / "ir"]
+    assert run("compile", micro_model, "--buckets", "8", "-o", artifact, *options) == 0
+    assert (tmp_path / "e" / "c" / "Makefile").exists() and any((tmp_path / "d" / "ir").iterdir())
+    assert run("benchmark", artifact, "-t", "0", "-w", "0", "-x", export) == 0
+    assert json.loads(export.read_text())["batch_size"] == 1
+    assert run("benchmark", artifact, "-t", "0", "-w", "0", "-x", tmp_path / "x") == 8
+    assert "it is a folder" in capsys.readouterr().err

@@ -252,11 +252,49 @@ def test_full_disk(micro_model: Path, tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 700  # ours is untouched
 
 
-def test_output_in_a_folder_that_is_not_there(
+def test_output_in_a_file(
     micro_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "no" / "m.sparsec"
+    (tmp_path / "no").touch()
     assert "is not a folder" in compile_fails(micro_model, 6, capsys, "-o", str(output))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"buckets": 16}, "buckets must be a list of integers, not 16"),
+        ({"buckets": "16"}, "buckets must be a list of integers"),
+        ({"buckets": [16.5]}, "each of buckets must be an integer, not 16.5"),
+        ({"buckets": np.array([16.0])}, "each of buckets must be an integer"),
+        ({"buckets": [8], "batch_size": 1.5}, "the batch size must be an integer"),
+        ({"buckets": [8], "jobs": "2"}, "jobs must be an integer"),
+    ],
+)
+def test_what_is_no_integer(
+    micro_model: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(sparsec.InputError, match=message):
+        sparsec.compile(micro_model, output=tmp_path / "m.sparsec", **options)
+    rest = {name: value for name, value in options.items() if name != "jobs"}
+    if rest == options:
+        with pytest.raises(sparsec.InputError):
+            sparsec.Engine(micro_model, **options)
+
+
+def test_integers_of_numpy(micro_model: Path, tmp_path: Path) -> None:
+    artifact = sparsec.compile(
+        micro_model, buckets=np.array([8, 4], np.int32), batch_size=np.int64(2), jobs=np.uint8(1),
+        output=tmp_path / "m.sparsec", target="generic",
+    )  # fmt: skip
+    assert artifact.buckets == (4, 8)
+    with sparsec.Engine(artifact, np.int16(1), buckets=np.array([4])) as engine:
+        assert (engine.buckets, engine.num_cores) == ([4], 1)
+    inputs = sparsec.generate_random_inputs(artifact, np.int64(3), np.int32(5), np.uint8(1))
+    assert inputs[0].shape == (3, 5)
+    for wrong in ({"batch_size": 0}, {"length": 1.5}, {"seed": -1}, {"length": 0}):
+        with pytest.raises(sparsec.InputError):
+            sparsec.generate_random_inputs(artifact, **wrong)
 
 
 # ---- artifacts -----------------------------------------------------------------------------------

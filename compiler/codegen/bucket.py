@@ -26,6 +26,7 @@ from sparsec.compiler.lowering.general import (
     general_kernel_for_group,
     group_elementwise,
     group_interface,
+    multiply_adds,
 )
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
@@ -103,8 +104,10 @@ class _Call:
     function: str = ""
     shape: str = ""
     sparsity: float = 0.0
+    rows: int = 0
     work_block: int = 0
     work_key: int = 0
+    work_sample: int = 0
 
     @property
     def family(self) -> str:
@@ -290,6 +293,7 @@ class _Emitter:
                 source=source,
                 shape=kernel.shape,
                 sparsity=kernel.sparsity,
+                rows=self.graph.tokens if group.domain == "token" else 1,
                 work_block=kernel.work_block,
                 work_key=kernel.work_key,
             )
@@ -332,6 +336,7 @@ class _Emitter:
             [(self.choice.root(n), "flat") for n in reads if n not in constants],
             [(o, "flat") for o in writes],
             nodes=tuple(nodes),
+            work_sample=-(-sum(multiply_adds(node, self.graph) for node in nodes) // 16),
             source=", ".join(dict.fromkeys(n.source for n in nodes if n.source)),
         )
 
@@ -635,8 +640,10 @@ static void {name}(const sparsec_rt *rt)
                         "detail": call.title,
                         "shape": call.shape,
                         "sparsity": call.sparsity,
+                        "rows": call.rows,
                         "work_block": call.work_block,
                         "work_key": call.work_key,
+                        "work_sample": call.work_sample,
                     }
                 )
                 numbers[call.function] = len(rows) - 1

@@ -26,9 +26,11 @@ from pydantic import (
     ValidationError,
 )
 
-from sparsec.errors import InputError, ModelError, NonFiniteError
+from sparsec.arguments import anchored
+from sparsec.console import say
+from sparsec.errors import EngineClosedError, InputError, ModelError, NonFiniteError
 from sparsec.facade import DEFAULT_BUCKETS
-from sparsec.serving.models import ModelFiles, say
+from sparsec.serving.models import ModelFiles
 from sparsec.serving.runner import (
     EngineRunner,
     Features,
@@ -105,6 +107,8 @@ class Pipeline(abc.ABC):
     input_schema: ClassVar[type[BaseModel]]
     output_schema: ClassVar[type[BaseModel]]
     runner: Runner
+    _made_by: Mapping[str, Any] | None = None
+    _closed: bool = False
 
     def __init__(self, model: ModelFiles, text: Text, runner: Runner) -> None:
         self.model = model
@@ -167,6 +171,17 @@ class Pipeline(abc.ABC):
         kind = find(task)
         if model_path is None:
             raise InputError("model_path is needed: tasks have no default models")
+        made_by = {
+            "model_path": anchored(model_path),
+            "batch_size": batch_size,
+            "sequence_length": sequence_length,
+            "num_cores": num_cores,
+            "engine_type": engine_type,
+            "tokenizer": anchored(tokenizer),
+            "config": anchored(config),
+            "zoo_dir": anchored(zoo_dir),
+            **kwargs,
+        }
         options = _check_options(kind, kwargs)
         batch_size = _typed("batch_size", PositiveInt | None, batch_size)
         num_cores = _typed("num_cores", PositiveInt | None, num_cores)
@@ -212,6 +227,7 @@ class Pipeline(abc.ABC):
             runner.close()
             raise
         pipeline.on_nonfinite = on_nonfinite
+        pipeline._made_by = made_by
         return pipeline
 
     @classmethod
@@ -339,6 +355,19 @@ class Pipeline(abc.ABC):
     def close(self) -> None:
         """Give up the model.  Later calls raise EngineClosedError."""
         self.runner.close()
+        self._closed = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the arguments of :meth:`create`, paths absolute: whoever reads it, a spawned
+        process for example, makes the pipeline again from the model that is there then."""
+        if self._closed:
+            raise EngineClosedError("the pipeline is closed: create a new one")
+        if self._made_by is None:
+            raise InputError(
+                f"only pipelines made by Pipeline.create can be pickled or copied: create this "
+                f"{type(self).__name__} where it is used"
+            )
+        return _create_again, (type(self), {**self._made_by, "on_nonfinite": self.on_nonfinite})
 
     def __enter__(self: P) -> P:
         return self
@@ -351,6 +380,11 @@ class Pipeline(abc.ABC):
             f"<{type(self).__name__} {self.task!r} on {self.model.path}, "
             f"buckets {list(self.runner.buckets)}>"
         )
+
+
+def _create_again(kind: type[Pipeline], arguments: Mapping[str, Any]) -> Pipeline:
+    # The class comes with its module, which registers it.
+    return Pipeline.create(kind.task, **arguments)
 
 
 def output_named(runner: Runner, *parts: str, rank: int | None = None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.serving.models import say
+from sparsec.console import say
 from sparsec.serving.pipelines import Pipeline
 from sparsec.serving.runner import Features, Runner
 from sparsec.serving.server import tensors

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from types import FrameType
 
 import sparsec
 from sparsec.errors import InputError, SparsecError
+from sparsec.scratch import private_folder
 from sparsec.serving.server.config import EndpointConfig, ServerConfig, complete, load
 from sparsec.serving.server.cores import split
 from sparsec.serving.server.state import State, Wanted
@@ -34,6 +34,8 @@ POLL = 0.2
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # A worker that lived longer than this starts with the first pause again.
 STABLE = 60.0
+# What workers get to clean up when the server ends without them.
+LAST_WORDS = 5.0
 
 
 class ServerError(SparsecError):
@@ -94,7 +96,7 @@ class Supervisor:
         """
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(_listen(self.config.host, self.config.port))
-            folder = Path(tempfile.mkdtemp(prefix="sparsec-serve-"))
+            folder = private_folder("sparsec-serve-")
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             # Cleaners of temporary folders leave alone what is locked.
             lock = os.open(folder, os.O_RDONLY)
@@ -327,7 +329,14 @@ def _wait(wake: int, seconds: float) -> None:
 
 
 def _kill(slots: Sequence[_Slot]) -> None:
-    for slot in slots:
-        if slot.process is not None and slot.process.poll() is None:
-            slot.process.kill()
-            slot.process.wait()
+    """End what is still running, which may have compilers of its own to end."""
+    running = [s.process for s in slots if s.process is not None and s.process.poll() is None]
+    for process in running:
+        process.terminate()
+    limit = time.monotonic() + LAST_WORDS
+    for process in running:
+        try:
+            process.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -269,4 +269,6 @@ def start(argv: list[str]) -> NoReturn:
     code = main(argv)
     logging.shutdown()
     # Threads of the default pool may be compiling: nothing waits for them.
+    if "sparsec.compiler" in sys.modules:
+        sys.modules["sparsec.compiler"].abandon()
     os._exit(code)

@@ -8,24 +8,26 @@ pages can be made before anything is installed.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
-import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
 
-from sparsec import __version__
+from sparsec import __version__, console
 from sparsec.cli import benchmark, buckets, check_hardware, compile, inspect, serve
 from sparsec.cli.common import HelpFormatter
+from sparsec.console import say
 from sparsec.errors import SparsecError
 
 COMMANDS = (compile, inspect, benchmark, buckets, serve, check_hardware)
 
-INTERRUPTED = 130
-TERMINATED = 143
+INTERRUPTED = 128 + signal.SIGINT
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def all_parsers() -> list[argparse.ArgumentParser]:
@@ -58,40 +60,73 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or the ``exit_code`` of the error, which is told in one line.
     """
-    args = all_parsers()[0].parse_args(argv)
+    console.open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A model's or a file's name may have characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
-    previous = _unwind_on_sigterm()
+    before = _unwind_on_signals()
     try:
+        return _run(argv)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    verbose = False
+    try:
+        args = all_parsers()[0].parse_args(argv)
+        verbose = args.verbose
         code: int = args.run(args)
         sys.stdout.flush()
         return code
     except SparsecError as error:
-        if args.verbose:
+        if verbose:
             traceback.print_exc()
-        print(f"sparsec: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("sparsec: interrupted", file=sys.stderr)
+        say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away: nobody is left to tell, so let exit flush to nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        # Errors of files come as SparsecErrors: what is left is standard output.
+        if error.filename is not None or error.errno not in UNWRITABLE:
+            raise
+        console.give_up(sys.stdout)
+        if error.errno == errno.EPIPE:
+            return 0  # commands print when their work is done: that nobody reads it undoes nothing
+        say(f"error: cannot write standard output: {error.strerror}")
+        return SparsecError.exit_code
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        try:
+            sys.stdout.flush()  # what --help printed
+        except OSError:
+            console.give_up(sys.stdout)
 
 
-def _unwind_on_sigterm() -> signal._HANDLER:
-    """Make SIGTERM clean up as Ctrl-C does: temporary folders go away."""
+def _unwind_on_signals() -> dict[int, signal._HANDLER]:
+    """Make SIGINT, SIGTERM and SIGHUP clean up: no compilers, no half-written folders stay.
 
-    def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(TERMINATED)
+    Returns:
+        The handlers before; those of signals that the process was told to ignore stay.
+    """
 
-    try:
-        return signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        return None
+    stopping = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        # Cleaning up takes a moment, in which people press Ctrl-C again.
+        if stopping:
+            return
+        stopping = True
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signum)
+
+    before: dict[int, signal._HANDLER] = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in STOPPING:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, stop)
+    return before

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec.cli.common import HelpFormatter, positive, progress
+from sparsec import scratch
+from sparsec.cli.common import HelpFormatter, output_file, positive, progress
 from sparsec.errors import InputError
-from sparsec.paths import user_path
 
 if TYPE_CHECKING:
     from sparsec.cli.profile import Counters
@@ -141,8 +139,7 @@ def run(args: argparse.Namespace) -> int:
     from sparsec import __version__
     from sparsec.runtime import cpu
 
-    if args.export_path and not user_path(args.export_path).absolute().parent.is_dir():
-        raise InputError(f"cannot write {args.export_path}: its folder does not exist")
+    export = output_file(args.export_path) if args.export_path else None
     batch, length = _batch_and_length(args)
     cores = min(args.num_cores or cpu.usable_cores()[0], cpu.usable_cores()[0])
     streams = 1
@@ -180,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"Iterations: {len(result.latencies)}")
     if profile:
         print(profile)
-    if args.export_path:
+    if export is not None:
         report = {
             "engine": name,
             "version": __version__,
@@ -196,8 +193,7 @@ def run(args: argparse.Namespace) -> int:
             **({} if rows is None else {"profile": rows}),
         }
         try:
-            text = json.dumps(report, indent=2) + "\n"
-            user_path(args.export_path).write_text(text, encoding="utf-8")
+            export.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {args.export_path}: {error.strerror}") from error
     return 0
@@ -332,16 +328,16 @@ def _sparsec(
         options["buckets"] = _buckets(args.model, inputs)
         options["batch_size"] = batch
         options["progress"] = progress(args)
-    model = args.model
-    folder = tempfile.TemporaryDirectory() if args.profile and not is_artifact(model) else None
-    if folder is not None:
+    if args.profile and not is_artifact(args.model):
         import sparsec
 
         options.pop("num_cores")
-        output = Path(folder.name) / "profile.sparsec"
-        model = sparsec.compile(args.model, output=output, profile=True, **options)
-        options = {"num_cores": cores}
-    loaded = [Engine(model, **options) for _ in range(engines)]
+        with scratch.temporary("sparsec-profile-") as folder:
+            output = folder / "profile.sparsec"
+            model = sparsec.compile(args.model, output=output, profile=True, **options)
+            loaded = [Engine(model, cores) for _ in range(engines)]
+    else:
+        loaded = [Engine(args.model, **options) for _ in range(engines)]
     counters = None
     if args.profile:
         from sparsec.cli.profile import Counters
@@ -353,8 +349,6 @@ def _sparsec(
     def close() -> None:
         for engine in loaded:
             engine.close()
-        if folder is not None:
-            folder.cleanup()
 
     def request(engine: Engine) -> Request:
         return lambda: engine.run(inputs)

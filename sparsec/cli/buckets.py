@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec.cli.common import HelpFormatter, positive, progress
+from sparsec.cli.common import HelpFormatter, output_file, positive, progress
 from sparsec.errors import InputError
 from sparsec.paths import user_path
 
@@ -70,14 +70,15 @@ def run(args: argparse.Namespace) -> int:
     """Count tokens, find the cheapest sets, print them."""
     from sparsec.serving import buckets
 
+    plot = output_file(args.plot) if args.plot else None
     lengths, limit = _lengths(args)
     limit = args.max_length or limit or 512
     cost = _measured(args, limit) if args.model else buckets.DEFAULT
     suggestions = buckets.suggest(lengths, args.count, cost, limit)
     # What a model costs that leaves padding out.
     least = sum(cost(min(length, limit)) for length in lengths)
-    if args.plot:
-        _plot(user_path(args.plot), lengths, suggestions, least, limit)
+    if plot is not None:
+        _plot(plot, lengths, suggestions, least, limit)
     if args.json:
         print(json.dumps(_report(lengths, limit, cost, suggestions, least), indent=2))
     else:

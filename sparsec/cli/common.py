@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from sparsec.console import say
+from sparsec.errors import InputError
+from sparsec.paths import user_path
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -39,8 +45,24 @@ def lengths(text: str) -> list[int]:
         ) from None
 
 
+def output_file(name: str) -> Path:
+    """A file to write, with the folders that lead to it, which are made now.
+
+    Raises:
+        InputError: it cannot be written: better said before the work than after it.
+    """
+    path = user_path(name).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {name}: {error.strerror}") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"cannot write {name}: it is a folder, or may not be written")
+    return path
+
+
 def progress(args: argparse.Namespace) -> Callable[[str], None] | None:
     """Where progress lines go: standard error, if that is a terminal or -v was given."""
     if args.quiet or not (args.verbose or sys.stderr.isatty()):
         return None
-    return lambda line: print(f"sparsec: {line}", file=sys.stderr, flush=True)
+    return say

@@ -12,6 +12,11 @@ from typing import Any
 from sparsec.errors import InputError
 from sparsec.runtime import Engine
 
+# Row-major kernels that multiply bytes.
+_INTEGER = frozenset(
+    f"general_{op}" for op in ("matmul_integer", "conv_integer", "qlinear", "linear_integer")
+)
+
 
 @dataclass(frozen=True)
 class Core:
@@ -75,13 +80,13 @@ class Counters:
     def rows(self, batch: int) -> list[Row]:
         """Time of every kernel call per run since the reset, in the order of the calls."""
         spent, runs = self._fetch(False)
-        tokens = batch * self._length
         made = []
         for row, nanoseconds in zip(self._rows, spent, strict=True):
-            count = row.work_block * -(-tokens // 16)
-            count += row.work_key * self._length * batch * -(-self._length // 16)
+            count = row.work_block * -(-batch * row.rows // 16)
+            count += row.work_key * row.rows * batch * -(-row.rows // 16)
+            count += row.work_sample * batch
             seconds = nanoseconds / max(runs, 1) / 1e9
-            eight_bit = "_i8" in row.kernel
+            eight_bit = "_i8" in row.kernel or row.kernel in _INTEGER
             peak = self.core.dot4 if eight_bit else self.core.fma
             rate = count / seconds if count and seconds else None
             made.append(

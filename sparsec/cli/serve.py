@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import Any
 
 from sparsec.cli.common import HelpFormatter, lengths, positive
+from sparsec.console import say
 from sparsec.errors import InputError
 from sparsec.paths import user_path
 
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         user_path(args.config_file) if args.config_file else None,
         args.hot_reload_config,
         overrides,
-        None if args.quiet else _tell,
+        None if args.quiet else say,
     )
     return supervisor.run()
 
@@ -168,7 +168,3 @@ def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
         "kwargs": {"engine_type": args.engine_type} if args.engine_type else {},
     }
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _tell(line: str) -> None:
-    print(f"sparsec: {line}", file=sys.stderr, flush=True)

@@ -11,9 +11,10 @@ Outputs come first, then the inputs that are present; constants are passed like 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
-from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.ir import BatchDim, Dim, Graph, Node
 from sparsec.compiler.lowering.general import contraction, elementwise, indexing, layout, reduction
 from sparsec.compiler.lowering.general.attention import emit_attention
 from sparsec.compiler.lowering.general.convolution import emit_conv, emit_conv_integer
@@ -70,6 +71,24 @@ def general_kernel(node: Node, graph: Graph, function: str, site: int = 0) -> st
     if node.op not in EMITTERS:
         raise NotGeneral(f"there is no general kernel for {node.op}")
     return EMITTERS[node.op](Call.of(node, graph, function, site))
+
+
+def multiply_adds(node: Node, graph: Graph) -> int:
+    """Multiplications that the general kernel of a node makes for each sample; 0 where it makes
+    none to speak of."""
+
+    def size(shape: Sequence[Dim]) -> int:
+        return math.prod(d.coef if isinstance(d, BatchDim) else int(d) for d in shape)
+
+    shapes = [graph.values[name].shape for name in node.inputs if name]
+    made = size(graph.values[node.outputs[0]].shape)
+    if node.op in ("matmul", "matmul_integer", "linear", "linear_integer", "qlinear"):
+        return made * size(shapes[0][-1:])
+    if node.op in ("conv", "conv_integer"):
+        return made * size(shapes[1][1:])
+    if node.op == "attention":  # scores, and their products with the values
+        return 2 * made * size(shapes[1][1:2])
+    return 0
 
 
 def supported(node: Node, graph: Graph) -> str | None:

@@ -1,0 +1,114 @@
+"""Ctrl-C and its like while compilers run: nothing keeps running, nothing half-written stays."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A gcc that sleeps in a process of its own when it should compile, or link.
+COMPILER = """#!/bin/sh
+case "$*" in
+*--version*) echo "gcc (fake) 12.2.0" ;;
+*-dumpfullversion*) echo 12.2.0 ;;
+*"{slow}"*) (echo $$ >> "$PIDS"; sh -c 'echo $$ >> "$PIDS"; exec sleep 300') ;;
+*) for last; do :; done; : > "$last" ;;
+esac
+"""
+
+
+def compiler(folder: Path, slow: str) -> str:
+    script = folder / "fake gcc"
+    script.write_text(COMPILER.format(slow=slow))
+    script.chmod(0o755)
+    return shlex.quote(str(script))
+
+
+def wait_for(what: object, seconds: float = 30.0) -> None:
+    limit = time.monotonic() + seconds
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def running(pids: Path) -> list[int]:
+    """Which of the compilers' processes are there (a zombie that nobody waits for is not)."""
+    found = []
+    for pid in map(int, pids.read_text().split()):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        found += [pid] if state != "Z" else []
+    return found
+
+
+@pytest.mark.parametrize("slow", [" -c ", "-shared "])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_compile_ends_with_its_compilers(
+    slow: str, number: int, code: int, micro_model: Path, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    place = tmp_path / "place"
+    place.mkdir()
+    command = [sys.executable, "-m", "sparsec", "compile", str(micro_model), "--buckets", "8"]
+    command += ["-o", str(place / "new" / "m.sparsec"), "--cc", compiler(tmp_path, slow)]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PIDS": str(pids)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Two of a compiler's processes: it and its child.
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) >= 2)
+    process.send_signal(number)
+    process.send_signal(number)  # impatience must not stop the cleaning up
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == code
+    assert said == ("sparsec: interrupted\n" if number == signal.SIGINT else "")
+    wait_for(lambda: not running(pids), 5)
+    assert list(place.iterdir()) == []
+
+
+def test_a_signal_that_is_ignored_stays_ignored(micro_model: Path, tmp_path: Path) -> None:
+    """As ``nohup`` wants it."""
+    command = [sys.executable, "-m", "sparsec", "compile", str(micro_model), "--buckets", "8"]
+    command += ["-o", str(tmp_path / "m.sparsec"), "--cc", compiler(tmp_path, " -c ")]
+    pids = tmp_path / "pids"
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command],
+        cwd=tmp_path, env={**os.environ, "PIDS": str(pids)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) >= 2)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+def test_serve_ends_with_its_compilers(tmp_path: Path) -> None:
+    pids, cache = tmp_path / "pids", tmp_path / "cache"
+    model = ROOT / "examples" / "models" / "sentiment"
+    command = [sys.executable, "-m", "sparsec", "serve", "--task", "sentiment-analysis", "-q"]
+    command += ["--model-path", str(model), "--port", "0", "--num-workers", "2"]
+    environment = {**os.environ, "PIDS": str(pids), "CC": compiler(tmp_path, " -c ")}
+    environment["XDG_CACHE_HOME"] = str(cache)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) >= 2)
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    wait_for(lambda: not running(pids), 5)
+    left = [path.name for path in (cache / "sparsec").iterdir() if path.suffix != ".lock"]
+    assert left == []
