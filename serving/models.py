@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -88,6 +89,36 @@ class ModelFiles:
         from sparsec.facade import is_artifact
 
         return is_artifact(self.path)
+
+    def digest(self) -> str:
+        """sha256, in hexadecimal digits, of everything that a pipeline reads of these files: equal
+        ones answer alike.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        from sparsec import cache
+        from sparsec.runtime.artifact import MANIFEST
+
+        whole = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
+        # The manifest has the sha256 of every file of an artifact.
+        if self.is_artifact:
+            files = [self.path / MANIFEST]
+        else:
+            parts = cache.content(self.path)
+            whole.update(json.dumps(parts, sort_keys=True).encode())
+            files = []
+        beside = ("tokenizer_config.json", "special_tokens_map.json")
+        files += [self.tokenizer, *(self.tokenizer.with_name(name) for name in beside)]
+        for file in files:
+            try:
+                data = file.read_bytes()
+            except FileNotFoundError:
+                data = b""
+            except OSError as error:
+                raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+            whole.update(hashlib.sha256(data).digest())
+        return whole.hexdigest()
 
     @property
     def onnx(self) -> Path:

@@ -89,7 +89,7 @@ def compiled(
     compiler = toolchain.find(cc)
     parts = {
         "sparsec": sparsec.__version__,
-        "model": _content(model),
+        "model": content(model),
         "buckets": sorted(lengths),
         "batch_size": batch_size,
         "target": isa.name,
@@ -148,7 +148,7 @@ def cut(model: str | Path, layer: int | str) -> Path:
         tensor = layers[layer]
     if [value.name for value in loaded.proto.graph.output] == [tensor]:
         return loaded.path
-    parts = {"sparsec": sparsec.__version__, "model": _content(loaded.path), "tensor": tensor}
+    parts = {"sparsec": sparsec.__version__, "model": content(loaded.path), "tensor": tensor}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
     root = folder()
     entry = root / f"{loaded.name}-{key}.cut"
@@ -162,7 +162,7 @@ def cut(model: str | Path, layer: int | str) -> Path:
     return entry / f"{loaded.name}.onnx"
 
 
-def _content(model: str | Path) -> dict[str, str]:
+def content(model: str | Path) -> dict[str, str]:
     """sha256 of every file that goes into the artifact, by name."""
     from sparsec.compiler.artifact import companions, file_sha256
     from sparsec.compiler.frontend import load_model

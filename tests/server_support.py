@@ -74,6 +74,7 @@ class Server:
         self.lines: list[str] = []
         self._flags = flags
         self._cwd = cwd
+        self.arguments = ["--config-file", str(self.config_file)]
         self.url = ""
 
     def write(self, config: dict[str, Any]) -> None:
@@ -86,7 +87,7 @@ class Server:
         """Start the process; `wait` for it to be ready."""
         command = [sys.executable, "-m", "sparsec", "serve", "--port", "0"]
         self.process = subprocess.Popen(
-            [*command, "--config-file", str(self.config_file), *self._flags],
+            [*command, *self.arguments, *self._flags],
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,

@@ -8,6 +8,8 @@ import gzip
 import http.client
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +28,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import sparsec
 from sparsec.serving.pipelines import Pipeline
 from tests import pipelines_support
 from tests.server_support import TOKEN, Server, TextModels, endpoint
@@ -587,6 +590,86 @@ def test_hot_reload_drops_no_request(text_models: TextModels, tmp_path: Path) ->
                 assert f"{server.config_file}:" in error.string
         assert not load.failures and set(load.statuses) == {200}
         assert client.get("/").json()["endpoints"][0]["batching"]["max_batch"] == 4
+
+
+@pytest.mark.parametrize("how", ["SIGHUP", "touch", "SIGHUP without a file"])
+@pytest.mark.parametrize("kind", ["artifact", "onnx"])
+def test_a_model_replaced_in_place_is_served(
+    text_models: TextModels, tmp_path: Path, kind: str, how: str
+) -> None:
+    labels = ["negative", "positive"]
+    folder = tmp_path / "model"
+
+    def make(seed: int) -> float:
+        """Put a model into the place; returns its score."""
+        new = tmp_path / f"new-{seed}"
+        pipelines_support.make(new, "sequence-classification", seed=seed, labels=labels)
+        if kind == "artifact":
+            output = folder / "model.sparsec"
+            folder.mkdir(exist_ok=True)
+            sparsec.compile(new, buckets=[16, 64], output=output, target="generic", force=True)
+            place = output
+        else:
+            shutil.copytree(new, folder, dirs_exist_ok=True)
+            place = folder
+        with Pipeline.create("sentiment", place, sequence_length=16) as pipeline:
+            return float(pipeline("good movie").scores[0])
+
+    old = make(1)
+    model = folder / "model.sparsec" if kind == "artifact" else folder
+    entry = {"task": "sentiment", "model": str(model), "name": "s", "sequence_length": [16, 64]}
+    config = {"endpoints": [entry]}
+    flags = ["--hot-reload-config"] if how == "touch" else []
+    server = Server(tmp_path / "server", config, *flags)
+    if how == "SIGHUP without a file":
+        server.arguments = ["--task", "sentiment", "--model-path", str(model)]
+        server.arguments += ["--sequence-length", "16,64"]
+    with server, server.client() as client:
+        name = client.get("/").json()["endpoints"][0]["name"]
+
+        def score(text: str = "good movie") -> float:
+            got: float = client.post("/predict", json={"sequences": text}).json()["scores"][0]
+            return got
+
+        def nudge() -> None:
+            if how == "touch":
+                server.config_file.touch()
+            else:
+                server.process.send_signal(signal.SIGHUP)
+
+        first = client.get("/").json()["endpoints"][0]["hash"]
+        assert score() == pytest.approx(old, abs=1e-6)
+        server.wait_for(f"{name} serves .*{first}")
+        with Load(server, "/predict") as load:
+            new = make(2)
+            assert abs(new - old) > 1e-3 and score() == pytest.approx(old, abs=1e-6)
+            nudge()
+            limit = time.monotonic() + 60
+            while client.get("/").json()["endpoints"][0]["hash"] == first:
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+        assert not load.failures and set(load.statuses) == {200}
+        second = client.get("/").json()["endpoints"][0]["hash"]
+        server.wait_for(f"{name} serves .*{second}")
+        assert score() == pytest.approx(new, abs=1e-6)
+        # Short and long texts, which are other buckets, are answered by the same model.
+        with Pipeline.create("sentiment", model, sequence_length=[16, 64]) as pipeline:
+            for text in ("good", "good movie " * 20):
+                assert score(text) == pytest.approx(pipeline(text).scores[0], abs=1e-6)
+        served = {k: v for k, v in metrics(client).items() if k.startswith("sparsec_served_models")}
+        assert {re.search('hash="(.*?)"', k)[1]: v for k, v in served.items()} == {  # type: ignore[index]
+            first: 0, second: 1,
+        }  # fmt: skip
+        # Nothing has changed: nothing is loaded again.
+        lines = len([line for line in server.lines if " serves " in line])
+        nudge()
+        server.lines.append("mark")
+        limit = time.monotonic() + 20
+        while not any("read again" in x for x in server.lines[server.lines.index("mark") :]):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert len([line for line in server.lines if " serves " in line]) == lines
 
 
 # ---- start, stop, overload -----------------------------------------------------------------------

@@ -47,6 +47,10 @@ NONFINITE = Counter(
     "Requests for which the model gave NaN or infinity, whatever on_nonfinite says but ignore",
     ["endpoint"],
 )
+SERVED = Gauge(
+    "sparsec_served_models", "Workers that serve a model of this content at this endpoint",
+    ["endpoint", "model", "hash"], multiprocess_mode="livesum",
+)  # fmt: skip
 
 INPUT_CHARACTERS = Histogram(
     "sparsec_input_characters", "Length of each text (data_logging)",

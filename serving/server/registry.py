@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparsec.console import say
+from sparsec.errors import ModelError
+from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines import Pipeline
 from sparsec.serving.runner import Features, Runner
-from sparsec.serving.server import tensors
+from sparsec.serving.server import metrics, tensors
 from sparsec.serving.server.batching import ModelQueue, Scheduler
 from sparsec.serving.server.config import EndpointConfig
 from sparsec.serving.server.datalog import DataLog
 from sparsec.serving.server.metrics import ModelMetrics, RequestMetrics
 
 logger = logging.getLogger("sparsec.server")
+
+T = TypeVar("T")
+
+# How often a model is loaded whose files change meanwhile.
+ATTEMPTS = 3
 
 # Options of a pipeline that decide what model is run and how.
 _MODEL_OPTIONS = ("engine_type", "tokenizer", "config", "zoo_dir")
@@ -40,12 +47,17 @@ class Endpoint:
     """A pipeline that answers requests at a route.
 
     Attributes:
+        hash: of the contents of its model's files, 16 hexadecimal digits.
         tensors: its outputs as the Open Inference Protocol describes them.
         active: requests that it is answering; it is given up only when there are none.
     """
 
-    def __init__(self, config: EndpointConfig, pipeline: Pipeline, shared: _Shared) -> None:
+    def __init__(
+        self, config: EndpointConfig, pipeline: Pipeline, shared: _Shared, digest: str
+    ) -> None:
         self.config = config
+        self.hash = digest
+        self.served = metrics.SERVED.labels(config.name, Path(config.model).name, digest)
         self.pipeline = pipeline
         self.metrics = RequestMetrics(config.name)
         self.data_log = DataLog(config.name, config.data_logging) if config.data_logging else None
@@ -73,6 +85,7 @@ class Endpoint:
             "route": self.config.route,
             "task": self.pipeline.task,
             "model": Path(self.config.model).name,
+            "hash": self.hash,
             "sequence_length": list(self.pipeline.runner.buckets),
             "batching": self.config.batching.model_dump(),
             "v2": f"/v2/models/{self.config.name}/infer",
@@ -121,10 +134,16 @@ class Registry:
             if endpoint:
                 self._retire(endpoint)
 
-    async def apply(self, wanted: Sequence[EndpointConfig], version: int = 0) -> None:
+    async def apply(
+        self, wanted: Sequence[EndpointConfig], version: int = 0, look: bool = False
+    ) -> None:
         """Serve exactly these endpoints, all of them or, after an error, the same as before.
 
         Requests that an endpoint accepted are answered by it, however the table changes.
+
+        Args:
+            look: load those again whose models' files have other contents than when they were
+                loaded.
 
         Raises:
             SparsecError: one cannot be loaded.
@@ -135,9 +154,10 @@ class Registry:
             loaded: list[Endpoint] = []
             try:
                 for config in wanted:
-                    endpoint = kept.get(_identity(config)) or self._preloaded.pop(
-                        _identity(config), None
-                    )
+                    endpoint = kept.get(_identity(config))
+                    if endpoint and look and endpoint.hash != await _away(_digest, config):
+                        endpoint = None
+                    endpoint = endpoint or self._preloaded.pop(_identity(config), None)
                     if endpoint is None:
                         endpoint = await self._load(config)
                         loaded.append(endpoint)
@@ -146,12 +166,23 @@ class Registry:
                 for endpoint in loaded:
                     self._retire(endpoint)
                 raise
-            gone = [e for e in self.routes.values() if e not in ready]
+            before = list(self.routes.values())
+            gone = [e for e in before if e not in ready]
             self.routes = {e.config.route: e for e in ready}
             self.names = {e.config.name: e for e in ready}
             self.version = version
             for endpoint in gone:
+                endpoint.served.dec()
                 self._retire(endpoint)
+            for endpoint in ready:
+                if endpoint not in before:
+                    endpoint.served.inc()
+                    fields = {"endpoint": endpoint.name, "hash": endpoint.hash}
+                    logger.info(
+                        "%s serves %s, contents %s",
+                        endpoint.name, endpoint.config.model, endpoint.hash,
+                        extra={"fields": fields},
+                    )  # fmt: skip
 
     def enter(self, endpoint: Endpoint) -> None:
         """A request begins."""
@@ -186,9 +217,15 @@ class Registry:
             self.scheduler.loop.run_in_executor(None, shared.queue.runner.close)
 
     async def _load(self, config: EndpointConfig) -> Endpoint:
-        loop = asyncio.get_running_loop()
-        pipeline = await loop.run_in_executor(None, self._make, config)
-        key = _model_key(config, pipeline)
+        for _ in range(ATTEMPTS):
+            digest = await _away(_digest, config)
+            pipeline = await _away(self._make, config)
+            if digest == await _away(_digest, config):
+                break
+            pipeline.close()  # its files were replaced meanwhile
+        else:
+            raise ModelError(f"{config.model} changes while it is loaded: try again later")
+        key = _model_key(config, pipeline, digest)
         shared = self._shared.get(key)
         if shared is None:
             shared = _Shared(
@@ -201,7 +238,7 @@ class Registry:
             mine.close()
         shared.uses += 1
         try:
-            return await loop.run_in_executor(None, Endpoint, config, pipeline, shared)
+            return await _away(Endpoint, config, pipeline, shared, digest)
         except BaseException:
             shared.uses -= 1
             if not shared.uses:
@@ -252,11 +289,23 @@ def _identity(config: EndpointConfig) -> str:
     return config.model_dump_json()
 
 
-def _model_key(config: EndpointConfig, pipeline: Pipeline) -> str:
+def _digest(config: EndpointConfig) -> str:
+    """What an endpoint's model is made of, in short."""
+    given = {name: config.kwargs.get(name) for name in ("tokenizer", "config", "zoo_dir")}
+    return ModelFiles.find(config.model, **given).digest()[:16]
+
+
+async def _away(work: Callable[..., T], *args: Any) -> T:
+    """Do it in a thread of the default pool."""
+    return await asyncio.get_running_loop().run_in_executor(None, work, *args)
+
+
+def _model_key(config: EndpointConfig, pipeline: Pipeline, digest: str) -> str:
     """Endpoints with equal keys share a runner and its queue."""
     return json.dumps(
         [
             str(Path(pipeline.model.path).resolve()),
+            digest,
             pipeline.runner.buckets,
             config.batch_size,
             config.batching.model_dump(),

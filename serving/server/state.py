@@ -23,11 +23,13 @@ class Wanted:
         version: grows with every change.
         endpoints: complete with names and routes.
         added: names of those that came by POST, which a reload of the file leaves alone.
+        looked: grows whenever models are to be loaded again whose files have changed.
     """
 
     version: int
     endpoints: tuple[EndpointConfig, ...]
     added: frozenset[str] = frozenset()
+    looked: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,14 @@ class State:
                 "version": wanted.version,
                 "endpoints": [e.model_dump(mode="json") for e in wanted.endpoints],
                 "added": sorted(wanted.added),
+                "looked": wanted.looked,
             },
         )
 
     def wanted(self) -> Wanted:
         data = self._read("endpoints.json")
         endpoints = tuple(EndpointConfig.model_validate(e) for e in data["endpoints"])
-        return Wanted(data["version"], endpoints, frozenset(data["added"]))
+        return Wanted(data["version"], endpoints, frozenset(data["added"]), data["looked"])
 
     def stamp(self) -> tuple[int, int]:
         """Changes whenever the endpoints do."""

@@ -65,7 +65,8 @@ class Supervisor:
     Args:
         config: its settings.
         config_file: watched if `hot_reload`; SIGHUP reads it again in any case.
-        hot_reload: follow changes of the file.
+        hot_reload: follow changes of the file.  Models whose own files have changed meanwhile are
+            loaded again at either.
         overrides: settings that replace the file's.
         tell: called with lines for people; None: workers say nothing either.
     """
@@ -232,17 +233,16 @@ class Supervisor:
         return True
 
     def _read_again(self) -> None:
-        if self.config_file is None:
-            return
         try:
-            new = load(self.config_file, **self._overrides)
+            new = self.config
+            if self.config_file is not None:
+                new = load(self.config_file, **self._overrides)
             with self.state.locked():
                 old = self.state.wanted()
                 added = [e for e in old.endpoints if e.name in old.added]
                 endpoints = tuple(complete([*new.endpoints, *added]))
-                if endpoints == old.endpoints:
-                    return
-                self.state.publish(Wanted(old.version + 1, endpoints, old.added))
+                # Also if they are the same: the files of their models may not be.
+                self.state.publish(Wanted(old.version + 1, endpoints, old.added, old.looked + 1))
         except (InputError, ValueError) as error:
             logger.error("the configuration stays as it is: %s", error)
             return

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import uvloop
@@ -63,6 +64,7 @@ class Worker:
         self.stop = asyncio.Event()
         self._changing = asyncio.Lock()
         self._stamp = (0, 0)
+        self._looked = 0
 
     async def serve(self, listener: socket.socket) -> int:
         """Run until told to stop; returns the exit code."""
@@ -114,7 +116,10 @@ class Worker:
             wanted = self.state.wanted()
             status = Status(os.getpid(), wanted.version)
             try:
-                await self.registry.apply(wanted.endpoints, wanted.version)
+                await self.registry.apply(
+                    wanted.endpoints, wanted.version, wanted.looked > self._looked
+                )
+                self._looked = wanted.looked
             except SparsecError as error:
                 status = Status(os.getpid(), wanted.version, str(error), error.exit_code)
             except Exception as error:
@@ -212,7 +217,8 @@ class Worker:
             endpoints = complete([*old.endpoints, config])
         except ValueError as error:
             raise HttpError(409, str(error)) from None
-        return Wanted(old.version + 1, tuple(endpoints), old.added | {config.name})
+        added = old.added | {config.name}
+        return replace(old, version=old.version + 1, endpoints=tuple(endpoints), added=added)
 
     async def _publish(self, change: Callable[[Wanted], Wanted]) -> Wanted:
         """Change what is wanted, and follow."""
@@ -243,7 +249,8 @@ class Worker:
 
 def _without(old: Wanted, name: str) -> Wanted:
     endpoints = tuple(e for e in old.endpoints if e.name != name)
-    return Wanted(old.version + 1, endpoints, old.added - {name})
+    added = old.added - {name}
+    return replace(old, version=old.version + 1, endpoints=endpoints, added=added)
 
 
 def main(argv: list[str]) -> int:
