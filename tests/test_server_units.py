@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from sparsec.errors import InputError
+from sparsec.serving.pipelines.base import Job
 from sparsec.serving.runner import BatchingRunner, Features, Outputs, Runner
-from sparsec.serving.server import config, cores, datalog, oip
+from sparsec.serving.server import config, cores, datalog, inference, oip
 from sparsec.serving.server.batching import ModelQueue, QueueFullError, Scheduler
 from sparsec.serving.server.config import Batching, EndpointConfig
 from sparsec.serving.server.errors import HttpError
@@ -343,6 +346,65 @@ def test_padding_is_counted() -> None:
     assert runner.padding([3, 16, 20]) == 13 + 0 + 44
     runner.free_padding = True
     assert runner.padding([3, 16, 20]) == 0
+
+
+# ---- long texts --------------------------------------------------------------------------------
+
+
+def test_long_texts_do_not_hold_up_others() -> None:
+    """While long texts are tokenized, short ones are answered; too many long ones are refused."""
+    go = threading.Event()
+
+    class Texts(BaseModel):
+        inputs: str
+
+    class Task:
+        on_nonfinite = "ignore"
+
+        def __init__(self) -> None:
+            self.at_once: list[str] = []
+
+        def count(self, inputs: Texts) -> int:
+            return 1
+
+        def prepare(self, inputs: Texts) -> Job:
+            if len(inputs.inputs) > 1:
+                self.at_once.append(threading.current_thread().name)
+                assert go.wait(20)
+            return Job([item(1)])
+
+        def examine(self, outputs: Any) -> None:
+            return None
+
+        def finish(self, job: Job, outputs: Any) -> Texts:
+            return Texts(inputs="answer")
+
+    async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
+        task: Any = Task()
+        endpoint: Any = SimpleNamespace(pipeline=task, queue=queue, data_log=None)
+        limits = config.Limits(heavy_requests=4)
+
+        async def ask(characters: int) -> str:
+            results = await inference.predict(endpoint, [Texts(inputs="a" * characters)], limits)
+            return str(results[0].inputs)  # type: ignore[attr-defined]
+
+        long = [asyncio.create_task(ask(50_000)) for _ in range(4)]
+        while len(task.at_once) < inference.HEAVY_THREADS:
+            await asyncio.sleep(0.01)
+        # None of these waits for them, or these would wait for ever.
+        assert [await ask(1) for _ in range(20)] == ["answer"] * 20
+        assert len(task.at_once) == inference.HEAVY_THREADS
+        with pytest.raises(HttpError, match="too many requests with long texts") as info:
+            await ask(50_000)
+        assert (info.value.status, info.value.code) == (503, "queue_full")
+        long[-1].cancel()
+        await asyncio.wait([long[-1]])
+        go.set()
+        assert [await one for one in long[:-1]] == ["answer"] * 3
+        assert len(task.at_once) == 3  # what was cancelled did not run
+        assert await ask(50_000) == "answer"
+
+    with_queue(Batching(), body)
 
 
 # ---- tensors -------------------------------------------------------------------------------------

@@ -168,6 +168,9 @@ class Limits(_Strict):
     body_bytes: int = Field(default=4 << 20, ge=1, description="size of a request's body")
     input_characters: int = Field(default=100_000, ge=1, description="length of one text")
     items: int = Field(default=256, ge=1, description="sequences of one request, after splitting")
+    heavy_requests: int = Field(
+        default=32, ge=1, description="requests with long texts that wait to be tokenized"
+    )
     request_timeout: float = Field(default=30.0, gt=0, description="seconds until a 504")
     drain_timeout: float = Field(
         default=30.0, gt=0, description="seconds to finish in after SIGTERM"

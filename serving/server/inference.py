@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -26,6 +27,14 @@ T = TypeVar("T")
 # shorter ones take less time on the event loop than the trip does.
 INLINE_CHARACTERS = 8192
 INLINE_TOKENS = 4096
+# What a sequence costs besides the tokenizing of its text, in characters of that.
+SEQUENCE_CHARACTERS = 128
+
+# Threads that tokenize long texts, and the requests that wait for them or are there; both belong to
+# a worker, and the number to its event loop.
+HEAVY_THREADS = 2
+_heavy = ThreadPoolExecutor(HEAVY_THREADS, "tokenizing")
+_heavy_waiting = 0
 
 
 def parse(endpoint: Endpoint, body: bytes) -> BaseModel:
@@ -97,7 +106,12 @@ async def predict(
     characters = check(pipeline, inputs, limits)
     with deadline(limits.request_timeout):
         prepare = _prepare(endpoint, inputs, limits)
-        jobs = await _away(prepare, characters > INLINE_CHARACTERS)
+        # A sequence costs something besides its text, which several may share.
+        sequences = sum(pipeline.count(one) for one in inputs)
+        if characters + SEQUENCE_CHARACTERS * sequences > INLINE_CHARACTERS:
+            jobs = await _heavily(prepare, limits)
+        else:
+            jobs = prepare()
         items = [item for job in jobs for item in job.items]
         outputs = await _run(endpoint, items)
 
@@ -146,6 +160,25 @@ async def _run(endpoint: Endpoint, items: Sequence[Features]) -> list[Outputs]:
         raise HttpError(
             503, str(full), "queue_full", {"Retry-After": str(full.retry_after)}
         ) from None
+
+
+async def _heavily(work: Callable[[], T], limits: Limits) -> T:
+    """Do it in one of few threads of its own: what is heavy leaves the loop, the other threads and
+    most of the cores to the other requests.
+
+    Raises:
+        HttpError: 503, too many wait.
+    """
+    global _heavy_waiting
+    if _heavy_waiting >= limits.heavy_requests:
+        raise HttpError(
+            503, "too many requests with long texts are waiting", "queue_full", {"Retry-After": "1"}
+        )
+    _heavy_waiting += 1
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_heavy, work)
+    finally:
+        _heavy_waiting -= 1
 
 
 async def _away(work: Callable[[], T], away: bool) -> T:
