@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ _USUAL = {
     "mask": ("[MASK]", "<mask>"),
 }
 
+# What tokens have for a space.
+_SPACES = "▁Ġ"
+
 # What decoding leaves a space before, and does not for a tokenizer that cleans up.
 _TIGHT = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -45,18 +49,32 @@ class Text:
         tokenizer: where truncation and padding are off.
         specials: the tokens that are there of pad, unk, cls and mask, by those names.
         clean: whether decoded text has the spaces before punctuation removed.
+        max_length: tokens that the model was made for at most, special ones included; None: not
+            known.
+        cut_left: whether text that is too long loses its beginning instead of its end.
+        context_first: whether a question stands behind what it is asked of.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, specials: Mapping[str, str] | None = None, clean: bool = False
+        self,
+        tokenizer: Tokenizer,
+        specials: Mapping[str, str] | None = None,
+        clean: bool = False,
+        *,
+        max_length: int | None = None,
+        cut_left: bool = False,
+        context_first: bool = False,
     ) -> None:
-        self.tokenizer = tokenizer
         self.specials = dict(specials or {})
+        self.max_length = max_length
+        self.context_first = context_first
         self._ids = {key: tokenizer.token_to_id(token) for key, token in self.specials.items()}
         self._clean = clean
-        # The post-processor would trim byte-level offsets twice if `encode` ran it as well.
-        bare = json.loads(tokenizer.to_str())
-        bare["post_processor"] = None
+        self._side = "left" if cut_left else "right"
+        whole = json.loads(tokenizer.to_str())
+        _keep_offsets(whole["post_processor"])
+        self.tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(whole))
+        bare = {**whole, "post_processor": None}
         self._bare: Tokenizer = Tokenizer.from_str(json.dumps(bare))
         self._roles: tuple[Role, ...] = ()
         self._positions = Positions()
@@ -140,7 +158,7 @@ class Text:
         return self.tokenizer.post_process(first, second)
 
     def fit(self, first: Encoding, max_length: int) -> Encoding:
-        """Tokens of a text with special ones, cut at the end to `max_length` in all."""
+        """Tokens of a text with special ones, cut to `max_length` in all."""
         self.cut(first, max_length - self.special_tokens())
         return self.join(first)
 
@@ -182,7 +200,7 @@ class Text:
         """What :meth:`cut` leaves."""
         if len(tokens) > length:
             _check_room(length)
-        return tokens[:length]
+        return tokens[:length] if self._side == "right" else tokens[max(0, len(tokens) - length) :]
 
     @cached_property
     def _template(self) -> list[tuple[int | NDArray[np.int64], int]]:
@@ -214,37 +232,41 @@ class Text:
         text: str = " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
         return text
 
-    @property
-    def marks_subwords(self) -> bool:
-        """Whether a token's spelling says that it continues a word."""
-        return bool(getattr(self.tokenizer.model, "continuing_subword_prefix", None))
-
     def cut(self, encoding: Encoding, length: int) -> None:
-        """Drop tokens after `length`.
+        """Keep `length` tokens: the first ones, or the last if the tokenizer cuts there.
 
         Raises:
             InputError: no token would be left.
         """
         if len(encoding) > length:
             _check_room(length)
-            encoding.truncate(length)
+            encoding.truncate(length, direction=self._side)
 
-    def windows(self, encoding: Encoding, length: int, stride: int) -> list[Encoding]:
-        """An encoding in pieces of at most `length` tokens, each starting with the last `stride`
-        ones of the piece before.
+    def windows(self, encoding: Encoding, length: int, stride: int) -> list[tuple[int, Encoding]]:
+        """An encoding in pieces of at most `length` tokens that overlap by `stride`.
+
+        Returns:
+            The index of each piece's first token, and the piece; in the text's order.  The last
+            piece is shorter; the first, if the tokenizer cuts there.
 
         Raises:
             InputError: pieces would not advance.
         """
-        if len(encoding) <= length:
-            return [encoding]
+        total = len(encoding)
+        if total <= length:
+            return [(0, encoding)]
         if stride >= length:
             raise InputError(
                 f"windows of {length} tokens cannot overlap by {stride}: use a larger "
                 f"sequence_length or a smaller stride"
             )
-        encoding.truncate(length, stride=stride)
-        return [encoding, *encoding.overflowing]
+        encoding.truncate(length, stride=stride, direction=self._side)
+        pieces = [encoding, *encoding.overflowing]
+        step = length - stride
+        if self._side == "right":
+            return [(k * step, piece) for k, piece in enumerate(pieces)]
+        starts = [max(0, total - length - k * step) for k in range(len(pieces))]
+        return list(zip(starts, pieces, strict=True))[::-1]
 
     def features(self, encoding: Encoding) -> Features:
         """What the model takes of an encoding.
@@ -295,6 +317,69 @@ def _shares(first: int, second: int, room: int, only_first: bool) -> tuple[int, 
     if short + long > room:
         short, long = room // 2, room - room // 2
     return (short, long) if first <= second else (long, short)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a token is in its text.
+
+    Attributes:
+        start: its first character; white space that the token has before it is left out.
+        end: behind its last one, without white space; `start` where there is nothing else.
+        head: whether a word begins here.
+    """
+
+    start: int
+    end: int
+    head: bool
+
+
+def places(encoding: Encoding, text: str, starts: Sequence[int] | None = None) -> list[Place]:
+    """The places of all tokens.
+
+    A word begins where the tokenizer's words do, and behind white space of any kind, which is not
+    what all tokenizers part words at.
+
+    Args:
+        encoding: the tokens, of the text or of words.
+        text: the text, or the words joined.
+        starts: where each word starts in it, if the text came in words; those are the words then.
+    """
+    found = []
+    last: int | None = None
+    behind = 0
+    rows = zip(
+        encoding.tokens, encoding.offsets, encoding.word_ids, encoding.special_tokens_mask,
+        strict=True,
+    )  # fmt: skip
+    for token, (start, end), word, special in rows:
+        if special:
+            found.append(Place(start, end, True))
+            continue
+        if starts is not None and word is not None:
+            start, end = start + starts[word], end + starts[word]
+        covered = text[start:end]
+        if covered != token and not token.strip(_SPACES) and not covered.isspace():
+            # A space that the tokenizer puts before the text counts as its first character.
+            covered, end = "", start
+        shown = covered.strip()
+        if shown != covered:
+            start = end - len(covered.lstrip())
+            end = start + len(shown)
+        parted = starts is None and any(c.isspace() for c in text[behind:start])
+        found.append(Place(start, end, word is None or word != last or parted))
+        # A lone space is the mark before a word, a lone line break is no part of the next one.
+        alone = bool(covered.strip(" ")) and not shown
+        last, behind = word, start - len(covered) if alone else end
+    return found
+
+
+def _keep_offsets(processor: dict[str, Any] | None) -> None:
+    """Switch off that a post-processor takes white space out of offsets: `places` does, by the text
+    and not by what a token is spelled like."""
+    for part in (processor, *(processor or {}).get("processors", ())):
+        if part and "trim_offsets" in part:
+            part["trim_offsets"] = False
 
 
 def _read(path: Path) -> Tokenizer:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import string
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pydantic import BaseModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from sparsec import Pipeline
 from sparsec.errors import (
@@ -227,6 +232,197 @@ def test_words_that_are_split_already(tokenizer: Path) -> None:
         pipeline(inputs="Mary", is_split_into_words=True)
 
 
+WHITE = [" ", "\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", "  ", " \n ", "\n\n"]
+
+
+def bare_bpe(path: Path, spaces: str) -> Path:
+    """Write a tokenizer of single letters that parts no words: SentencePiece's BPE as Llama's."""
+    letters = ["<unk>", "▁", "\n", *string.ascii_letters, *".:,'"]
+    made = Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(letters)}, [], unk_token="<unk>")
+    )
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        if spaces == "prepend"
+        else [normalizers.Replace(" ", "▁")]
+    )
+    made.save(str(path))
+    return path
+
+
+def metaspace(path: Path, scheme: str, split: bool, words: bool) -> Path:
+    """Write a tokenizer of the kind of ALBERT, DeBERTa-v3 and XLM-R."""
+    pieces = ["<unk>", *("▁Mary", "▁Paris", "▁Berlin", "Contact", "▁Contact"), "▁"]
+    pieces += string.ascii_letters + ".:,'"
+    vocab = [(piece, -1.0 if len(piece) > 1 else -9.0) for piece in dict.fromkeys(pieces)]
+    made = Tokenizer(models.Unigram(vocab, unk_id=0))
+    made.normalizer = normalizers.NFC()
+    spaces = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
+    made.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaces]) if words else spaces
+    )
+    made.save(str(path))
+    return path
+
+
+def bytes_(path: Path, prefix: bool, trim: bool) -> Path:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("M", "a"), ("r", "y"), ("Ma", "ry"), ("Ġ", "Mary"), ("Ġ", "P")]
+    vocab = {t: i for i, t in enumerate([*alphabet, *map("".join, merges)])}
+    made = Tokenizer(models.BPE(vocab, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    made.post_processor = processors.ByteLevel(trim_offsets=trim)
+    made.save(str(path))
+    return path
+
+
+KINDS: dict[str, Any] = {
+    "wordpiece": word_piece,
+    **{
+        f"metaspace-{scheme}-{split}-{words}": partial(
+            metaspace, scheme=scheme, split=split, words=words
+        )
+        for scheme in ("always", "first", "never")
+        for split in (True, False)
+        for words in (True, False)
+    },
+    **{
+        f"bytes-{prefix}-{trim}": partial(bytes_, prefix=prefix, trim=trim)
+        for prefix in (True, False)
+        for trim in (True, False)
+    },
+    "bpe-prepend": partial(bare_bpe, spaces="prepend"),
+    "bpe": partial(bare_bpe, spaces="plain"),
+}
+
+
+class Plain(Scripted):
+    """Of a model with token ids and a mask only, of any vocabulary."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("input_ids", "attention_mask")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_white_space_parts_words_and_is_in_no_offset(kind: str, tmp_path: Path) -> None:
+    file = KINDS[kind](tmp_path / "tokenizer.json")
+    draw = np.random.default_rng(0)
+    runner = Plain(lambda ids: draw.standard_normal((len(ids), 2)), longest=512)
+    words = ["Contact:", "Mary", "Paris", "Berlin"]
+    made = {
+        strategy: build(
+            TokenClassificationPipeline, file, runner, {"labels": ["B-X", "B-Y"]},
+            aggregation_strategy=strategy, ignore_labels=[],
+        )
+        for strategy in ("none", "simple", "first", "average", "max")
+    }  # fmt: skip
+    for white in WHITE:
+        for before, behind in (("", ""), (white, white)):
+            text = before + white.join(words) + behind
+            places = [(m.start(), m.end()) for m in re.finditer(r"[^\s]+", text)]
+            for strategy, pipeline in made.items():
+                (results,) = pipeline(text).predictions
+                shown = [r for r in results if r.start < r.end]
+                assert all(text[r.start : r.end].strip() == text[r.start : r.end] for r in results)
+                assert "".join(dict.fromkeys(words)) == "".join(
+                    text[i] for i in sorted({i for r in shown for i in range(r.start, r.end)})
+                )
+                if strategy in ("first", "average", "max"):
+                    found = [(r.start, r.end) for r in results]
+                    # The tokenizer may part more: "Contact" and ":".
+                    assert set(places[1:]) <= set(found)
+                    assert found[-3:] == places[1:]
+            for word, (start, end) in zip(words[1:], places[1:], strict=True):
+                answer = _answer_at(file, text, start, end)
+                assert (answer.answer, answer.start, answer.end) == (word, start, end)
+
+
+def _answer_at(file: Path, text: str, start: int, end: int) -> Any:
+    """The answer if the model points at the last tokens of a range of characters."""
+    shown = Text.load(files(file)).encode(text)
+    inside = [i for i, (a, b) in enumerate(shown.offsets) if a < end and b > start]
+
+    def script(ids: list[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+        row = np.zeros(len(ids))
+        specials = len(ids) - len(shown) - len(question)
+        first = len(question) + specials - (1 if specials else 0)
+        row[first + inside[-1]] = 30.0
+        return row, row
+
+    question = Text.load(files(file)).encode("Mary")
+    runner = Plain(script, ("start", "end"), longest=512)
+    return build(QuestionAnsweringPipeline, file, runner)(question="Mary", context=text)
+
+
+def test_given_words_are_words(tokenizer: Path) -> None:
+    """Those that came split get one label each, whatever is inside."""
+    draw = np.random.default_rng(0)
+    pipeline = build(
+        TokenClassificationPipeline, tokenizer,
+        Scripted(lambda ids: draw.standard_normal((len(ids), 2))), {"labels": ["B-X", "B-Y"]},
+        aggregation_strategy="max", ignore_labels=[],
+    )  # fmt: skip
+    words = ["Mary", "x-y", "東京", "New York", "flying."]
+    (results,) = pipeline(inputs=words, is_split_into_words=True).predictions
+    joined = " ".join(words)
+    assert [joined[r.start : r.end] for r in results] == words
+
+
+IOB = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+BIOES = [*IOB, "E-LOC", "S-LOC", "E-PER", "S-PER"]
+BILOU = [*IOB, "L-LOC", "U-LOC", "L-PER", "U-PER"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "tags", "groups"),
+    [
+        (["O", "e-mail", "ZIP-CODE"], "e-mail e-mail O ZIP-CODE", ["e-mail 0 1", "ZIP-CODE 3 3"]),
+        (["O", "B-e-mail", "I-e-mail"], "B-e-mail I-e-mail O", ["e-mail 0 1"]),
+        (["O", "B-O", "I-O"], "B-O I-O O B-O O I-O", ["O 0 1", "O 3 3", "O 5 5"]),
+        (["B-O", "I-O"], "B-O I-O I-O B-O", ["O 0 2", "O 3 3"]),
+        (IOB, "B-LOC I-LOC B-LOC O I-PER I-LOC", ["LOC 0 1", "LOC 2 2", "PER 4 4", "LOC 5 5"]),
+        # No letter of another scheme is a prefix in this one.
+        ([*IOB, "S-BAHN", "E-MAIL", "U-BAHN"], "S-BAHN S-BAHN E-MAIL U-BAHN",
+         ["S-BAHN 0 1", "E-MAIL 2 2", "U-BAHN 3 3"]),
+        (BIOES, "B-LOC I-LOC E-LOC I-LOC S-LOC S-LOC B-PER E-PER E-PER",
+         ["LOC 0 2", "LOC 3 3", "LOC 4 4", "LOC 5 5", "PER 6 7", "PER 8 8"]),
+        (BILOU, "B-LOC L-LOC U-LOC U-LOC U-PER", ["LOC 0 1", "LOC 2 2", "LOC 3 3", "PER 4 4"]),
+        ([*BILOU, "S-BAHN"], "S-BAHN S-BAHN U-LOC", ["S-BAHN 0 1", "LOC 2 2"]),
+        (["O", "B-", "I-", "-", "B"], "B- B- I- - B", ["B- 0 1", "I- 2 2", "- 3 3", "B 4 4"]),
+        (["LABEL_0", "LABEL_1"], "LABEL_0 LABEL_0 LABEL_1", ["LABEL_0 0 1", "LABEL_1 2 2"]),
+        (["b-per", "i-per"], "b-per i-per", ["b-per 0 0", "i-per 1 1"]),
+    ],
+)  # fmt: skip
+def test_only_prefixes_are_prefixes(
+    tokenizer: Path, labels: list[str], tags: str, groups: list[str]
+) -> None:
+    numbers = [labels.index(tag) for tag in tags.split()]
+
+    def script(ids: list[int]) -> NDArray[Any]:
+        return np.eye(len(labels))[[0, *numbers, 0]] * 9
+
+    pipeline = build(
+        TokenClassificationPipeline, tokenizer, Scripted(script), {"labels": labels},
+        aggregation_strategy="simple",
+    )  # fmt: skip
+    (results,) = pipeline(" ".join("x" * len(numbers))).predictions
+    assert [f"{r.entity} {r.start // 2} {(r.end - 1) // 2}" for r in results] == groups
+
+
+@pytest.mark.parametrize("ignored", [["LOC"], ["O", "LOC"]])
+def test_ignored_groups(tokenizer: Path, ignored: list[str]) -> None:
+    def script(ids: list[int]) -> NDArray[Any]:
+        return np.eye(5)[[0, 1, 2, 0, 3, 0]] * 9
+
+    pipeline = build(
+        TokenClassificationPipeline, tokenizer, Scripted(script), {"labels": IOB},
+        aggregation_strategy="simple", ignore_labels=ignored,
+    )  # fmt: skip
+    (results,) = pipeline("x x x x").predictions
+    assert [r.entity for r in results] == (["PER"] if "O" in ignored else ["O", "PER"])
+
+
 # ---- question answering --------------------------------------------------------------------------
 
 
@@ -283,6 +479,91 @@ def test_no_answer(tokenizer: Path) -> None:
     nothing = pipeline(question="who", context="mary")
     assert (nothing.answer, nothing.start, nothing.end) == ("", 0, 0)
     assert nothing.score > 0.99
+
+
+FILLER = "the conference in berlin was good . " * 9
+
+
+@pytest.mark.parametrize("size", [8_500, 57_000])
+@pytest.mark.parametrize("null", [-9.0, 4.0])
+def test_one_sentence_among_many_weak_ones(tokenizer: Path, size: int, null: float) -> None:
+    """A weak answer in every window neither adds up nor is certain where nothing is beside it."""
+    scores = {"paris": 9.0, "berlin": 3.0, "[CLS]": null}
+    pipeline, runner = qa(tokenizer, scores, scores, longest=64)
+    filler = FILLER * (size // len(FILLER))
+    for at in (0, size // 3, len(filler)):
+        at = filler.rfind(".", 0, at) + 1 or 0
+        context = f"{filler[:at]} mary lives in paris . {filler[at:]}"
+        answer = pipeline(question="where is mary", context=context)
+        assert (answer.answer, answer.start) == ("paris", context.index("paris"))
+        assert 0.9 < answer.score <= 1
+    assert len(runner.seen) > size // 400
+
+
+def test_score_is_that_of_the_own_window(tokenizer: Path) -> None:
+    scores = {"paris": 2.0, "berlin": 1.0, "[CLS]": 0.0}
+    alone, _ = qa(tokenizer, scores, scores, longest=16)
+    many, runner = qa(tokenizer, scores, scores, longest=16, doc_stride=6)
+    # No window has both.
+    context = "paris " + "x " * 40 + "berlin"
+    want = alone(question="where", context="paris x x x x x x x x x x x")
+    assert many(question="where", context=context) == want.model_copy(
+        update={"score": pytest.approx(want.score)}
+    )
+    assert len(runner.seen) > 5
+
+
+@pytest.mark.parametrize("stride", [2, 3, 5, 8])
+def test_answer_on_the_edge_of_windows(tokenizer: Path, stride: int) -> None:
+    """Seen in several windows it counts once; a word that an edge cuts is whole."""
+    start, end = {"new": 9.0}, {"york": 9.0}
+    pipeline, _ = qa(tokenizer, start, end, longest=16, doc_stride=stride)
+    flying, _ = qa(tokenizer, {"fly": 9.0}, {"fly": 9.0}, longest=16, doc_stride=stride)
+    for before in range(30):
+        context = "x " * before + "New York" + " y" * 30
+        answer = pipeline(question="where", context=context)
+        assert (answer.answer, answer.start) == ("New York", 2 * before)
+        assert 0.9 < answer.score <= 1
+        context = "x " * before + "flying" + " y" * 30
+        answer = flying(question="where", context=context)
+        assert (answer.answer, answer.start, answer.end) == ("flying", 2 * before, 2 * before + 6)
+
+
+def test_equal_texts_are_answers_of_their_own(tokenizer: Path) -> None:
+    """By place, not by text; of equals the first."""
+    scores = {"paris": 5.0, "[CLS]": 0.0}
+    pipeline, _ = qa(tokenizer, scores, scores, longest=16)
+    context = "x x paris " + "x " * 30 + "Paris " + "x " * 30 + "paris"
+    answer = pipeline(question="where", context=context)
+    assert (answer.answer, answer.start) == ("paris", 4)
+    once = pipeline(question="where", context="x x paris")
+    assert answer.score == pytest.approx(once.score, rel=0.05)
+    # In one window each has its share.
+    twice = pipeline(question="where", context="paris is not Paris")
+    assert (twice.start, twice.end) == (0, 5) and 0.2 < twice.score < 0.3
+
+    # The same text again where the model is surer of it.
+    def script(ids: list[int]) -> tuple[list[float], list[float]]:
+        row = [0.0] * len(ids)
+        if IDS["news"] in ids and IDS["paris"] in ids:
+            row[ids.index(IDS["paris"])] = 8.0
+        elif IDS["paris"] in ids:
+            row[ids.index(IDS["paris"])] = 5.0
+        return row, row
+
+    runner = Scripted(script, ("start_logits", "end_logits"), 16)
+    pipeline = build(QuestionAnsweringPipeline, tokenizer, runner)
+    context = "paris " + "x " * 30 + "news paris " + "x " * 30 + "paris"
+    assert pipeline(question="where", context=context).start == context.index("news") + 5
+
+
+def test_nothing_in_all_windows(tokenizer: Path) -> None:
+    """No answer is the answer only if no window has one."""
+    scores = {"[CLS]": 4.0, "paris": 6.0}
+    pipeline, _ = qa(tokenizer, scores, scores, longest=16, version_2_with_negative=True)
+    assert pipeline(question="where", context="x " * 60).answer == ""
+    found = pipeline(question="where", context="x " * 30 + "paris " + "x " * 30)
+    assert found.answer == "paris" and found.score > 0.7
 
 
 def test_question_answering_rejects(tokenizer: Path) -> None:

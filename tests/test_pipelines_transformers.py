@@ -6,6 +6,7 @@ Both of our engines against torch, on tiny random models.  transformers is an op
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,16 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
 
 
 def compare_tokens(results: list[Any], expected: list[dict[str, Any]]) -> None:
-    assert [(r.entity, r.word, r.start, r.end, r.index) for r in results] == [
-        (e.get("entity", e.get("entity_group")), e["word"], e["start"], e["end"], e.get("index"))
+    def place(start: int, end: int) -> tuple[int, int] | None:
+        return (start, end) if start < end else None
+
+    assert [(r.entity, r.word, place(r.start, r.end), r.index) for r in results] == [
+        (
+            e.get("entity", e.get("entity_group")),
+            e["word"],
+            place(e["start"], e["end"]),
+            e.get("index"),
+        )
         for e in expected
     ]
     assert [r.score for r in results] == pytest.approx(
@@ -144,26 +153,87 @@ def compare_tokens(results: list[Any], expected: list[dict[str, Any]]) -> None:
     )
 
 
+class Reference(transformers.TokenClassificationPipeline):  # type: ignore[misc]
+    """transformers' pipeline with our places and words.
+
+    White space belongs to no token.  Words are the tokenizer's, parted by any white space; with
+    words given, those.
+    """
+
+    def gather_pre_entities(self, sentence: str, *args: Any, **options: Any) -> list[Any]:
+        entities: list[Any] = super().gather_pre_entities(sentence, *args, **options)
+        given = options.get("word_ids")
+        if given is None:
+            whole = self.tokenizer(sentence, return_offsets_mapping=True)
+            words = zip(whole["offset_mapping"], whole.word_ids(), strict=True)
+            numbers = {place: number for place, number in words if number is not None}
+        before = None
+        for entity in entities:
+            start, end = entity["start"], entity["end"]
+            number = given[entity["index"]] if given else numbers[start, end]
+            covered = sentence[start:end]
+            visible = [i for i in range(start, end) if not sentence[i].isspace()]
+            if entity["word"] == "▁" and not covered.isspace():
+                visible, end = [], start  # not in the text
+            if entity["word"] == "Ġ" and start == end and sentence[end - 1 : end].strip():
+                end -= 1  # the same; transformers takes the first letter for a space
+            entity["start"] = visible[0] if visible else end
+            entity["end"] = visible[-1] + 1 if visible else end
+            parts = before is None or number != before[0]
+            if not given and not parts:
+                parts = bool(re.search(r"\s", sentence[before[1] : entity["start"]]))
+            if entity["word"] == covered:
+                entity["word"] = covered.strip()
+            entity["is_subword"] = not parts
+            line_break = not visible and covered.strip(" ")
+            before = number, start if line_break else entity["end"]
+        return entities
+
+    def group_sub_entities(self, entities: list[Any]) -> Any:
+        group = super().group_sub_entities(entities)
+        seen = [entity for entity in entities if entity["start"] < entity["end"]]
+        if not seen:
+            return {**group, "entity_group": "O", "start": -1}
+        return {**group, "start": seen[0]["start"], "end": seen[-1]["end"]}
+
+    def group_entities(self, entities: list[Any]) -> list[Any]:
+        return [group for group in super().group_entities(entities) if group["start"] >= 0]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["wordpiece", "byte-level", "unigram"])
 def test_token_classification(cases: Callable[..., Case], kind: str, engine: str) -> None:
     case = cases("token-classification", kind, labels=NER_LABELS)
     for strategy in ("none", "simple", "first", "average", "max"):
         for ignored in (None, []):
-            ours = case.ours("ner", engine, aggregation_strategy=strategy, ignore_labels=ignored)
-            theirs = case.reference("ner", aggregation_strategy=strategy, ignore_labels=ignored)
+            options = {"aggregation_strategy": strategy, "ignore_labels": ignored}
+            ours = case.ours("ner", engine, **options)
+            theirs = case.reference("ner", pipeline_class=Reference, **options)
             got = ours(TEXTS).predictions
             assert sum(map(len, got)) > 20
             for text, results in zip(TEXTS, got, strict=True):
                 compare_tokens(results, theirs(text))
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-level"])
+def test_token_classification_as_it_is(cases: Callable[..., Case], kind: str) -> None:
+    """Without anything in which we differ: spaces only, tokenizers that know where they are."""
+    case = cases("token-classification", kind, labels=NER_LABELS)
+    for strategy in ("none", *(("simple", "first", "max") if kind == "wordpiece" else ())):
+        options = {"aggregation_strategy": strategy, "ignore_labels": []}
+        ours = case.ours("ner", "onnxruntime", **options)
+        theirs = case.reference("ner", **options)
+        for text in TEXTS[:2]:
+            compare_tokens(ours(text).predictions[0], theirs(text))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_token_classification_of_words(cases: Callable[..., Case], engine: str) -> None:
     case = cases("token-classification", labels=NER_LABELS)
     words = [["Mary", "is", "flying", "😀", "Café", "東京", "x-y", "ǆ"], ["New", "York"]]
-    ours = case.ours("ner", engine, aggregation_strategy="first", ignore_labels=[])
-    theirs = case.reference("ner", aggregation_strategy="first", ignore_labels=[])
+    options = {"aggregation_strategy": "first", "ignore_labels": []}
+    ours = case.ours("ner", engine, **options)
+    theirs = case.reference("ner", pipeline_class=Reference, **options)
     for one, results in zip(words, ours(inputs=words).predictions, strict=True):
         compare_tokens(results, theirs(one, is_split_into_words=True)[0])
     alone = ours(inputs=words[0], is_split_into_words=True).predictions
@@ -175,12 +245,74 @@ def test_long_text_in_windows(cases: Callable[..., Case], engine: str) -> None:
     case = cases("token-classification", labels=NER_LABELS)
     text = " ".join(text for text in TEXTS if text.strip())
     for strategy in ("simple", "first", "average", "max"):
-        ours = case.ours("ner", engine, aggregation_strategy=strategy, stride=7)
-        theirs = case.reference("ner", aggregation_strategy=strategy, stride=7)
+        options = {"aggregation_strategy": strategy, "stride": 7}
+        ours = case.ours("ner", engine, **options)
+        theirs = case.reference("ner", pipeline_class=Reference, **options)
         compare_tokens(ours(text).predictions[0], theirs(text))
 
 
 # ---- question answering --------------------------------------------------------------------------
+
+
+def best_answer(
+    theirs: Any,
+    question: str,
+    context: str,
+    length: int,
+    longest: int,
+    negative: bool,
+    **options: Any,
+) -> tuple[float, int, int]:
+    """(score, start, end) from the logits of transformers' windows, by the definition."""
+    sample = theirs.create_sample(question=question, context=context)
+    windows = []
+    for inputs in theirs.preprocess(sample, max_seq_len=length, **options):
+        with torch.no_grad():
+            output = theirs.forward(inputs)
+        inside = [i for i, s in enumerate(output["encoding"].sequence_ids) if s == 1]
+        # Odds against the class token, which stands first.
+        start, end = (
+            (output[name][0] - output[name][0, 0]).double().exp().numpy()[inside]
+            for name in ("start", "end")
+        )
+        offsets = [output["encoding"].offsets[i] for i in inside]
+        windows.append((start, end, offsets))
+    totals = [1 + max(window[k].sum() for window in windows) for k in (0, 1)]
+
+    # Words by character: which run without white space, and which of the tokenizer's words.
+    whole = theirs.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)
+    number = {
+        i: word
+        for (a, b), word in zip(whole["offset_mapping"], whole.word_ids(), strict=True)
+        for i in range(a, b)
+    }
+    visible = [i for i in number if not context[i].isspace()]
+    keys = {i: (len(context[: i + 1].split()), number[i]) for i in visible}
+    words: dict[tuple[int, int], list[int]] = {}
+    for i in visible:
+        words.setdefault(keys[i], []).append(i)
+    found: dict[tuple[int, int], float] = {}
+    for start, end, offsets in windows:
+        spans = [
+            (start[i] * end[j], i, j)
+            for i in range(len(start))
+            for j in range(i, min(i + longest, len(start)))
+        ]
+        here: dict[tuple[int, int], float] = {}
+        for score, i, j in sorted(spans, reverse=True)[:12]:
+            place = []
+            for k, last in ((i, False), (j, True)):
+                seen = [c for c in range(*offsets[k]) if c in keys]
+                if not seen:  # a space of its own: that before the next word, or the last of all
+                    seen = [c for c in visible if c >= offsets[k][0]] or visible[-1:]
+                word = words[keys[seen[0]]]
+                place.append(max(word) + 1 if last else min(word))
+            here[place[0], place[1]] = here.get((place[0], place[1]), 0.0) + score
+        for key, score in here.items():
+            found[key] = max(found.get(key, 0.0), score / totals[0] / totals[1])
+    (a, b), score = max(found.items(), key=lambda item: item[1])
+    nothing = 1 / totals[0] / totals[1]
+    return (nothing, 0, 0) if negative and nothing > score else (score, a, b)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -189,25 +321,53 @@ def test_long_text_in_windows(cases: Callable[..., Case], engine: str) -> None:
     "options", [{}, {"doc_stride": 3}, {"max_answer_len": 2}, {"version_2_with_negative": True}]
 )
 def test_question_answering(
-    cases: Callable[..., Case], kind: str, engine: str, options: dict[str, Any]
+    cases: Callable[..., Case],
+    kind: str,
+    engine: str,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = cases("question-answering", kind)
     # Bytes need more tokens.
     length = 32 if kind == "wordpiece" else 96
     buckets = [16, length]
-    case.tokenizer.model_max_length = length
+    monkeypatch.setattr(case.tokenizer, "model_max_length", length)
     ours = case.ours("qa", engine, sequence_length=buckets, **options)
     theirs = case.reference("question-answering")
-    given = dict(options)
-    if given.pop("version_2_with_negative", False):
-        given["handle_impossible_answer"] = True
+    stride = {k: v for k, v in options.items() if k == "doc_stride"}
     for question in QUESTIONS:
         for context in CONTEXTS:
             got = ours(question=question, context=context)
-            want = theirs(question=question, context=context, max_seq_len=length, **given)
+            score, start, end = best_answer(
+                theirs, question, context, length, options.get("max_answer_len", 15),
+                "version_2_with_negative" in options, **stride,
+            )  # fmt: skip
+            assert (got.start, got.end) == (start, end)
+            assert got.score == pytest.approx(score, abs=SCORE)
+            assert got.answer == context[got.start : got.end]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-level"])
+@pytest.mark.parametrize("negative", [False, True])
+def test_question_answering_as_it_is(
+    cases: Callable[..., Case], kind: str, negative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without anything in which we differ: one window, and no text twice."""
+    case = cases("question-answering", kind)
+    length = 96
+    monkeypatch.setattr(case.tokenizer, "model_max_length", length)
+    options = {"version_2_with_negative": negative}
+    ours = case.ours("qa", "onnxruntime", sequence_length=length, **options)
+    theirs = case.reference("question-answering")
+    for question in QUESTIONS:
+        for context in ("Mary lives in Paris, John at 東京", "flying 😀 from Nairobi (to) 1 news"):
+            got = ours(question=question, context=context)
+            want = theirs(
+                question=question, context=context, max_seq_len=length,
+                handle_impossible_answer=negative,
+            )  # fmt: skip
             assert (got.answer, got.start, got.end) == (want["answer"], want["start"], want["end"])
             assert got.score == pytest.approx(want["score"], abs=SCORE)
-            assert got.answer == context[got.start : got.end]
 
 
 # ---- text classification -------------------------------------------------------------------------

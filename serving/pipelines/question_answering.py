@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,12 @@ from tokenizers import Encoding
 
 from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.pipelines.base import Job, Pipeline, output_named, softmax, width
+from sparsec.serving.pipelines.base import Job, Pipeline, output_named, width
 from sparsec.serving.runner import Outputs, Runner
-from sparsec.serving.text import Text
+from sparsec.serving.text import Text, places
 
-# Logits of tokens that cannot be in an answer.
-_HIDDEN = -10000.0
+# What infinite logits count as, so that differences stay numbers.
+_LEAST, _MOST = -10000.0, float(np.finfo(np.float32).max)
 
 
 class QuestionAnsweringInput(BaseModel):
@@ -39,24 +40,58 @@ class QuestionAnsweringOutput(BaseModel):
     end: int = Field(description="Where it ends, exclusive")
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What part of the context an item is.
+
+    Attributes:
+        first: index of its first token among those of the whole context.
+        start, count: the tokens of the item that are the context's.
+        null: the class token; None if there is none.
+    """
+
+    first: int
+    start: int
+    count: int
+    null: int | None
+
+
+@dataclass(frozen=True)
+class _Chances:
+    """Of each token of a window's context, the probability that an answer starts (or ends) there.
+
+    Attributes:
+        each: in this window alone, beside the class token.
+        total: logarithm of how much more likely any of them is than the class token, it included.
+    """
+
+    each: NDArray[np.float64]
+    total: float
+
+
 @dataclass
 class QuestionAnsweringJob(Job):
-    """The context, and the tokens of question and window of each item."""
+    """The context, its words (of each token, where its word starts and ends), and the windows."""
 
     context: str = ""
-    windows: list[Encoding] = field(default_factory=list)
+    words: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    windows: list[_Window] = field(default_factory=list)
 
 
 @Pipeline.register("question-answering", task_aliases=["qa"])
 class QuestionAnsweringPipeline(Pipeline):
     """Answers from a context.  A context that does not fit is split into overlapping windows.
 
+    Every candidate is measured against its own window's class token, which all windows share, and
+    its score is the probability beside the candidates of the window that has most to offer: with
+    one window, a plain softmax over it.
+
     Args:
         doc_stride: tokens that windows overlap by; None: half the largest bucket, 128 at most.
         max_question_len: tokens of the question after which it is cut; DeepSparse's name,
             ``max_question_length``, is accepted.
         max_answer_len: tokens of the longest answer; also as ``max_answer_length``.
-        n_best_size: candidates of each window; those that are the same text add up.
+        n_best_size: candidates of each window; those within the same words add up.
         version_2_with_negative: the answer may be that there is none.
         num_spans: windows to look at, from the first; None: all.
 
@@ -124,73 +159,116 @@ class QuestionAnsweringPipeline(Pipeline):
         if stride is None:
             stride = min(self.max_length // 2, 128)
             stride = stride if stride < room else room // 2
-        windows = self.text.windows(self.text.encode(inputs.context), room, stride)
-        job = QuestionAnsweringJob(context=inputs.context)
-        for window in windows[: self.num_spans]:
-            encoding = self.text.join(question, window)
-            job.windows.append(encoding)
+        context = self.text.encode(inputs.context)
+        job = QuestionAnsweringJob(context=inputs.context, words=_words(context, inputs.context))
+        side = 0 if self.text.context_first else 1
+        cls = self.text.special_id("cls")
+        for first, piece in self.text.windows(context, room, stride)[: self.num_spans]:
+            encoding = self.text.join(*((question, piece) if side else (piece, question)))
+            job.windows.append(_window(encoding, first, side, cls))
             job.items.append(self.text.features(encoding))
         return job
 
     def finish(self, job: Job, outputs: list[Outputs]) -> QuestionAnsweringOutput:
         assert isinstance(job, QuestionAnsweringJob)
-        answers: dict[str, QuestionAnsweringOutput] = {}
-        nothing = 1.0
-        for encoding, output in zip(job.windows, outputs, strict=True):
-            start, end, null = self._probabilities(encoding, output)
-            nothing = min(nothing, null)
-            for first, last, score in self._spans(encoding, start, end):
-                a, b = _characters(encoding, first, last)
-                text = job.context[a:b]
-                answer = answers.get(text.lower())
-                if answer is None:
-                    answers[text.lower()] = QuestionAnsweringOutput(
-                        score=score, answer=text, start=a, end=b
-                    )
-                else:
-                    answer.score += score
-        found = list(answers.values())
-        if self.version_2_with_negative or not found:
-            score = nothing if self.version_2_with_negative else 0.0
-            found.append(QuestionAnsweringOutput(score=score, answer="", start=0, end=0))
-        return max(found, key=lambda answer: answer.score)
-
-    def _probabilities(
-        self, encoding: Encoding, output: Outputs
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-        """Of each token, to be the first and the last of the answer; and that there is none."""
-        # The class token takes part in the softmax: models point at it if there is no answer.
-        allowed = np.array([sequence == 1 for sequence in encoding.sequence_ids])
-        allowed |= np.array(encoding.ids) == self.text.special_id("cls")
-        start, end = (
-            softmax(np.where(allowed, output[name], _HIDDEN)) for name in (self._start, self._end)
+        chances = [
+            (window, _chances(window, output[self._start]), _chances(window, output[self._end]))
+            for window, output in zip(job.windows, outputs, strict=True)
+        ]
+        # Windows with NaN say nothing.
+        chances = [row for row in chances if not math.isnan(row[1].total + row[2].total)]
+        if not chances:
+            return QuestionAnsweringOutput(score=math.nan, answer="", start=0, end=0)
+        # The largest of all windows: what puts them on one scale.
+        whole = max(row[1].total for row in chances) + max(row[2].total for row in chances)
+        scores: dict[tuple[int, int], float] = {}
+        for window, start, end in chances:
+            share = math.exp(start.total + end.total - whole)
+            found: dict[tuple[int, int], float] = {}
+            for first, last, score in self._spans(start.each, end.each):
+                place = _between(job, window.first + first, window.first + last)
+                if place[0] < place[1]:
+                    # Parts of the same words are one answer, of which only one can be true.
+                    found[place] = found.get(place, 0.0) + score * share
+            for place, score in found.items():
+                # Windows that overlap see the same words: they count once.
+                scores[place] = max(scores.get(place, 0.0), score)
+        best = min(scores, key=lambda place: (-scores[place], place), default=(0, 0))
+        score = min(1.0, scores.get(best, 0.0))
+        if self.version_2_with_negative and job.windows[0].null is not None:
+            nothing = math.exp(-whole)
+            if nothing > score:
+                best, score = (0, 0), nothing
+        return QuestionAnsweringOutput(
+            score=score, answer=job.context[slice(*best)], start=best[0], end=best[1]
         )
-        null = float(start[0] * end[0])
-        start[0] = end[0] = 0.0
-        return start, end, null
 
     def _spans(
-        self, encoding: Encoding, start: NDArray[np.float64], end: NDArray[np.float64]
+        self, start: NDArray[np.float64], end: NDArray[np.float64]
     ) -> list[tuple[int, int, float]]:
-        """The best candidates: (first token, last token, score)."""
+        """The best candidates of a window: (first token, last token, score)."""
         scores = np.tril(np.triu(np.outer(start, end)), self.max_answer_len - 1).ravel()
-        count = min(self.n_best_size, scores.size)
-        best = np.argpartition(-scores, count - 1)[:count]
-        best = best[np.argsort(-scores[best], kind="stable")]
-        context = [sequence == 1 for sequence in encoding.sequence_ids]
-        spans = []
-        for flat in best:
-            first, last = divmod(int(flat), len(start))
-            if context[first] and context[last] and scores[flat] > 0:
-                spans.append((first, last, float(scores[flat])))
-        return spans
+        best = np.arange(scores.size)
+        if scores.size > self.n_best_size:
+            best = np.argpartition(-scores, self.n_best_size - 1)[: self.n_best_size]
+        return [
+            (*divmod(int(flat), len(start)), float(scores[flat])) for flat in best if scores[flat]
+        ]
 
 
-def _characters(encoding: Any, first: int, last: int) -> tuple[int, int]:
-    """Where whole words that the tokens belong to start and end in the context."""
-    words = encoding.token_to_word(first), encoding.token_to_word(last)
-    if None not in words:
-        places = [encoding.word_to_chars(word, sequence_index=1) for word in words]
-        if None not in places:
-            return int(places[0][0]), int(places[1][1])
-    return int(encoding.offsets[first][0]), int(encoding.offsets[last][1])
+def _window(encoding: Encoding, first: int, context: int, cls: int | None) -> _Window:
+    """Where the parts of a window are.
+
+    Args:
+        encoding: question and context.
+        first: index of the first token among those of the whole context.
+        context: which of the two sequences is the context.
+        cls: id of the class token.
+    """
+    sequences = encoding.sequence_ids
+    count = sequences.count(context)
+    special = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    null = [i for i, (number, mask) in enumerate(special) if mask and number == cls]
+    return _Window(
+        first, sequences.index(context) if count else 0, count, null[0] if null else None
+    )
+
+
+def _chances(window: _Window, logits: NDArray[Any]) -> _Chances:
+    """What a window's logits say of each token of the context.
+
+    The class token takes part: models point at it if there is no answer.
+    """
+    values = np.clip(np.asarray(logits, np.float64), _LEAST, _MOST)
+    tokens = values[window.start : window.start + window.count]
+    if window.null is None:
+        total = float(np.logaddexp.reduce(tokens, initial=_LEAST))
+    else:
+        tokens = tokens - values[window.null]
+        total = float(np.logaddexp.reduce(tokens, initial=0.0))
+    return _Chances(np.exp(tokens - total), total)
+
+
+def _words(encoding: Encoding, text: str) -> NDArray[np.int64]:
+    """Where the word that each token belongs to starts and ends in the text, ``[tokens, 2]``."""
+    words: list[list[int]] = []
+    result = []
+    for place in places(encoding, text):
+        if place.head or words[-1][0] == words[-1][1]:
+            # A word begins, or has had nothing but white space so far.
+            if place.head:
+                words.append([place.start, place.end])
+            else:
+                words[-1][:] = place.start, place.end
+        elif place.start < place.end:
+            words[-1][1] = place.end
+        result.append(words[-1])
+    return np.array(result, np.int64).reshape(-1, 2)
+
+
+def _between(job: QuestionAnsweringJob, first: int, last: int) -> tuple[int, int]:
+    """Whole words from one token of the context to another, without white space around."""
+    start, end = int(job.words[first, 0]), int(job.words[last, 1])
+    text = job.context[start:end]
+    start += len(text) - len(text.lstrip())
+    return start, start + len(text.strip())

@@ -14,8 +14,9 @@ from tokenizers import Encoding
 from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, output_named, softmax, width
+from sparsec.serving.pipelines.labels import Label, parse
 from sparsec.serving.runner import Outputs, Runner
-from sparsec.serving.text import Text
+from sparsec.serving.text import Text, places
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -40,7 +41,7 @@ class TokenClassificationResult(BaseModel):
     entity: str = Field(description="The label")
     score: float = Field(description="Its probability")
     word: str = Field(description="The token, or the text of the group, as the tokenizer spells it")
-    start: int = Field(description="Where it starts in the text, in characters")
+    start: int = Field(description="Where it starts in the text, in characters, after white space")
     end: int = Field(description="Where it ends, exclusive; of words, in their join by spaces")
     index: int | None = Field(
         default=None, description="The token's index; only without aggregation"
@@ -81,7 +82,10 @@ class TokenClassificationJob(Job):
 
 @dataclass(frozen=True)
 class _Token:
-    """A token or a word with the scores of all labels; a word has the tokens it is made of."""
+    """A token or a word with the scores of all labels; a word has the tokens it is made of.
+
+    `head`: whether a word begins here.
+    """
 
     word: str
     scores: NDArray[np.float64]
@@ -89,7 +93,7 @@ class _Token:
     start: int
     end: int
     index: int
-    continues: bool
+    head: bool
     pieces: tuple[str, ...] = ()
 
     @property
@@ -103,10 +107,12 @@ class TokenClassificationPipeline(Pipeline):
 
     Args:
         aggregation_strategy: ``none``: a result for each token; ``simple``: neighbours of one
-            label make a group (B- and I- prefixes separate); ``first``, ``average``, ``max``: the
-            same, but all tokens of a word get the label of its first, of the average, or of the one
-            that is most certain.
-        ignore_labels: labels that are left out of the results; O unless given.
+            label make a group (prefixes such as B- and I- say where one begins); ``first``,
+            ``average``, ``max``: the same, but all tokens of a word get the label of its first, of
+            the average, or of the one that is most certain.  Words are the tokenizer's; white
+            space of any kind parts them.
+        ignore_labels: labels that are left out of the results, groups by their name without the
+            prefix; O unless given.
         stride: text longer than the largest bucket is split into windows that overlap by so many
             tokens; None: it is truncated.  Needs an aggregation strategy other than none.
 
@@ -145,9 +151,9 @@ class TokenClassificationPipeline(Pipeline):
         self.ignore_labels = frozenset(["O"] if ignore_labels is None else ignore_labels)
         self._output = output_named(runner, "logits")
         self.reads = (self._output,)
-        self._labels: list[str] | None = None
+        self._labels: list[Label] | None = None
         if (count := width(runner, self._output, 3)) is not None:
-            self._labels = model.labels(count)
+            self._labels = parse(model.labels(count))
 
     def count(self, inputs: BaseModel) -> int:
         assert isinstance(inputs, TokenClassificationInput)
@@ -182,7 +188,7 @@ class TokenClassificationPipeline(Pipeline):
             else:
                 room = self.max_length - self.text.special_tokens()
                 pieces = self.text.windows(encoding, room, self.stride)
-                parts = [self.text.join(piece) for piece in pieces]
+                parts = [self.text.join(piece) for _, piece in pieces]
             for part in parts:
                 job.windows.append(_Window(i, part, words))
                 job.items.append(self.text.features(part))
@@ -195,7 +201,7 @@ class TokenClassificationPipeline(Pipeline):
         for window, output in zip(job.windows, outputs, strict=True):
             scores = softmax(output[self._output])
             if self._labels is None:
-                self._labels = self.model.labels(scores.shape[-1])
+                self._labels = parse(self.model.labels(scores.shape[-1]))
             tokens = self._tokens(window, job.texts[window.text], scores)
             found[window.text] += self._results(tokens, self._labels)
             counts[window.text] += 1
@@ -210,35 +216,29 @@ class TokenClassificationPipeline(Pipeline):
         """The tokens that are not special, with their place in the text."""
         encoding = window.encoding
         unknown = self.text.special_id("unk")
-        by_spelling = self.text.marks_subwords
         tokens = []
         best = scores.argmax(axis=-1).tolist()
         rows = zip(
-            encoding.tokens, encoding.ids, encoding.offsets, encoding.word_ids,
+            encoding.tokens, encoding.ids, places(encoding, text, window.words),
             encoding.special_tokens_mask, strict=True,
         )  # fmt: skip
-        for index, (token, number, (start, end), word, special) in enumerate(rows):
+        for index, (token, number, place, special) in enumerate(rows):
             if special:
                 continue
-            if window.words is not None and word is not None:
-                start, end = start + window.words[word], end + window.words[word]
-            covered = text[start:end]
+            start, end = place.start, place.end
             if number == unknown:
-                token, continues = covered, False
-            elif by_spelling:
-                continues = len(token) != len(covered)
-            else:
-                # Nothing in the token tells: it continues a word unless there is a space.
-                continues = start > 0 and " " not in text[start - 1 : start + 1]
-            tokens.append(_Token(token, scores[index], best[index], start, end, index, continues))
+                token = text[start:end]
+            tokens.append(_Token(token, scores[index], best[index], start, end, index, place.head))
         return tokens
 
-    def _results(self, tokens: list[_Token], labels: list[str]) -> list[TokenClassificationResult]:
+    def _results(
+        self, tokens: list[_Token], labels: list[Label]
+    ) -> list[TokenClassificationResult]:
         """One text's results, without ignored labels."""
         if self.aggregation_strategy == "none":
             return [
                 TokenClassificationResult(
-                    entity=labels[token.best],
+                    entity=labels[token.best].name,
                     score=token.score,
                     word=token.word,
                     start=token.start,
@@ -246,32 +246,33 @@ class TokenClassificationPipeline(Pipeline):
                     index=token.index,
                 )
                 for token in tokens
-                if labels[token.best] not in self.ignore_labels
+                if labels[token.best].name not in self.ignore_labels
             ]
         if self.aggregation_strategy != "simple":
             tokens = self._words(tokens)
         groups: list[list[_Token]] = []
-        last = ""
+        last: Label | None = None
         for token in tokens:
             label = labels[token.best]
-            kind = _kind(label)
-            if groups and kind == last and not label.startswith("B-"):
+            if last is not None and label.continues(last):
                 groups[-1].append(token)
             else:
                 groups.append([token])
-            last = kind
+            last = label
         results = []
         for group in groups:
-            entity = labels[group[0].best].split("-", 1)[-1]
-            if entity in self.ignore_labels:
+            label = labels[group[0].best]
+            # Tokens of nothing but white space have no place in the text.
+            seen = [token for token in group if token.start < token.end]
+            if not seen or (label.entity in self.ignore_labels and not label.hides_outside):
                 continue
             results.append(
                 TokenClassificationResult(
-                    entity=entity,
+                    entity=label.entity,
                     score=sum(token.score for token in group) / len(group),
                     word=self.text.join_words([self._spelling(token) for token in group]),
-                    start=group[0].start,
-                    end=group[-1].end,
+                    start=seen[0].start,
+                    end=seen[-1].end,
                     is_grouped=True,
                 )
             )
@@ -281,7 +282,7 @@ class TokenClassificationPipeline(Pipeline):
         """Tokens joined to words; the strategy says whose scores a word gets."""
         words: list[list[_Token]] = []
         for token in tokens:
-            if words and token.continues:
+            if words and not token.head:
                 words[-1].append(token)
             else:
                 words.append([token])
@@ -294,7 +295,7 @@ class TokenClassificationPipeline(Pipeline):
                 best = int(scores.argmax())
             pieces = tuple(token.word for token in word)
             end = word[-1].end
-            joined.append(_Token("", scores, best, first.start, end, first.index, False, pieces))
+            joined.append(_Token("", scores, best, first.start, end, first.index, True, pieces))
         return joined
 
     def _spelling(self, token: _Token) -> str:
@@ -307,11 +308,6 @@ class TokenClassificationPipeline(Pipeline):
             return max(word, key=lambda token: float(token.scores.max())).scores
         mean: NDArray[Any] = np.mean([token.scores for token in word], axis=0)
         return mean
-
-
-def _kind(label: str) -> str:
-    """A label without its B- or I-."""
-    return label[2:] if label.startswith(("B-", "I-")) else label
 
 
 def _without_overlaps(
