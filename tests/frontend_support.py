@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsec.compiler.frontend import Model, import_graph, import_raw, load_model, signature
 from sparsec.compiler.ir import Graph, interpret
+from tests.ort_reference import session
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -50,14 +50,6 @@ def save(folder: Path, *args: Any, **kwargs: Any) -> Model:
     path = folder / "model.onnx"
     path.write_bytes(model_proto(*args, **kwargs).SerializeToString())
     return load_model(path)
-
-
-def session(path: Path) -> ort.InferenceSession:
-    """ONNX Runtime without its optimizer, which moves quantization about."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def feeds(model: Model, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:

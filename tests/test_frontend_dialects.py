@@ -13,7 +13,8 @@ import pytest
 from sparsec.compiler.frontend import dialect_name, import_graph
 from sparsec.compiler.ir import Graph, interpret
 from sparsec.errors import UnsupportedError
-from tests.frontend_support import FLOAT, INT64, check, feeds, node, ops, save, session
+from tests.frontend_support import FLOAT, INT64, check, feeds, node, ops, save
+from tests.ort_reference import session
 
 K, N = 12, 5
 X = ("x", FLOAT, ["batch", "sequence", K])

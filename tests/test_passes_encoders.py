@@ -12,9 +12,8 @@ import pytest
 from examples.encoders import HEADS, EncoderConfig, Export, Model, write_random
 from sparsec.compiler import frontend, passes
 from sparsec.compiler.ir import Editor, Graph, interpret
+from tests.ort_reference import session
 from tests.passes_support import ops
-
-ort = pytest.importorskip("onnxruntime")
 
 SMALL = EncoderConfig(layers=2, hidden=32, heads=4, intermediate=64, vocab=100, max_position=160)
 LENGTH = 12
@@ -27,13 +26,9 @@ HEAD = {"slice", "tanh", "reshape", "split", "gather"}
 
 
 def onnxruntime_outputs(model: Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
-    names = [i.name for i in session.get_inputs()]
-    return list(session.run(None, dict(zip(names, inputs, strict=True))))
+    reference = session(model.path)
+    names = [i.name for i in reference.get_inputs()]
+    return list(reference.run(None, dict(zip(names, inputs, strict=True))))
 
 
 def compiled(model: Model, length: int, bound: float = 1e-5) -> Graph:
