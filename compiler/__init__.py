@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
     from sparsec.compiler.frontend import Model, Signature
     from sparsec.compiler.ir import Graph
     from sparsec.compiler.lowering.tiling import Tilings
+    from sparsec.compiler.padding import Settled
     from sparsec.runtime import Artifact
 
-__all__ = ["abandon", "compile", "import_buckets"]
+__all__ = ["abandon", "compile", "import_buckets", "optimize", "settle_buckets"]
 
 Progress = Callable[[str], None]
 
@@ -94,16 +97,21 @@ def compile(
 
     signature = frontend.signature(loaded)
     dump = user_path(dump_ir) if dump_ir else None
-    graphs = import_buckets(loaded, signature, buckets, dump_ir=dump, progress=tell)
+    settled = settle_buckets(loaded, signature, buckets, progress=tell)
+    graphs = optimize(settled, dump)
+    signature = replace(signature, mask_input=settled.mask_input)
 
     tell(f"generating C for {isa.name}")
-    emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size, profile, tilings)
+    emit = partial(
+        emit_buckets, graphs, signature, isa, loaded.name, batch_size, profile, padding=settled.kind
+    )
+    emission = emit(tilings)
     if tune:
         from sparsec.compiler.tune import tune as measure
 
         lengths = [graph.tokens for graph in graphs]
         tilings = measure(emission.classes, lengths, batch_size, isa, compiler, jobs, tell)
-        emission = emit_buckets(graphs, signature, isa, loaded.name, batch_size, profile, tilings)
+        emission = emit(tilings)
 
     with artifact.staging(destination) as stage:
         tree = build.write_tree(stage / "c", emission, compiler, isa)
@@ -143,6 +151,7 @@ def compile(
             outputs=[_tensor_row(spec) for spec in signature.outputs],
             mask_input=signature.mask_input,
             supports_lengths=all(source.supports_lengths for source in emission.buckets),
+            padding={"kind": settled.kind, "reason": settled.reason},
             buckets=[
                 {"length": length, "file": library, "kernels": list(source.kernels)}
                 for (length, library, _), source in zip(tree.buckets, emission.buckets, strict=True)
@@ -189,14 +198,43 @@ def import_buckets(
         InputError: the buckets do not fit the model.
         UnsupportedError: the model holds nodes that cannot be compiled.
     """
-    from sparsec.compiler import frontend, passes
+    return optimize(settle_buckets(model, signature, buckets, progress=progress), dump_ir)
+
+
+def settle_buckets(
+    model: Model,
+    signature: Signature,
+    buckets: Sequence[int],
+    *,
+    progress: Progress | None = None,
+) -> Settled:
+    """Import the model once for each bucket, and prove or see to it that padding does no harm.
+
+    Args, Raises: as for :func:`import_buckets`.
+    """
+    from sparsec.compiler import frontend, padding
 
     graphs = []
     for length in _check_buckets(buckets, signature):
         if progress:
             progress(f"importing bucket {length}")
-        graph = frontend.import_graph(model, length)
-        dump = _Dump(dump_ir / f"bucket_{length}") if dump_ir else None
+        graphs.append(frontend.import_graph(model, length))
+    shorter = frontend.shorter_graph(model, signature, graphs[0].length)
+    return padding.settle(graphs, shorter, signature.mask_input)
+
+
+def optimize(settled: Settled, dump_ir: Path | None = None) -> list[Graph]:
+    """The graphs of settled buckets after all passes, shortest first.
+
+    Args:
+        settled: from :func:`settle_buckets`.
+        dump_ir: write the IR to this folder after every step.
+    """
+    from sparsec.compiler import passes
+
+    graphs = []
+    for graph in settled.graphs:
+        dump = _Dump(dump_ir / f"bucket_{graph.length}") if dump_ir else None
         if dump:
             dump(-1, "import", graph)
         graphs.append(passes.run(graph, on_pass=dump))

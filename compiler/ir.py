@@ -513,7 +513,7 @@ def compute(node: Node, arrays: Sequence[np.ndarray | None]) -> Sequence[np.ndar
     try:
         with np.errstate(all="ignore"):
             results: Sequence[np.ndarray] = OPS[node.op].reference(
-                {**node.attrs, "_batch": 1}, *arrays
+                {**node.attrs, "_batch": 1, "_lengths": None}, *arrays
             )
     except IndexError as error:
         name = node.source or node.output
@@ -522,12 +522,15 @@ def compute(node: Node, arrays: Sequence[np.ndarray | None]) -> Sequence[np.ndar
     return results
 
 
-def interpret(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def interpret(
+    graph: Graph, inputs: Sequence[np.ndarray], lengths: Sequence[int] | None = None
+) -> list[np.ndarray]:
     """Run a graph with the numpy references of its ops.
 
     Args:
         graph: any verified graph.
         inputs: one array per graph input; the batch size is read off the first batch extent.
+        lengths: how many leading tokens of each sequence are real; None: all.
 
     Returns:
         One array per graph output.
@@ -548,7 +551,7 @@ def interpret(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
             last_use[name] = i
     keep = set(graph.outputs) | set(graph.constants)
     for i, node in enumerate(graph.nodes):
-        attrs = {**node.attrs, "_batch": batch}
+        attrs = {**node.attrs, "_batch": batch, "_lengths": lengths}
         args = [env[n] if n else None for n in node.inputs]
         results = OPS[node.op].reference(attrs, *args)
         for out, result in zip(node.outputs, results, strict=True):

@@ -63,6 +63,9 @@ cdef extern from "sparsec.h" nogil:
         SPARSEC_DIM_SEQUENCE
         SPARSEC_OK
         SPARSEC_BAD_INDEX
+        SPARSEC_PADDING_MASKED
+        SPARSEC_PADDING_LENGTHS
+        SPARSEC_PADDING_EXACT
     enum:
         SPARSEC_FLOAT32
         SPARSEC_UINT8
@@ -89,6 +92,7 @@ cdef extern from "sparsec.h" nogil:
         const sparsec_tensor *outputs
         int32_t supports_lengths
         int32_t mask_input
+        int32_t padding
     ctypedef struct sparsec_parallel:
         int32_t threads
     ctypedef struct sparsec_index_error:
@@ -144,6 +148,12 @@ _CODES = {
     "uint16": SPARSEC_UINT16,
     "uint32": SPARSEC_UINT32,
     "uint64": SPARSEC_UINT64,
+}
+
+_PADDING = {
+    "masked": SPARSEC_PADDING_MASKED,
+    "lengths": SPARSEC_PADDING_LENGTHS,
+    "exact": SPARSEC_PADDING_EXACT,
 }
 
 #: The version of the C interface that this runtime speaks.
@@ -283,6 +293,7 @@ cdef class Engine:
     cdef sparsec_parallel _team
     cdef int _mask  # index of the mask input, or -1
     cdef bint _supports_lengths, _can_skip, _skip_padding, _closed
+    cdef int _padding  # SPARSEC_PADDING_...
     cdef int _running
     cdef uint32_t _generation
     cdef object _all_returned  # an Event once close() waits for running calls
@@ -311,6 +322,7 @@ cdef class Engine:
         self._inputs = _tensors(manifest.inputs)
         self._outputs = _tensors(manifest.outputs)
         self._supports_lengths = manifest.supports_lengths
+        self._padding = _PADDING[manifest.padding.kind]
         self._mask = -1
         if manifest.mask_input is not None:
             self._mask = self._input_names.index(manifest.mask_input)
@@ -364,15 +376,17 @@ cdef class Engine:
             )
         library.bad_index = <bad_index_function>_symbol(handle, b"sparsec_bad_index", where)
         found = (
-            info.length, info.n_inputs, info.n_outputs, info.supports_lengths, info.mask_input
+            info.length, info.n_inputs, info.n_outputs, info.supports_lengths, info.mask_input,
+            info.padding,
         )
         expected = (
-            length, self._n_inputs, self._n_outputs, int(self._supports_lengths), self._mask
+            length, self._n_inputs, self._n_outputs, int(self._supports_lengths), self._mask,
+            self._padding,
         )
         if found != expected:
             raise ArtifactError(
                 f"{where} does not fit the manifest: (length, inputs, outputs, supports_lengths, "
-                f"mask_input) are {found}, expected {expected}"
+                f"mask_input, padding) are {found}, expected {expected}"
             )
         _compare(where, "input", info.inputs, self._inputs, self._input_names)
         _compare(where, "output", info.outputs, self._outputs, self._output_names)
@@ -682,11 +696,12 @@ cdef class Engine:
         if call.length < 0:
             call.length = bucket
         padding = call.length < bucket
-        if padding and self._mask < 0 and not self._supports_lengths:
+        if padding and self._padding == SPARSEC_PADDING_EXACT:
             raise InputError(
-                f"the model has no attention mask, so padding from length {call.length} to the "
-                f"bucket {bucket} would change its outputs: give sequences of a bucket's length "
-                f"({', '.join(map(str, self._buckets))}) or compile a bucket {call.length}"
+                f"padding from length {call.length} to the bucket {bucket} would change this "
+                f"model's outputs ({self._artifact.manifest.padding.reason}): give sequences of a "
+                f"bucket's length ({', '.join(map(str, self._buckets))}) or compile a bucket "
+                f"{call.length}"
             )
         skip = skip and self._can_skip
 

@@ -17,7 +17,7 @@ from sparsec.paths import user_path
 from sparsec.runtime.cpu import CpuInfo, detect
 
 FORMAT = "sparsec-artifact"
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 _MAX_MANIFEST = 64 << 20
@@ -129,6 +129,20 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class PaddingInfo:
+    """What becomes of a sequence that is shorter than its bucket, filled up with zeros.
+
+    Attributes:
+        kind: "masked": its results are right; "lengths": they are where the code is given the
+            lengths; "exact": they are not, sequences must have the length of a bucket.
+        reason: for the last two, what in the model makes it so; else "".
+    """
+
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`manifest.json`; see docs/architecture.md.  `buckets` are sorted by length."""
 
@@ -142,6 +156,7 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     mask_input: str | None
     supports_lengths: bool
+    padding: PaddingInfo
     buckets: tuple[BucketInfo, ...]
     layers: tuple[LayerInfo, ...]
     files: Mapping[str, FileInfo]
@@ -453,6 +468,13 @@ def _layer(field: _Field) -> LayerInfo:
     )
 
 
+def _padding(field: _Field) -> PaddingInfo:
+    kinds = ("masked", "lengths", "exact")
+    if field["kind"].value not in kinds:
+        raise field["kind"].fail(f"one of {', '.join(kinds)}")
+    return PaddingInfo(field["kind"].value, field["reason"].text())
+
+
 def _versions(document: _Field) -> tuple[int, int]:
     """Schema and ABI, once they are known to be ours."""
     if document["format"].value != FORMAT:
@@ -519,6 +541,7 @@ def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
         outputs=outputs,
         mask_input=None if mask is None else document["mask_input"].text(),
         supports_lengths=document["supports_lengths"].boolean(),
+        padding=_padding(document["padding"]),
         buckets=buckets,
         layers=document["layers"].array(_layer),
         files=MappingProxyType(files),
@@ -537,6 +560,8 @@ def _check_consistency(manifest: Manifest, document: _Field) -> None:
     names = [spec.name for spec in manifest.inputs]
     if manifest.mask_input is not None and manifest.mask_input not in names:
         raise document["mask_input"].fail(f"null or one of {', '.join(names)}")
+    if manifest.padding.kind == "lengths" and not manifest.supports_lengths:
+        raise document["padding"].fail("of another kind where supports_lengths is false")
     if not manifest.buckets:
         raise document["buckets"].fail("a list of at least one bucket")
     lengths = [bucket.length for bucket in manifest.buckets]

@@ -349,6 +349,8 @@ class EngineRunner(BatchingRunner):
             pad_position,
             {spec.name: np.dtype(spec.dtype) for spec in self._engine.outputs},
         )
+        # What is called a mask is one only where it was proved to keep padding out.
+        self._masked = self._engine.artifact.manifest.mask_input is not None
 
     @property
     def engine(self) -> Engine:

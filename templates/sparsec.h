@@ -54,6 +54,13 @@ typedef struct {
     int64_t dims[SPARSEC_MAX_RANK];
 } sparsec_tensor;
 
+/* What becomes of a sequence shorter than the bucket, filled up with zeros in all inputs. */
+enum {
+    SPARSEC_PADDING_MASKED = 0,  /* its results are right */
+    SPARSEC_PADDING_LENGTHS = 1, /* they are right where sparsec_run is given the lengths */
+    SPARSEC_PADDING_EXACT = 2    /* they are not: sequences must have the bucket's length */
+};
+
 typedef struct {
     uint32_t abi_version;
     uint32_t length;           /* tokens per sequence in this bucket */
@@ -62,7 +69,8 @@ typedef struct {
     int32_t n_inputs, n_outputs;
     const sparsec_tensor *inputs, *outputs;
     int32_t supports_lengths;  /* 1: sparsec_run skips padding when given lengths */
-    int32_t mask_input;        /* index of the attention mask among the inputs, or -1 */
+    int32_t mask_input;        /* index of the input whose zeros keep a token from all results, or -1 */
+    int32_t padding;           /* SPARSEC_PADDING_... */
 } sparsec_info;
 
 /* One piece of a parallel loop: index is in [0, count), thread in [0, threads). */

@@ -77,6 +77,7 @@ def make_artifact(
     *,
     mask: bool = True,
     supports_lengths: bool = True,
+    padding: str = "masked",
     abi: int = _engine.ABI_VERSION,
 ) -> Path:
     """A fake artifact; bucket 0 means no sequence axis (4 tokens)."""
@@ -92,6 +93,7 @@ def make_artifact(
             f"-DABI={abi}",
             f"-DMASK_INPUT={1 if mask else -1}",
             f"-DSUPPORTS_LENGTHS={int(supports_lengths)}",
+            f"-DPADDING=SPARSEC_PADDING_{padding.upper()}",
         )
     tokens: int | str = "sequence" if buckets[0] else 4
 
@@ -102,7 +104,7 @@ def make_artifact(
         folder,
         {
             "format": "sparsec-artifact",
-            "schema": 1,
+            "schema": 2,
             "abi": _engine.ABI_VERSION,
             "sparsec_version": "0.1.0",
             "model": {"name": "fake", "sha256": "0" * 64, "dialect": "fp32"},
@@ -122,6 +124,7 @@ def make_artifact(
             ],
             "mask_input": "mask" if mask else None,
             "supports_lengths": supports_lengths,
+            "padding": {"kind": padding, "reason": "" if padding == "masked" else "a reason"},
             "buckets": [
                 {
                     "length": length,

@@ -51,6 +51,7 @@ static const sparsec_info info = {
     .outputs = outputs,
     .supports_lengths = SUPPORTS_LENGTHS,
     .mask_input = MASK_INPUT,
+    .padding = PADDING,
 };
 
 const sparsec_info *sparsec_model_info(void)

@@ -44,6 +44,7 @@ def write(output: Path, *, force: bool = False, lengths: tuple[int, ...] = (4, 1
             outputs=OUTPUTS,
             mask_input=None,
             supports_lengths=False,
+            padding={"kind": "masked", "reason": ""},
             buckets=[
                 {"length": n, "file": name, "kernels": list(source.kernels)}
                 for (n, name, _), source in zip(tree.buckets, made.buckets, strict=True)

@@ -87,12 +87,14 @@ def test_without_lengths_the_padding_is_computed(tmp_path: Path, rng: np.random.
             assert seen(outputs)[0] == [5] * batch  # where indices do not matter
 
 
-def test_padding_without_a_mask_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
-    path = make_artifact(tmp_path / "m", (4, 16), supports_lengths=False, mask=False)
+def test_padding_that_is_seen_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = make_artifact(
+        tmp_path / "m", (4, 16), supports_lengths=False, mask=False, padding="exact"
+    )
     with Engine(path) as engine:
         arrays = inputs(rng, 2, 4)
         check(engine.run(arrays), expected(arrays))
-        with pytest.raises(InputError, match=r"no attention mask.*length 5 .*bucket 16"):
+        with pytest.raises(InputError, match=r"length 5 to the bucket 16 would.*a reason"):
             engine.run(inputs(rng, 2, 5))
 
 
@@ -155,7 +157,7 @@ def test_masks_of_every_dtype(tmp_path: Path, dtype: str) -> None:
         static const sparsec_tensor in = {{"mask", {numbers.get(dtype, 11)}, 2, {{-1, -2}}}};
         static const sparsec_tensor out = {{"seen", 6, 1, {{-1}}}};
         static const sparsec_info info = {{
-            SPARSEC_ABI_VERSION, 8, "m", "generic", 1, 1, &in, &out, 1, 0
+            SPARSEC_ABI_VERSION, 8, "m", "generic", 1, 1, &in, &out, 1, 0, 0
         }};
         const sparsec_info *sparsec_model_info(void) {{ return &info; }}
         size_t sparsec_workspace_size(int64_t b, int32_t t) {{ return (size_t)(b + t); }}

@@ -33,6 +33,12 @@ _DTYPES = {
     "uint32": "SPARSEC_UINT32",
     "uint64": "SPARSEC_UINT64",
 }
+#: What :class:`~sparsec.compiler.padding.Settled` calls the kinds of padding, in C.
+PADDING = {
+    "masked": "SPARSEC_PADDING_MASKED",
+    "lengths": "SPARSEC_PADDING_LENGTHS",
+    "exact": "SPARSEC_PADDING_EXACT",
+}
 _DIMS = {"batch": "SPARSEC_DIM_BATCH", "sequence": "SPARSEC_DIM_SEQUENCE"}
 
 
@@ -71,6 +77,7 @@ def emit_buckets(
     batch_size: int = 1,
     profile: bool = False,
     tilings: Tilings | None = None,
+    padding: str = "masked",
 ) -> Emission:
     """Lower and render every bucket.
 
@@ -82,6 +89,7 @@ def emit_buckets(
         batch_size: sequences that are expected to run at once.
         profile: count the time of every kernel call.
         tilings: how to cut the layers, where that was measured.
+        padding: what padding does to the results, a key of ``PADDING``.
 
     Raises:
         UnsupportedError: listing every node that has no kernel.
@@ -96,6 +104,7 @@ def emit_buckets(
         "model": model_name,
         "version": sparsec.__version__,
         "tensors": [_tensor(s) for s in (*signature.inputs, *signature.outputs)],
+        "padding": PADDING[padding],
         "mask_input": inputs.index(signature.mask_input) if signature.mask_input in inputs else -1,
     }
     buckets = tuple(emit_bucket(graph, target, pool, plans, context, profile) for graph in graphs)

@@ -706,7 +706,9 @@ static void {name}(const sparsec_rt *rt)
                 "static void copy_outputs(const sparsec_rt *rt)\n{\n" + "\n".join(lines) + "\n}\n"
             )
         token_lanes = any(c.domain == "token" for s in stages for c in s.calls)
-        skips = token_lanes and graph.length > 0
+        counts = any(node.op == "lengths" for node in graph.nodes)
+        takes = context["padding"] != "SPARSEC_PADDING_EXACT"
+        skips = (token_lanes or counts) and graph.length > 0 and takes
         divisible = separable(graph)
         per_item = max(graph.tokens, 1)
         buffers = [

@@ -21,6 +21,7 @@ from sparsec.compiler.frontend.signature import (
     signature,
 )
 from sparsec.compiler.ir import Graph
+from sparsec.errors import UnsupportedError
 
 __all__ = [
     "Model",
@@ -34,6 +35,7 @@ __all__ = [
     "load_model",
     "longest_length",
     "onnx_ops",
+    "shorter_graph",
     "signature",
 ]
 
@@ -50,3 +52,13 @@ def import_graph(model: Model, length: int) -> Graph:
         UnsupportedError: listing every node that cannot be imported, and which lengths would work.
     """
     return canonicalize(import_raw(model, length))
+
+
+def shorter_graph(model: Model, signature: Signature, length: int) -> Graph | None:
+    """The model below a sequence length; None where there is none, or it takes that length only."""
+    if length < 2 or signature.fixed_length is not None:
+        return None
+    try:
+        return import_graph(model, length // 2 if length > 3 else length - 1)
+    except UnsupportedError:
+        return None

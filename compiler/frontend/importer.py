@@ -152,6 +152,11 @@ class OnnxNode:
         return i < len(self.outputs) and bool(self.outputs[i])
 
 
+def node_label(node: onnx.NodeProto, index: int) -> str:
+    """What messages and the IR call a node: its name, or its op and position."""
+    return node.name or f"{node.op_type}_{index}"
+
+
 def normal_axis(axis: int, rank: int) -> int:
     """A non-negative axis; raises Fail if it is out of range."""
     if not -rank <= axis < rank:
@@ -475,7 +480,7 @@ class Importer:
             if needed is not None and needed.isdisjoint(proto.output):
                 continue
             domain = "" if proto.domain == "ai.onnx" else proto.domain
-            label = prefix or proto.name or f"{proto.op_type}_{index}"
+            label = prefix or node_label(proto, index)
             missing = any(i and scope[i] is None for i in proto.input)
             results: Sequence[Tensor | None] = []
             outer = self._source, self._hint

@@ -9,17 +9,20 @@ A model whose extents are all fixed, and which works with those only, is taken a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Union
 
 import numpy as np
 import onnx
 
+from sparsec.compiler.axes import independent
 from sparsec.compiler.frontend.importer import (
     InputShape,
     core_dtype,
     declared_inputs,
     import_nodes,
+    node_label,
 )
 from sparsec.compiler.frontend.load import Model
 from sparsec.compiler.frontend.tensor import Fail
@@ -95,15 +98,21 @@ def _is_token_input(name: str, data_type: int, rank: int) -> bool:
     return rank == 2 and (kind in "iub" or "mask" in name.lower())
 
 
-def _roles(model: Model) -> _Roles:
+def _has_fixed_batch(model: Model) -> bool:
+    """Whether all inputs have one and the same leading extent, a number."""
+    leading = {dims[0] for _, _, dims in declared_inputs(model) if dims}
+    return len(leading) == 1 and all(isinstance(d, int) for d in leading)
+
+
+def _roles(model: Model, free_batch: bool) -> _Roles:
+    """Roles as declared; a leading extent that is fixed is a batch of any size if `free_batch`."""
     declared = declared_inputs(model)
     later = {d for _, _, dims in declared for d in dims[1:] if isinstance(d, str)}
     first = {dims[0] for _, _, dims in declared if dims and isinstance(dims[0], str)}
     batch_names = {d for d in first if d not in later or "batch" in d.lower()}
     batch_names |= {d for d in later if "batch" in d.lower()}
 
-    leading = {dims[0] for _, _, dims in declared if dims}
-    fixed_batch = len(leading) == 1 and all(isinstance(d, int) for d in leading)
+    fixed_batch = free_batch and _has_fixed_batch(model)
     open_length = any(
         d is None or (isinstance(d, str) and d not in batch_names)
         for _, _, dims in declared
@@ -153,18 +162,44 @@ def _settled(model: Model) -> _Roles:
 
 
 def _choose(model: Model) -> _Roles:
-    roles, literal = _roles(model), _literal(model)
-    if literal is None or literal.inputs == roles.inputs:
-        return roles
-    try:
-        model.cache["signature"] = _signature(model, roles)
-    except UnsupportedError:
+    guessed, literal = _roles(model, free_batch=True), _literal(model)
+    options = [guessed]
+    if _has_fixed_batch(model):
+        options.append(_roles(model, free_batch=False))
+    elif literal is None or literal.inputs == guessed.inputs:
+        return guessed
+    for roles in options:
         try:
-            import_nodes(model, literal.shapes(0), 0)
+            found = _signature(model, roles)
         except UnsupportedError:
-            return roles
-        return literal
-    return roles
+            continue
+        if roles is guessed and _has_fixed_batch(model):
+            if not _samples_apart(model, roles):
+                continue
+        elif roles is not guessed and found.fixed_length is not None:
+            continue  # nothing about it is free
+        model.cache["signature"] = found
+        return roles
+    if literal is not None:
+        with suppress(UnsupportedError):
+            import_nodes(model, literal.shapes(0), 0)
+            return literal
+    return guessed
+
+
+def _samples_apart(model: Model, roles: _Roles) -> bool:
+    """Whether it is proved that no sample of a batch is seen by another, so that any number of
+    samples may stand where the file has a fixed one.
+
+    The range of a dynamic quantization is an exception: it is that of the batch in every model.
+    """
+    length = (roles.declared_length or _PROBES[1]) if roles.has_sequence else 0
+    ranges = {
+        node_label(node, i)
+        for i, node in enumerate(model.proto.graph.node)
+        if node.op_type.startswith("DynamicQuantize")
+    }
+    return independent(_import(model, roles, length), frozenset(ranges))
 
 
 def declared(values: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any]]:

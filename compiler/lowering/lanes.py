@@ -318,6 +318,17 @@ def _lane_operands(node: Node) -> tuple[str, ...]:
     return node.inputs
 
 
+def _names_of(name: str, choice: Choice, consumers: dict[str, list[Node]]) -> set[str]:
+    """A value and all that share its bytes."""
+    names, todo = {name}, [name]
+    while todo:
+        for user in consumers[todo.pop()]:
+            if user.outputs[0] in choice.alias and user.outputs[0] not in names:
+                names.add(user.outputs[0])
+                todo.append(user.outputs[0])
+    return names
+
+
 @dataclass
 class Group:
     """One lane kernel: an anchor and the elementwise nodes fused with it.
@@ -423,8 +434,9 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                 gathers[node.output] = gathers[root]
             continue
         if is_table_gather(node, graph, choice):
-            users = consumers[node.output]
-            if node.output in graph.outputs or any(id(u) not in choice.nodes for u in users):
+            names = _names_of(node.output, choice, consumers)
+            users = [u for name in names for u in consumers[name]]
+            if not names.isdisjoint(graph.outputs) or any(id(u) not in choice.nodes for u in users):
                 add(Step(node=node), [n for n in node.inputs if n], node.outputs)
                 continue
             gathers[node.output] = node

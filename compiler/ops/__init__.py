@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Shape, Value
+from sparsec.compiler.ops.flow import FlowRule
 
 TypeRule = Callable[..., list[tuple[Any, Shape]]]
 
@@ -27,7 +28,9 @@ class Op:
         infer: ``infer(attrs, *input_values) -> [(dtype, shape), ...]``; raises ValueError where the
             inputs do not fit.  Absent optional inputs are None.
         reference: ``reference(attrs, *arrays) -> (array, ...)``; the meaning of the op.  `attrs`
-            has an extra key ``_batch`` with the concrete batch size.
+            has extra keys: ``_batch``, the concrete batch size, and ``_lengths``, the real tokens
+            of each sequence (None: all of them).
+        flow: how the operands' axes come out in the results.
         elementwise: the result at an index depends on the (broadcast) inputs at that index only.
         layout: moves elements without changing them (reshape, transpose, ...).
     """
@@ -35,6 +38,7 @@ class Op:
     name: str
     infer: TypeRule
     reference: Callable[..., tuple[np.ndarray, ...]]
+    flow: FlowRule
     elementwise: bool = False
     layout: bool = False
 
@@ -55,10 +59,21 @@ def _collect() -> dict[str, Op]:
         layout,
         quantize,
         reduction,
+        tokens,
     )
 
     table: dict[str, Op] = {}
-    for family in (elementwise, layout, indexing, reduction, contraction, quantize, fused):
+    families = (
+        elementwise,
+        layout,
+        indexing,
+        reduction,
+        contraction,
+        quantize,
+        tokens,
+        fused,
+    )
+    for family in families:
         for row in family.ROWS:
             if row.name in table:
                 raise ValueError(f"op {row.name} is defined twice")

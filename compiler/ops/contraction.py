@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import BatchDim, Shape, Value
-from sparsec.compiler.ops import Op
+from sparsec.compiler.ops import Op, flow
 from sparsec.compiler.ops.elementwise import broadcast_shape
 
 Attrs = Mapping[str, Any]
@@ -180,10 +180,10 @@ def _conv_integer(
 
 
 ROWS = [
-    Op("matmul", _infer_matmul, _matmul),
-    Op("matmul_integer", _infer_matmul_integer, _matmul_integer),
-    Op("conv", _infer_conv, _conv),
-    Op("conv_integer", _infer_conv_integer, _conv_integer),
-    Op("linear", _infer_linear, _linear),
-    Op("linear_integer", _infer_linear_integer, _linear_integer),
+    Op("matmul", _infer_matmul, _matmul, flow.matmul),
+    Op("matmul_integer", _infer_matmul_integer, _matmul_integer, flow.matmul),
+    Op("conv", _infer_conv, _conv, flow.conv),
+    Op("conv_integer", _infer_conv_integer, _conv_integer, flow.conv),
+    Op("linear", _infer_linear, _linear, flow.layer),
+    Op("linear_integer", _infer_linear_integer, _linear_integer, flow.layer),
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Dim, Shape, Value
-from sparsec.compiler.ops import Op
+from sparsec.compiler.ops import Op, flow
 
 Attrs = Mapping[str, Any]
 Types = list[tuple[Any, Shape]]
@@ -188,7 +188,7 @@ def _row(
         with np.errstate(all="ignore"):
             return (np.asarray(function(attrs, arrays)),)
 
-    return Op(name, infer, reference, elementwise=True)
+    return Op(name, infer, reference, flow.elementwise, elementwise=True)
 
 
 def _binary(name: str, f: Callable[..., np.ndarray], kinds: str = "iuf", result: Any = None) -> Op:
@@ -258,7 +258,7 @@ ROWS = [
     _binary("less_equal", np.less_equal, "iuf", _BOOL),
     _binary("greater", np.greater, "iuf", _BOOL),
     _binary("greater_equal", np.greater_equal, "iuf", _BOOL),
-    Op("where", _infer_where, _reference_where, elementwise=True),
-    Op("cast", _infer_cast, _reference_cast, elementwise=True),
+    Op("where", _infer_where, _reference_where, flow.elementwise, elementwise=True),
+    Op("cast", _infer_cast, _reference_cast, flow.elementwise, elementwise=True),
     _row("gelu", lambda attrs, v: gelu(v[0], attrs.get("approximate", "none")), 1, "f"),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Graph, Shape, Value, interpret
-from sparsec.compiler.ops import Op
+from sparsec.compiler.ops import Op, flow
 from sparsec.compiler.ops.contraction import BYTES, integer_product
 from sparsec.compiler.ops.reduction import softmax
 
@@ -112,6 +112,6 @@ def _attention(
 
 
 ROWS = [
-    Op("qlinear", _infer_qlinear, _qlinear),
-    Op("attention", _infer_attention, _attention),
+    Op("qlinear", _infer_qlinear, _qlinear, flow.layer),
+    Op("attention", _infer_attention, _attention, flow.attention),
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import BatchDim, Shape, Value
-from sparsec.compiler.ops import Op
+from sparsec.compiler.ops import Op, flow
 
 Attrs = Mapping[str, Any]
 Types = list[tuple[Any, Shape]]
@@ -165,6 +165,14 @@ def _extreme_index(attrs: Attrs, x: np.ndarray, find: Any) -> Arrays:
     return (np.expand_dims(out, axis) if attrs["keepdims"] else np.asarray(out),)
 
 
+def _argmax(attrs: Attrs, x: np.ndarray) -> Arrays:
+    return _extreme_index(attrs, x, np.argmax)
+
+
+def _argmin(attrs: Attrs, x: np.ndarray) -> Arrays:
+    return _extreme_index(attrs, x, np.argmin)
+
+
 def _infer_topk(attrs: Attrs, x: Value) -> Types:
     axis, k = _check_axis("topk", attrs, x), int(attrs["k"])
     extent = x.shape[axis]
@@ -190,11 +198,11 @@ def _topk(attrs: Attrs, x: np.ndarray) -> Arrays:
 
 
 ROWS = [
-    Op("gather_elements", _infer_gather_elements, _gather_elements),
-    Op("gather_nd", _infer_gather_nd, _gather_nd),
-    Op("scatter_elements", _infer_scatter_elements, _scatter_elements),
-    Op("scatter_nd", _infer_scatter_nd, _scatter_nd),
-    Op("argmax", _infer_extreme_index, lambda a, x: _extreme_index(a, x, np.argmax)),
-    Op("argmin", _infer_extreme_index, lambda a, x: _extreme_index(a, x, np.argmin)),
-    Op("topk", _infer_topk, _topk),
+    Op("gather_elements", _infer_gather_elements, _gather_elements, flow.gather_elements),
+    Op("gather_nd", _infer_gather_nd, _gather_nd, flow.gather_nd),
+    Op("scatter_elements", _infer_scatter_elements, _scatter_elements, flow.scatter_elements),
+    Op("scatter_nd", _infer_scatter_nd, _scatter_nd, flow.scatter_nd),
+    Op("argmax", _infer_extreme_index, _argmax, flow.reduced),
+    Op("argmin", _infer_extreme_index, _argmin, flow.reduced),
+    Op("topk", _infer_topk, _topk, flow.along(lost=True)),
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import BatchDim, Dim, Shape, Value, bind_shape, element_count
-from sparsec.compiler.ops import Op
+from sparsec.compiler.ops import Op, flow
 from sparsec.compiler.ops.elementwise import broadcast_shape
 
 Attrs = Mapping[str, Any]
@@ -46,6 +46,10 @@ def _infer_transpose(attrs: Attrs, x: Value) -> Types:
     return [(x.dtype, tuple(x.shape[p] for p in perm))]
 
 
+def _transpose(attrs: Attrs, x: np.ndarray) -> Arrays:
+    return (np.transpose(x, attrs["perm"]),)
+
+
 def _infer_expand(attrs: Attrs, x: Value) -> Types:
     shape = tuple(attrs["shape"])
     if broadcast_shape(x.shape, shape) != shape:
@@ -70,6 +74,10 @@ def _infer_concat(attrs: Attrs, *values: Value) -> Types:
     if isinstance(total, BatchDim) and total.const:
         raise ValueError(f"concat on axis {axis} gives the extent {total}")
     return [(first.dtype, (*first.shape[:axis], total, *first.shape[axis + 1 :]))]
+
+
+def _concat(attrs: Attrs, *arrays: np.ndarray) -> Arrays:
+    return (np.concatenate(arrays, attrs["axis"]),)
 
 
 def _infer_slice(attrs: Attrs, x: Value) -> Types:
@@ -127,11 +135,11 @@ def _split(attrs: Attrs, x: np.ndarray) -> Arrays:
 
 
 ROWS = [
-    Op("reshape", _infer_reshape, _reshape, layout=True),
-    Op("transpose", _infer_transpose, lambda a, x: (np.transpose(x, a["perm"]),), layout=True),
-    Op("expand", _infer_expand, _expand, layout=True),
-    Op("concat", _infer_concat, lambda a, *v: (np.concatenate(v, a["axis"]),), layout=True),
-    Op("slice", _infer_slice, _slice, layout=True),
-    Op("gather", _infer_gather, _gather, layout=True),
-    Op("split", _infer_split, _split, layout=True),
+    Op("reshape", _infer_reshape, _reshape, flow.reshape, layout=True),
+    Op("transpose", _infer_transpose, _transpose, flow.transpose, layout=True),
+    Op("expand", _infer_expand, _expand, flow.elementwise, layout=True),
+    Op("concat", _infer_concat, _concat, flow.along(lost=True), layout=True),
+    Op("slice", _infer_slice, _slice, flow.slices, layout=True),
+    Op("gather", _infer_gather, _gather, flow.gather, layout=True),
+    Op("split", _infer_split, _split, flow.along(lost=True), layout=True),
 ]

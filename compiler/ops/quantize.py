@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Shape, Value
-from sparsec.compiler.ops import Op
+from sparsec.compiler.ops import Op, flow
 
 Attrs = Mapping[str, Any]
 
@@ -71,6 +71,6 @@ def _dequantize(
 
 
 ROWS = [
-    Op("quantize", _infer_quantize, _quantize, elementwise=True),
-    Op("dequantize", _infer_dequantize, _dequantize, elementwise=True),
+    Op("quantize", _infer_quantize, _quantize, flow.per_axis, elementwise=True),
+    Op("dequantize", _infer_dequantize, _dequantize, flow.per_axis, elementwise=True),
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Shape, Value
-from sparsec.compiler.ops import Op
+from sparsec.compiler.ops import Op, flow
 
 Attrs = Mapping[str, Any]
 Types = list[tuple[Any, Shape]]
@@ -82,6 +82,10 @@ def softmax(x: np.ndarray, axis: int) -> np.ndarray:
         return np.asarray(e / np.sum(e, axis=axis, keepdims=True))
 
 
+def _softmax(attrs: Attrs, x: np.ndarray) -> Arrays:
+    return (softmax(x, attrs["axis"]),)
+
+
 def _check(op: str, attrs: Attrs, x: Value, kinds: str = "f") -> None:
     if not 0 <= attrs["axis"] < len(x.shape):
         raise ValueError(f"{op} on axis {attrs['axis']} of a tensor of rank {len(x.shape)}")
@@ -121,16 +125,17 @@ def layernorm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float) ->
 
 
 ROWS = [
-    Op("reduce_sum", _infer_reduce, _reduce(np.sum)),
-    Op("reduce_mean", _infer_reduce, _reduce(_mean)),
-    Op("reduce_prod", _infer_reduce, _reduce(_product)),
-    Op("reduce_max", _infer_reduce, _reduce(_extreme(np.max, True))),
-    Op("reduce_min", _infer_reduce, _reduce(_extreme(np.min, False))),
-    Op("softmax", _infer_softmax, lambda attrs, x: (softmax(x, attrs["axis"]),)),
-    Op("cumsum", _infer_cumsum, _cumsum),
+    Op("reduce_sum", _infer_reduce, _reduce(np.sum), flow.reduced),
+    Op("reduce_mean", _infer_reduce, _reduce(_mean), flow.reduced),
+    Op("reduce_prod", _infer_reduce, _reduce(_product), flow.reduced),
+    Op("reduce_max", _infer_reduce, _reduce(_extreme(np.max, True)), flow.reduced),
+    Op("reduce_min", _infer_reduce, _reduce(_extreme(np.min, False)), flow.reduced),
+    Op("softmax", _infer_softmax, _softmax, flow.along(lost=False)),
+    Op("cumsum", _infer_cumsum, _cumsum, flow.along(lost=False)),
     Op(
         "layernorm",
         _infer_layernorm,
         lambda attrs, x, gamma, beta: (layernorm(x, gamma, beta, attrs["eps"]),),
+        flow.layernorm,
     ),
 ]

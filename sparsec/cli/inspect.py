@@ -78,7 +78,7 @@ def _artifact(path: str) -> dict[str, Any]:
 
 def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
     """What the compiler makes of a model, without building it; of one it refuses, what there is."""
-    from sparsec.compiler import frontend, import_buckets, targets
+    from sparsec.compiler import frontend, optimize, settle_buckets, targets
     from sparsec.compiler import report as reports
     from sparsec.compiler.codegen import emit_buckets
     from sparsec.runtime import cpu
@@ -106,8 +106,13 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
         if length is None or signature.fixed_length is not None:
             length = frontend.longest_length(model, _LENGTH)
         report["length"] = length if signature.has_sequence else 0
-        graphs = import_buckets(model, signature, [length] if signature.has_sequence else [])
-        emission = emit_buckets(graphs, signature, isa, model.name)
+        buckets = [length] if signature.has_sequence else []
+        settled = settle_buckets(model, signature, buckets)
+        graphs = optimize(settled)
+        emission = emit_buckets(graphs, signature, isa, model.name, padding=settled.kind)
+        report["padding"] = {"kind": settled.kind, "reason": settled.reason}
+        report["mask_input"] = settled.mask_input
+        report["supports_lengths"] = emission.buckets[-1].supports_lengths
         report["layers"] = [dict(layer) for layer in emission.layers]
         report |= reports.describe(graphs[-1])
     except UnsupportedError as error:
@@ -122,6 +127,21 @@ def _tensor(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
 
 
+def _padding(report: Mapping[str, Any]) -> str:
+    """What becomes of sequences that are shorter than a bucket."""
+    kind, reason = report["padding"]["kind"], report["padding"]["reason"]
+    if kind == "exact":
+        if not reason:
+            return "none: the model has no sequence axis"
+        return f"changes results, so sequences must have a bucket's length: {reason}"
+    how = "can be skipped" if report["supports_lengths"] else "is computed"
+    mask = report["mask_input"]
+    marks = f"; {mask} marks real tokens" if mask else "; no input marks real tokens"
+    if kind == "lengths":
+        return f"is kept out by the lengths that the engine gives ({reason}), and {how}{marks}"
+    return f"is proved to reach no result, and {how}{marks}"
+
+
 def _show_artifact(report: Mapping[str, Any]) -> list[str]:
     model, target, tools = report["model"], report["target"], report["toolchain"]
     size = sum(info["size"] for info in report["files"].values())
@@ -134,7 +154,7 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
         f"needs {', '.join(target['features']) or 'nothing special'}; {here}",
         f"  compiler {tools['compiler']} {tools['version']}, {' '.join(tools['flags'])}",
         f"  size     {size / 1e6:.1f} MB in {len(report['files'])} files, all intact",
-        f"  padding  {'can be skipped' if report['supports_lengths'] else 'is computed'}",
+        f"  padding  {_padding(report)}",
     ]
     lines += _tensors(report)
     lines.append("buckets:")
@@ -157,6 +177,7 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
     lines += _tensors(report)
     if report["unsupported"]:
         return [*lines, "it cannot be compiled:", *report["why_not"].splitlines()]
+    lines.append(f"padding:    {_padding(report)}")
     counts = ", ".join(f"{name} x {n}" for name, n in report["fusions"].items())
     lines.append(f"recognized: {counts or 'no pattern'}")
     lines += _layers(report["layers"], f" (for {report['target']})")

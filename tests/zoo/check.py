@@ -118,25 +118,6 @@ def _expected(
     return compared, noise
 
 
-def _padded(path: Path, compared: Compared) -> Compared:
-    """The same from sequences as long as the bucket, of which the rest is cut off.
-
-    That is what an artifact computes that cannot leave out padding: where ranges are taken at run
-    time, results depend on it.
-    """
-    reference = session(path)
-    out = []
-    for given, want in compared:
-        long = {
-            name: np.pad(a, ((0, 0), (0, BUCKET - a.shape[1]))) if a.ndim == 2 else a
-            for name, a in given.items()
-        }
-        whole = reference.run(None, long)
-        cut = [p[tuple(map(slice, w.shape))] for p, w in zip(whole, want, strict=True)]
-        out.append((given, cut))
-    return out
-
-
 def check(
     path: Path,
     source: Path,
@@ -181,22 +162,6 @@ def _alike(path: Path) -> bool:
     return not half and not any(n.op_type == "QLinearSoftmax" for n in graph.node)
 
 
-def _live(outputs: Sequence[np.ndarray], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Outputs of sequences shorter than the bucket, zero where the mask leaves a token out.
-
-    What a model gives there depends on how many more of them there are: DeBERTa's is a mean.
-    """
-    mask = given.get("attention_mask")
-    if mask is None or mask.shape[1] == BUCKET:
-        return list(outputs)
-    return [
-        out * mask.reshape(*mask.shape, *(1,) * (out.ndim - 2)).astype(out.dtype)
-        if out.shape[:2] == mask.shape
-        else out
-        for out in outputs
-    ]
-
-
 def _compiled(
     path: Path, bucketed: bool, folder: Path, target: str, compared: Compared
 ) -> tuple[list[float], list[str]]:
@@ -206,30 +171,28 @@ def _compiled(
         artifact = sparsec.compile(
             path, buckets=buckets, output=folder / "a.sparsec", target=target, jobs=1
         )
-    if bucketed and not artifact.manifest.supports_lengths:
-        compared = _padded(path, compared)
     with sparsec.Engine(artifact.path, num_cores=1) as engine:
-        errors = [
-            _relative(_live(engine.run(list(given.values())), given), _live(want, given))
-            for given, want in compared
-        ]
+        errors = [_relative(engine.run(list(given.values())), want) for given, want in compared]
     return errors, [row.kernel for b in artifact.manifest.buckets for row in b.kernels]
 
 
 def _interpreted(
     path: Path, sequence: bool, target: str, compared: Compared
 ) -> tuple[list[float], list[str]]:
-    """The same for the optimized graphs, each for the length of its inputs."""
+    """The same for the optimized graph of the bucket, on padded inputs as the engine makes them."""
     model = frontend.load_model(path)
     signature = frontend.signature(model)
     isa = targets.choose(target, cpu.detect())
-    kernels: list[str] = []
+    (graph,) = import_buckets(model, signature, [BUCKET] if sequence else [])
+    (bucket,) = emit_buckets([graph], signature, isa, model.name).buckets
     errors = []
     for given, want in compared:
-        lengths = [next(iter(given.values())).shape[1]] if sequence else []
-        (graph,) = import_buckets(model, signature, lengths)
-        if not kernels:
-            (bucket,) = emit_buckets([graph], signature, isa, model.name).buckets
-            kernels = [str(row["kernel"]) for row in bucket.kernels]
-        errors.append(_relative(interpret(graph, list(given.values())), want))
-    return errors, kernels
+        arrays, lengths = list(given.values()), None
+        if sequence:
+            length = arrays[0].shape[1]
+            lengths = [length] * len(arrays[0])
+            arrays = [np.pad(a, ((0, 0), (0, BUCKET - length))) for a in arrays]
+        made = interpret(graph, arrays, lengths)
+        cut = [m[tuple(map(slice, w.shape))] for m, w in zip(made, want, strict=True)]
+        errors.append(_relative(cut, want))
+    return errors, [str(row["kernel"]) for row in bucket.kernels]

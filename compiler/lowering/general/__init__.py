@@ -20,6 +20,7 @@ from sparsec.compiler.lowering.general.attention import emit_attention
 from sparsec.compiler.lowering.general.convolution import emit_conv, emit_conv_integer
 from sparsec.compiler.lowering.general.expressions import ELEMENTWISE
 from sparsec.compiler.lowering.general.render import Call, NotGeneral
+from sparsec.compiler.lowering.general.tokens import emit_lengths
 
 EMITTERS: dict[str, Callable[[Call], str]] = {
     **dict.fromkeys(sorted(ELEMENTWISE), elementwise.emit_group),
@@ -53,6 +54,7 @@ EMITTERS: dict[str, Callable[[Call], str]] = {
     "conv": emit_conv,
     "conv_integer": emit_conv_integer,
     "attention": emit_attention,
+    "lengths": emit_lengths,
 }
 
 

@@ -1,0 +1,11 @@
+"""What the caller says of the sequences."""
+
+from __future__ import annotations
+
+from sparsec.compiler.lowering.general.extents import ONE, extents, product
+from sparsec.compiler.lowering.general.render import Call
+
+
+def emit_lengths(call: Call) -> str:
+    """How many tokens of each sequence are real."""
+    return call.render("lengths", rows=product(extents(call.outputs[0].shape)), work=ONE)
