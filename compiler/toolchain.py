@@ -152,7 +152,7 @@ def find(cc: str | None = None) -> Toolchain:
     """
     asked = cc or os.environ.get("CC", "")
     if asked.strip():
-        command = _zig_command() if asked.strip() == "zig" else tuple(shlex.split(asked))
+        command = _zig_command() if asked.strip() == "zig" else _split(asked)
         origin = "--cc" if cc else "$CC"
         if command is None or shutil.which(command[0]) is None:
             raise ToolchainError(f"{origin} names {asked!r}, which is not here; {INSTALL_HINT}")
@@ -164,6 +164,16 @@ def find(cc: str | None = None) -> Toolchain:
     if zig is not None:
         return _identify(zig)
     raise ToolchainError(f"there is no C compiler on this machine; {INSTALL_HINT}")
+
+
+def _split(command: str) -> tuple[str, ...]:
+    """A command's words; one that is the path of a program as it is may have spaces."""
+    if shutil.which(command.strip()):
+        return (command.strip(),)
+    try:
+        return tuple(shlex.split(command))
+    except ValueError as error:  # a quotation mark that nobody closes
+        raise ToolchainError(f"{command!r} is no command: {error}") from None
 
 
 def _zig_command() -> tuple[str, ...] | None:

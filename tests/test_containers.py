@@ -98,8 +98,6 @@ def as_nobody() -> None:
 def test_a_user_without_a_name_and_a_home(
     micro_model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
     # Somebody else must be able to read all of it.
     place = Path(shutil.copytree(micro_model, tmp_path / "model"))
     for path in (place, *place.iterdir(), *tmp_path.parents):
@@ -112,8 +110,8 @@ def test_a_user_without_a_name_and_a_home(
     (tmp_path / "tmp").chmod(0o1777)
     try:
         run("pass", prepare=as_nobody)
-    except PermissionError:
-        pytest.skip("the interpreter is out of others' reach")
+    except (PermissionError, subprocess.SubprocessError):
+        pytest.skip("this user cannot become another, or the other not run this interpreter")
     for home in ({}, {"HOME": "/"}, {"HOME": "/no/such/home"}):
         code, said = run(program, place, prepare=as_nobody, TMPDIR=str(tmp_path / "tmp"), **home)
         assert (code, said) == (0, f"True {tmp_path}/tmp/sparsec-cache-{NOBODY}\n")

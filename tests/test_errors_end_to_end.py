@@ -17,6 +17,7 @@ from onnx import TensorProto, external_data_helper, helper
 
 import sparsec
 from sparsec.cli import main
+from sparsec.compiler import targets
 
 
 def compile_fails(model: Path, code: int, capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -338,9 +339,11 @@ def break_manifest(folder: Path) -> None:
         (manifest_change(schema=99), 6, "upgrade sparsec"),
         (manifest_change(abi=99), 6, "upgrade sparsec"),
         (
-            manifest_change(target={"name": "amx", "arch": "x86_64", "features": ["amx_tile"]}),
+            manifest_change(
+                target={"name": "x", "arch": targets.host_arch(), "features": ["no_such_feature"]}
+            ),
             7,
-            "amx_tile",
+            "no_such_feature",
         ),
         (
             manifest_change(target={"name": "vax", "arch": "vax", "features": []}),

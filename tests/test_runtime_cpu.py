@@ -36,7 +36,8 @@ def write(root: Path, files: dict[str, str]) -> Path:
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or detect().arch != "x86_64", reason="x86 Linux only"
 )
-def test_features_are_those_that_the_kernel_lists() -> None:
+def test_features_are_those_that_the_kernel_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARSEC_CPU_FEATURES", raising=False)
     text = Path("/proc/cpuinfo").read_text()
     flags = set(next(line for line in text.splitlines() if line.startswith("flags")).split())
     names = set(NAMES.split())
@@ -59,6 +60,7 @@ def test_caches_and_brand() -> None:
 
 
 def test_the_environment_only_removes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARSEC_CPU_FEATURES", raising=False)
     everything = detect().features
     monkeypatch.setenv("SPARSEC_CPU_FEATURES", "avx2, FMA,avx999")
     assert detect().features == everything & {"avx2", "fma"}

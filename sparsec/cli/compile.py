@@ -52,7 +52,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     parser.add_argument(
         "--cc",
         metavar="COMMAND",
-        help="C compiler: a command, or zig for the one of sparsec[cc] "
+        help="C compiler: a path or a command, or zig for the one of sparsec[cc] "
         "(default: $CC, else the first of cc, gcc, clang, zig)",
     )
     parser.add_argument(
