@@ -463,9 +463,7 @@ def _register(kind: type[P], task: str, aliases: tuple[str, ...]) -> type[P]:
 
 
 def tasks() -> dict[str, type[Pipeline]]:
-    """All registered tasks by name, aliases left out."""
-    from sparsec.serving import pipelines  # registers ours  # noqa: F401
-
+    """All registered tasks by name, aliases left out; importing the package has registered ours."""
     return {kind.task: kind for kind in sorted(set(_tasks.values()), key=lambda k: k.task)}
 
 

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 from pydantic import ValidationError
 from sanic import HTTPResponse, Request
 
 from sparsec import __version__
 from sparsec.serving.server import errors, inference, json_text, oip, tensors
+from sparsec.serving.server.bodies import body_of, json_response
+from sparsec.serving.server.config import ServerConfig
 from sparsec.serving.server.errors import HttpError
-from sparsec.serving.server.registry import Endpoint
-
-if TYPE_CHECKING:
-    from sparsec.serving.server.app import Service
+from sparsec.serving.server.registry import Endpoint, Registry
 
 Handler = Callable[[Request], Awaitable[HTTPResponse]]
 
 #: Models have one version: what is served now.
 VERSION = "1"
+
+
+class Service(Protocol):
+    """What these routes need to know of the server: `app.Service` has it."""
+
+    config: ServerConfig
+    registry: Registry
+    ready: bool
+
+    def not_ready(self) -> HttpError: ...
 
 
 def find(service: Service, request: Request, path: str) -> dict[str, Handler]:
@@ -51,21 +60,23 @@ def find(service: Service, request: Request, path: str) -> dict[str, Handler]:
 
 
 async def _server(request: Request) -> HTTPResponse:
-    return _json({"name": "sparsec", "version": __version__, "extensions": ["binary_tensor_data"]})
+    return json_response(
+        {"name": "sparsec", "version": __version__, "extensions": ["binary_tensor_data"]}
+    )
 
 
 async def _health(service: Service, what: str, request: Request) -> HTTPResponse:
     if what == "ready" and not service.ready:
         raise service.not_ready()
-    return _json({what: True})
+    return json_response({what: True})
 
 
 async def _ready(endpoint: Endpoint, request: Request) -> HTTPResponse:
-    return _json({"name": endpoint.name, "ready": True})
+    return json_response({"name": endpoint.name, "ready": True})
 
 
 async def _metadata(endpoint: Endpoint, request: Request) -> HTTPResponse:
-    return _json(
+    return json_response(
         {
             "name": endpoint.name,
             "versions": [VERSION],
@@ -77,8 +88,6 @@ async def _metadata(endpoint: Endpoint, request: Request) -> HTTPResponse:
 
 
 async def _infer(service: Service, endpoint: Endpoint, request: Request) -> HTTPResponse:
-    from sparsec.serving.server.app import body_of
-
     request.ctx.endpoint = endpoint.name
     limits = service.config.limits
     service.registry.enter(endpoint)
@@ -96,7 +105,7 @@ async def _infer(service: Service, endpoint: Endpoint, request: Request) -> HTTP
             except ValidationError:
                 raise error from None
             (result,) = await inference.predict(endpoint, [own], limits, errors.request_id(request))
-            return _json(result)
+            return json_response(result)
         inputs = tensors.to_inputs(endpoint.pipeline, wanted)
         results = await inference.predict(endpoint, inputs, limits, errors.request_id(request))
         answer, length = oip.encode(
@@ -111,9 +120,3 @@ async def _infer(service: Service, endpoint: Endpoint, request: Request) -> HTTP
         headers={oip.HEADER_LENGTH: str(length)},
         content_type="application/octet-stream",
     )
-
-
-def _json(data: Any) -> HTTPResponse:
-    from sparsec.serving.server.app import json_response
-
-    return json_response(data)
