@@ -8,7 +8,6 @@ An op without one is imported through its ONNX function body where the standard 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
@@ -17,6 +16,15 @@ import numpy as np
 import onnx
 
 from sparsec.compiler.frontend import reference, symbolic
+from sparsec.compiler.frontend.advice import advice_on, cut_before
+from sparsec.compiler.frontend.folding import FOLD_LIMIT, Folder, batch_axes
+from sparsec.compiler.frontend.functions import (
+    Attributes,
+    body_of,
+    bound_attributes,
+    bound_node,
+    has_body,
+)
 from sparsec.compiler.frontend.load import (
     Model,
     dense_array,
@@ -33,24 +41,10 @@ from sparsec.compiler.ir import (
     FrozenAttrs,
     Graph,
     Shape,
-    element_count,
 )
 from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.ops.elementwise import broadcast_shape
 from sparsec.errors import ModelError, UnsupportedError
-
-FOLD_LIMIT = 2**28
-"""Folding may not make a constant larger than this many bytes (nor than its inputs), but for what
-has a number for every pair of tokens: that is how masks of positions begin."""
-
-PAIRS_LIMIT = 2**31
-"""Not even a constant of a number for every pair of tokens may have more bytes."""
-
-FOLD_TOTAL = 2**35
-"""All results of folding in one import may not take more bytes than this."""
-
-SYMBOLIC_LIMIT = 2**22
-"""Elements of a compile-time tensor that depends on the batch size."""
 
 VALUE_LIMIT = 2**32
 """No value may have more elements than this for a batch of one."""
@@ -58,8 +52,6 @@ VALUE_LIMIT = 2**32
 MIN_OPSET = 7
 
 _TOKEN_TYPES = {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}
-
-_MICROSOFT = "com.microsoft"
 
 _WIDENED = {"float16", "bfloat16"}
 _PLAIN = {
@@ -191,10 +183,9 @@ class Importer:
     def __init__(self, model: Model, length: int, exported_batch: int | None = None) -> None:
         self.model = model
         self.exported_batch = exported_batch
-        self.fold_limit = max(FOLD_LIMIT, min(8 * length**2, PAIRS_LIMIT))
+        self.folder = Folder(length)
         self.edit = Editor(name=model.name, length=length)
         self.problems: list[Problem] = []
-        self._folded = 0
         self._source = ""
         self._hint = ""
         self._constants: dict[int, tuple[Tensor, str]] = {}
@@ -226,7 +217,7 @@ class Importer:
         for _, shape in types:
             _check_size(shape)
         if fold and all(t is None or t.known for t in inputs):
-            folded = self._fold(op, attrs, inputs, types)
+            folded = self.folder.fold(op, attrs, inputs, types, self._hint)
             if folded is not None:
                 return folded
         operands = list(inputs)
@@ -278,9 +269,9 @@ class Importer:
             return tuple(inputs)
         n, size = lead.coef, self.exported_batch or 0
         same_rank = len(left.shape) == len(right.shape)
-        if not same_rank or count != n * size or _batch_axes(right.shape):
+        if not same_rank or count != n * size or batch_axes(right.shape):
             return tuple(inputs)
-        blocks = dense(right, self.fold_limit).reshape(size, n, *right.shape[1:])
+        blocks = dense(right, self.folder.limit).reshape(size, n, *right.shape[1:])
         if np.any(blocks != blocks[:1]):
             return tuple(inputs)
         block = self.expand(constant(blocks[:1], right.hint), (BATCH, *blocks.shape[1:]))
@@ -297,7 +288,7 @@ class Importer:
                 name = self._counted(array, tensor.dtype)
             else:
                 if tensor.uniform and not any(isinstance(d, BatchDim) for d in tensor.shape):
-                    array = dense(tensor, self.fold_limit)
+                    array = dense(tensor, self.folder.limit)
                 name = self.edit.constant(array, tensor.hint)
             if tuple(array.shape) != tensor.shape:
                 name = self.edit.emit(
@@ -323,77 +314,6 @@ class Importer:
         small = constant(tensor.contents(), tensor.hint)
         shapes = [small.shape if t is tensor else t.shape for t in others if t is not None]
         return small if broadcast_shape(*shapes) == shape else tensor
-
-    def _fold(
-        self,
-        op: str,
-        attrs: dict[str, Any],
-        inputs: Sequence[Tensor | None],
-        types: Sequence[tuple[Any, Shape]],
-    ) -> tuple[Tensor, ...] | None:
-        """Results of an op on compile-time tensors, or None if it has to run later."""
-        known = [t for t in inputs if t is not None]
-        # A stored tensor in another layout keeps its name; a computed one gets its node's.
-        hint = known[0].hint if OPS[op].layout and len(known) == 1 else self._hint
-        shapes = [tuple(shape) for _, shape in types]
-        dtypes = [np.dtype(dtype) for dtype, _ in types]
-        if OPS[op].elementwise:
-            arrays = [t.contents() if t else None for t in inputs]
-            per_axis = op in ("quantize", "dequantize")  # parameters along an axis
-            sides = known[:1] if per_axis else known
-            extents = np.broadcast_shapes(*(t.contents().shape for t in sides))
-            self._check_fold(extents, dtypes[0], known)
-            if any(t.symbolic for t in known):
-                out = symbolic.elementwise(
-                    op, attrs, dtypes[0], [a for a in arrays if a is not None]
-                )
-            else:
-                (out,) = OPS[op].reference({**attrs, "_batch": 1}, *arrays)
-            return (Tensor(dtypes[0], shapes[0], array=out, hint=hint),)
-        if op == "expand":
-            array = known[0].contents()
-            array = array.reshape((1,) * (len(shapes[0]) - array.ndim) + array.shape)
-            return (Tensor(dtypes[0], shapes[0], array=array, hint=hint),)
-        if op == "reshape" and known[0].contents().size == 1:
-            array = known[0].contents().reshape((1,) * len(shapes[0]))
-            return (Tensor(dtypes[0], shapes[0], array=array, hint=hint),)
-        if not all(_one_per_batch(t.shape) for t in known):
-            return None
-        if any(_batch_axes(s) for s in (*shapes, *(t.shape for t in known))) and not _batch_apart(
-            op, attrs, known, shapes
-        ):
-            return None
-        for shape, dtype in zip(shapes, dtypes, strict=True):
-            extents = tuple(1 if isinstance(d, BatchDim) else d for d in shape)
-            self._check_fold(extents, dtype, known)
-        arrays = [self._at_batch_one(t) if t else None for t in inputs]
-        if any(t.symbolic for t in known) and not OPS[op].layout and not op.startswith("reduce_"):
-            raise Fail(f"{op} of numbers that depend on the batch size")
-        try:
-            outs = OPS[op].reference({**attrs, "_batch": 1}, *arrays)
-        except IndexError as error:
-            raise Fail(str(error)) from None
-        return tuple(
-            Tensor(dtype, shape, array=symbolic.tidy(np.asarray(out), dtype), hint=hint)
-            for dtype, shape, out in zip(dtypes, shapes, outs, strict=True)
-        )
-
-    def _at_batch_one(self, tensor: Tensor) -> np.ndarray:
-        """The contents for a batch of one: batch axes are uniform, so they have extent 1."""
-        shape = tuple(1 if isinstance(d, BatchDim) else d for d in tensor.shape)
-        return dense(replace(tensor, shape=shape), self.fold_limit)
-
-    def _check_fold(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Tensor]
-    ) -> None:
-        size = math.prod(shape) * dtype.itemsize
-        # Copies of a stored tensor, even in a wider type, are as large as the model made them.
-        limit = max([self.fold_limit, *(8 * t.contents().size for t in inputs)])
-        self._folded += size
-        if size > limit or self._folded > FOLD_TOTAL:
-            raise Fail(f"folding gives a constant of {size} bytes, which is absurd")
-        if any(t.symbolic for t in inputs) and math.prod(shape) > SYMBOLIC_LIMIT:
-            raise Fail(f"shape arithmetic on {math.prod(shape)} elements is absurd")
 
     # -- shorthands -------------------------------------------------------------------------------
 
@@ -468,7 +388,7 @@ class Importer:
         scope: dict[str, Tensor | None],
         opsets: Mapping[str, int],
         prefix: str = "",
-        attributes: Mapping[str, onnx.AttributeProto] | None = None,
+        attributes: Attributes | None = None,
         needed: set[str] | None = None,
     ) -> None:
         """Import nodes.  A value is None in `scope` once a node it needs could not be imported.
@@ -486,8 +406,8 @@ class Importer:
             outer = self._source, self._hint
             try:
                 importer = IMPORTERS.get((domain, proto.op_type))
-                if importer is None and not _has_body(proto, domain, opsets):
-                    raise Fail(f"no such op is supported{_advice(proto, domain)}")
+                if importer is None and not has_body(proto, domain, opsets):
+                    raise Fail(f"no such op is supported{advice_on(proto, domain)}")
                 _check_version(proto, domain, opsets)
                 if not missing:
                     self._source = label
@@ -508,7 +428,7 @@ class Importer:
                 reason = str(error) if said else f"it is malformed ({error!r})"
                 results = [] if missing else self._evaluated(proto, scope, opsets, attributes)
                 if not results:
-                    reason += "" if prefix else _cut_before(proto, scope)
+                    reason += "" if prefix else cut_before(proto, scope)
                     opset = f"{domain + ' ' if domain else ''}opset {opsets.get(domain, 1)}"
                     self.problems.append(Problem(label, proto.op_type, reason, opset))
             finally:
@@ -522,20 +442,17 @@ class Importer:
         proto: onnx.NodeProto,
         scope: Mapping[str, Tensor | None],
         opsets: Mapping[str, int],
-        caller: Mapping[str, onnx.AttributeProto] | None,
+        caller: Attributes | None,
     ) -> list[Tensor]:
         """Results of a node that was refused, if all it reads is known; else none."""
         inputs = [scope[name] if name else None for name in proto.input]
-        if any(t is not None and (t.symbolic or _batch_axes(t.shape)) for t in inputs):
+        if any(t is not None and (t.symbolic or batch_axes(t.shape)) for t in inputs):
             return []
-        bound = onnx.NodeProto()
-        bound.CopyFrom(proto)
-        del bound.attribute[:]
-        bound.attribute.extend(_bound(proto.attribute, caller))
+        bound = bound_node(proto, caller)
         cache = self.model.cache.setdefault("evaluated", {})
         hint = next((name for name in proto.output if name), proto.op_type)
         try:
-            arrays = [dense(t, self.fold_limit) if t else None for t in inputs]
+            arrays = [dense(t, self.folder.limit) if t else None for t in inputs]
             made = reference.evaluate(bound, arrays, opsets, cache)
             return [constant(a.astype(_core(a.dtype), copy=False), hint) for a in made]
         except Fail:
@@ -551,11 +468,11 @@ class Importer:
     def _attributes(
         self,
         proto: onnx.NodeProto,
-        caller: Mapping[str, onnx.AttributeProto] | None,
+        caller: Attributes | None,
         scope: dict[str, Tensor | None],
     ) -> dict[str, Any]:
         attrs: dict[str, Any] = {"_scope": scope}
-        for attribute in _bound(proto.attribute, caller):
+        for attribute in bound_attributes(proto.attribute, caller):
             if attribute.type == onnx.AttributeProto.TENSOR:
                 attrs[attribute.name] = self.tensor(attribute.t)
                 continue
@@ -573,176 +490,18 @@ class Importer:
         domain: str,
         opsets: Mapping[str, int],
         label: str,
-        caller: Mapping[str, onnx.AttributeProto] | None,
+        caller: Attributes | None,
     ) -> list[Tensor | None]:
         """Import an op through the function body that the ONNX standard gives for it."""
-        bound = onnx.NodeProto()
-        bound.CopyFrom(proto)
-        del bound.attribute[:]
-        bound.attribute.extend(_bound(proto.attribute, caller))
-        schema: Any = onnx.defs.get_schema(proto.op_type, opsets.get(domain, 1), domain)
-        if schema.has_function:
-            body = schema.function_body
-        else:
-            types = [_onnx_type(t).SerializeToString() if t else b"" for t in inputs]
-            text = schema.get_context_dependent_function(bound.SerializeToString(), types)
-            body = onnx.FunctionProto.FromString(text)
-        attributes = {a.name: a for a in body.attribute_proto}
-        attributes |= {
-            name: parameter.default_value
-            for name, parameter in schema.attributes.items()
-            if parameter.default_value.name
-        }
-        attributes |= {a.name: a for a in bound.attribute}
-        inner: dict[str, Tensor | None] = dict(zip(body.input, inputs, strict=False))
-        absent = set(body.input) - set(inner)
-        for name in absent:
-            inner[name] = None
-        nodes = []
-        for node in body.node:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            # An input of the body that the caller leaves out is an absent input inside, too.
-            gone = {n for n, t in inner.items() if t is None and n in body.input}
-            copy.ClearField("input")
-            copy.input.extend("" if i in gone else i for i in node.input)
-            nodes.append(copy)
-        versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in body.opset_import}
+        body = body_of(proto, inputs, domain, opsets, caller)
         problems = len(self.problems)
-        self.run(nodes, inner, {**opsets, **versions}, prefix=label, attributes=attributes)
+        versions = {**opsets, **body.opsets}
+        self.run(body.nodes, body.scope, versions, prefix=label, attributes=body.attributes)
         if len(self.problems) > problems:
             reasons = dict.fromkeys(f"{p.op}: {p.reason}" for p in self.problems[problems:])
             del self.problems[problems:]
             raise Fail("in its ONNX function body: " + "; ".join(reasons))
-        return [inner.get(name) for name in body.output]
-
-
-_LOOPS = "; export without loops over tokens or layers: torch.onnx.export unrolls Python's"
-_SEQUENCES = (
-    "; lists of tensors come from loops and splits: export with dynamo=True, or unroll them"
-)
-_RECURRENT = "; recurrent networks are not compiled"
-_GENERATES = "; it is of a model that generates text: export the encoder alone"
-_BEFORE_OPTIMIZER = "; give sparsec the model as it was before ONNX Runtime's optimizer"
-_BEFORE_QUANTIZER = "; give sparsec the model as it was before it was quantized"
-
-_ADVICE = {
-    **dict.fromkeys(("Loop", "Scan"), _LOOPS),
-    **dict.fromkeys(
-        ("SequenceConstruct", "SequenceAt", "SequenceInsert", "SplitToSequence", "SequenceEmpty"),
-        _SEQUENCES,
-    ),
-    **dict.fromkeys(
-        ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"),
-        "; export the model in eval mode, without random numbers",
-    ),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
-}
-
-_ONNX_RUNTIME_ADVICE = {
-    **dict.fromkeys(("AttnLSTM", "DynamicQuantizeLSTM", "QuantizedLSTM"), _RECURRENT),
-    **dict.fromkeys(
-        (
-            "BeamSearch",
-            "DecoderAttention",
-            "DecoderMaskedMultiHeadAttention",
-            "DecoderMaskedSelfAttention",
-            "GreedySearch",
-            "GroupQueryAttention",
-            "NGramRepeatBlock",
-            "PagedAttention",
-            "Sampling",
-            "SparseAttention",
-            "WhisperBeamSearch",
-        ),
-        _GENERATES,
-    ),
-    # What each of these was made from is compiled.
-    **dict.fromkeys(
-        (
-            "BiasAdd",
-            "BiasDropout",
-            "BiasSoftmax",
-            "BiasSplitGelu",
-            "BitmaskBiasDropout",
-            "BitmaskDropout",
-            "FusedConv",
-            "FusedMatMulActivation",
-            "GatedRelativePositionBias",
-            "GemmFastGelu",
-            "NhwcConv",
-            "NhwcFusedConv",
-            "PackedAttention",
-            "RelativePositionBias",
-            "PackedMultiHeadAttention",
-            "RemovePadding",
-            "RestorePadding",
-            "RotaryEmbedding",
-            "SkipSimplifiedLayerNormalization",
-            "TransposeMatMul",
-        ),
-        _BEFORE_OPTIMIZER,
-    ),
-    **dict.fromkeys(
-        (
-            "GatherBlockQuantized",
-            "MatMulBnb4",
-            "MatMulFpQ4",
-            "QLinearReduceMean",
-            "QOrderedAttention",
-            "QOrderedGelu",
-            "QOrderedLayerNormalization",
-            "QOrderedMatMul",
-        ),
-        _BEFORE_QUANTIZER,
-    ),
-}
-
-# What vision and detection heads end with, and what gives as much as the data says.
-_HEADS = frozenset(
-    (
-        "AveragePool",
-        "Col2Im",
-        "Compress",
-        "ConvTranspose",
-        "DeformConv",
-        "GridSample",
-        "InstanceNormalization",
-        "LpPool",
-        "MaxPool",
-        "MaxRoiPool",
-        "MaxUnpool",
-        "NonMaxSuppression",
-        "NonZero",
-        "Resize",
-        "RoiAlign",
-        "Unique",
-        "Upsample",
-    )
-)
-
-
-def _advice(proto: onnx.NodeProto, domain: str) -> str:
-    """What to do about an op that has no importer, as the end of a sentence, or ""."""
-    if domain.startswith(("com.microsoft.", "com.ms.")):
-        return _BEFORE_OPTIMIZER
-    if domain == _MICROSOFT:
-        own = "; it is an op of ONNX Runtime alone"
-        return _ONNX_RUNTIME_ADVICE.get(proto.op_type, own)
-    if domain:
-        return f"; it is of the domain {domain}, which nothing in the file defines"
-    return _ADVICE.get(proto.op_type, "")
-
-
-def _cut_before(proto: onnx.NodeProto, scope: Mapping[str, Tensor | None]) -> str:
-    """How to compile what comes before an op of a head, as the end of a sentence, or ""."""
-    read = [name for name in proto.input if name and (t := scope[name]) and not t.known]
-    if proto.op_type not in _HEADS or not read:
-        return ""
-    return (
-        f"; if what follows is only the head, end the model before it: make {read[0]!r} the output "
-        "instead (onnx.ValueInfoProto(name=...) is enough) and compute the head from that"
-    )
+        return [body.scope.get(name) for name in body.outputs]
 
 
 def _check_version(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> None:
@@ -758,72 +517,6 @@ def _check_version(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]
             f"its form in opset {version} is not supported; convert the model to {MIN_OPSET} or "
             "newer with onnx.version_converter.convert_version"
         )
-
-
-def _has_body(proto: onnx.NodeProto, domain: str, opsets: Mapping[str, int]) -> bool:
-    try:
-        schema: Any = onnx.defs.get_schema(proto.op_type, opsets.get(domain, 1), domain)
-    except onnx.defs.SchemaError:
-        return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
-
-
-def _bound(
-    attributes: Iterable[onnx.AttributeProto], caller: Mapping[str, onnx.AttributeProto] | None
-) -> list[onnx.AttributeProto]:
-    """Attributes with references to the calling function's attributes resolved."""
-    out = []
-    for attribute in attributes:
-        if attribute.ref_attr_name:
-            if not caller or attribute.ref_attr_name not in caller:
-                continue
-            copy = onnx.AttributeProto()
-            copy.CopyFrom(caller[attribute.ref_attr_name])
-            copy.name = attribute.name
-            attribute = copy
-        out.append(attribute)
-    return out
-
-
-def _onnx_type(tensor: Tensor) -> onnx.TypeProto:
-    return onnx.helper.make_tensor_type_proto(
-        onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype),
-        [str(d) if isinstance(d, BatchDim) else d for d in tensor.shape],
-    )
-
-
-def _batch_axes(shape: Shape) -> list[int]:
-    return [i for i, d in enumerate(shape) if isinstance(d, BatchDim)]
-
-
-def _one_per_batch(shape: Shape) -> bool:
-    """True if every batch extent is the batch size itself, so that it is 1 for a batch of one."""
-    return all(not isinstance(d, BatchDim) or (d.coef, d.const) == (1, 0) for d in shape)
-
-
-def _batch_apart(
-    op: str, attrs: Mapping[str, Any], inputs: Sequence[Tensor], shapes: Sequence[Shape]
-) -> bool:
-    """True if the op, on tensors that are uniform along the batch, is the same for every batch."""
-    if not all(_one_per_batch(s) for s in shapes):
-        return False
-    if op == "transpose":
-        return True
-    axes = [_batch_axes(t.shape) for t in inputs]
-    if op == "reshape":
-        out = _batch_axes(shapes[0])
-        if len(axes[0]) != 1 or len(out) != 1:
-            return False
-        before = element_count(inputs[0].shape[: axes[0][0]])
-        return before == element_count(shapes[0][: out[0]])
-    if op in ("slice", "concat", "split", "softmax", "cumsum"):
-        touched = attrs.get("axes", (attrs.get("axis"),))
-        return not any(a in touched for group in axes for a in group)
-    if op == "gather":
-        return attrs["axis"] not in axes[0]
-    if op.startswith("reduce_"):
-        return not any(a in attrs["axes"] for a in axes[0])
-    return False
 
 
 def _check_size(shape: Shape) -> None:

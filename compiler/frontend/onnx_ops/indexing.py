@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sparsec.compiler.frontend.folding import FOLD_LIMIT
 from sparsec.compiler.frontend.importer import (
-    FOLD_LIMIT,
     Importer,
     OnnxNode,
     normal_axis,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsec.compiler.frontend import symbolic
-from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, normal_axis, onnx_op
+from sparsec.compiler.frontend.folding import FOLD_LIMIT
+from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 from sparsec.compiler.ir import BATCH, BatchDim, Dim, Shape, element_count
 

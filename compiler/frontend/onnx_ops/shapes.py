@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sparsec.compiler.frontend import symbolic
-from sparsec.compiler.frontend.importer import FOLD_LIMIT, Importer, OnnxNode, onnx_op
+from sparsec.compiler.frontend.folding import FOLD_LIMIT
+from sparsec.compiler.frontend.importer import Importer, OnnxNode, onnx_op
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant
 from sparsec.compiler.ir import BATCH, BatchDim, Dim, element_count
 
