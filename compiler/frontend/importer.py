@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Union
 
 import numpy as np
@@ -558,56 +559,72 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
     """
     importer = Importer(model, length, _exported_batch(model, inputs))
     graph = model.proto.graph
-    scope: dict[str, Tensor | None] = {}
-    for given in inputs:
-        try:
-            dtype = core_dtype(given.data_type)
-            _check_size(given.dims)
-            importer.edit.input(given.name, dtype, given.dims)
-            scope[given.name] = Tensor(dtype, given.dims, name=given.name)
-        except Fail as error:
-            importer.problems.append(Problem(given.name, "input", str(error)))
-            scope[given.name] = None
     needed = needed_values(graph, {value.name for value in graph.output})
-    for proto in graph.initializer:
-        if proto.name not in needed:
-            continue
-        try:
-            scope[proto.name] = importer.initializer(proto)
-        except Fail as error:
-            importer.problems.append(Problem(proto.name, "initializer", str(error)))
-            scope[proto.name] = None
-    for sparse in graph.sparse_initializer:
-        name = sparse.values.name
+    scope = {given.name: _given(importer, given) for given in inputs}
+    scope |= _stored(importer, needed)
+    importer.run(graph.node, scope, model.opsets, needed=needed)
+    if importer.problems:
+        raise _unsupported(model, importer.problems)
+    for output in graph.output:
+        importer.edit.outputs.append(_output(importer, output.name, scope[output.name]))
+    importer.edit.output_names = tuple(o.name for o in graph.output)
+    return importer.edit.finish()
+
+
+def _given(importer: Importer, given: InputShape) -> Tensor | None:
+    """An input of the graph; None if it is noted as a problem."""
+    try:
+        dtype = core_dtype(given.data_type)
+        _check_size(given.dims)
+        importer.edit.input(given.name, dtype, given.dims)
+        return Tensor(dtype, given.dims, name=given.name)
+    except Fail as error:
+        importer.problems.append(Problem(given.name, "input", str(error)))
+        return None
+
+
+def _stored(importer: Importer, needed: set[str]) -> dict[str, Tensor | None]:
+    """The graph's stored tensors that are needed by name; None for those noted as problems."""
+    graph = importer.model.proto.graph
+    stored: list[tuple[str, str, Callable[[], Tensor]]] = [
+        *((p.name, "initializer", partial(importer.initializer, p)) for p in graph.initializer),
+        *(
+            (p.values.name, "sparse_initializer", partial(importer.sparse_tensor, p))
+            for p in graph.sparse_initializer
+        ),
+    ]
+    found: dict[str, Tensor | None] = {}
+    for name, kind, read in stored:
         if name not in needed:
             continue
         try:
-            scope[name] = importer.sparse_tensor(sparse)
+            found[name] = read()
         except Fail as error:
-            importer.problems.append(Problem(name, "sparse_initializer", str(error)))
-            scope[name] = None
-    importer.run(graph.node, scope, model.opsets, needed=needed)
-    if importer.problems:
-        listed = "\n".join(f"  {problem}" for problem in importer.problems)
-        count = len(importer.problems)
-        nodes = "1 node" if count == 1 else f"{count} nodes"
-        raise UnsupportedError(
-            f"{model.path.name}: {nodes} cannot be compiled\n{listed}",
-            [(p.name, p.op, p.reason) for p in importer.problems],
-        )
-    for output in graph.output:
-        tensor = scope[output.name]
-        if tensor is None:
-            raise ModelError(f"{model.path.name}: nothing makes the output {output.name}")
-        try:
-            importer.edit.outputs.append(importer.name(tensor))
-        except Fail as error:
-            why = str(error)
-            raise UnsupportedError(
-                f"{model.path.name}: output {output.name}: {why}", [(output.name, "output", why)]
-            ) from None
-    importer.edit.output_names = tuple(o.name for o in graph.output)
-    return importer.edit.finish()
+            importer.problems.append(Problem(name, kind, str(error)))
+            found[name] = None
+    return found
+
+
+def _unsupported(model: Model, problems: Sequence[Problem]) -> UnsupportedError:
+    """The error that lists all problems."""
+    listed = "\n".join(f"  {problem}" for problem in problems)
+    nodes = "1 node" if len(problems) == 1 else f"{len(problems)} nodes"
+    return UnsupportedError(
+        f"{model.path.name}: {nodes} cannot be compiled\n{listed}",
+        [(p.name, p.op, p.reason) for p in problems],
+    )
+
+
+def _output(importer: Importer, name: str, tensor: Tensor | None) -> str:
+    """The IR value of an output of the graph."""
+    file = importer.model.path.name
+    if tensor is None:
+        raise ModelError(f"{file}: nothing makes the output {name}")
+    try:
+        return importer.name(tensor)
+    except Fail as error:
+        why = str(error)
+        raise UnsupportedError(f"{file}: output {name}: {why}", [(name, "output", why)]) from None
 
 
 def declared_inputs(model: Model) -> list[tuple[str, int, list[str | int | None]]]:

@@ -8,7 +8,7 @@ A model whose extents are all fixed, and which works with those only, is taken a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Union
@@ -104,43 +104,48 @@ def _has_fixed_batch(model: Model) -> bool:
     return len(leading) == 1 and all(isinstance(d, int) for d in leading)
 
 
+_Declared = Sequence[tuple[str, int, Sequence[Union[str, int, None]]]]
+
+
 def _roles(model: Model, free_batch: bool) -> _Roles:
     """Roles as declared; a leading extent that is fixed is a batch of any size if `free_batch`."""
     declared = declared_inputs(model)
-    later = {d for _, _, dims in declared for d in dims[1:] if isinstance(d, str)}
-    first = {dims[0] for _, _, dims in declared if dims and isinstance(dims[0], str)}
-    batch_names = {d for d in first if d not in later or "batch" in d.lower()}
-    batch_names |= {d for d in later if "batch" in d.lower()}
-
+    batch_names = _batch_names(declared)
     fixed_batch = free_batch and _has_fixed_batch(model)
-    open_length = any(
-        d is None or (isinstance(d, str) and d not in batch_names)
-        for _, _, dims in declared
-        for d in dims[1:]
-    )
-    lengths = {dims[1] for name, kind, dims in declared if _is_token_input(name, kind, len(dims))}
-    declared_length: int | None = None
-    if not open_length and len(lengths) == 1:
-        (only,) = lengths
-        declared_length = only if isinstance(only, int) else None
-    if declared_length is not None and not 1 <= declared_length <= _LONGEST:
-        raise ModelError(f"{model.path.name} declares the absurd length {declared_length}")
+    length = _declared_length(declared, batch_names)
+    if length is not None and not 1 <= length <= _LONGEST:
+        raise ModelError(f"{model.path.name} declares the absurd length {length}")
 
-    def role(name: str, kind: int, rank: int, axis: int, d: str | int | None) -> SpecDim:
+    def role(token_input: bool, axis: int, d: str | int | None) -> SpecDim:
         if isinstance(d, int):
             if axis == 0 and fixed_batch:
                 return "batch"
-            tokens = axis == 1 and _is_token_input(name, kind, rank)
-            return "sequence" if tokens and d == declared_length else d
-        if d is None:
-            return "batch" if axis == 0 else "sequence"
-        return "batch" if d in batch_names else "sequence"
+            return "sequence" if token_input and axis == 1 and d == length else d
+        is_batch = axis == 0 if d is None else d in batch_names
+        return "batch" if is_batch else "sequence"
 
-    inputs = tuple(
-        (name, kind, tuple(role(name, kind, len(dims), i, d) for i, d in enumerate(dims)))
-        for name, kind, dims in declared
-    )
-    return _Roles(inputs, declared_length)
+    inputs = []
+    for name, kind, dims in declared:
+        token_input = _is_token_input(name, kind, len(dims))
+        inputs.append((name, kind, tuple(role(token_input, i, d) for i, d in enumerate(dims))))
+    return _Roles(tuple(inputs), length)
+
+
+def _batch_names(declared: _Declared) -> set[str]:
+    """Names of extents that are the batch: of a first axis only, or called so."""
+    later = {d for _, _, dims in declared for d in dims[1:] if isinstance(d, str)}
+    first = {dims[0] for _, _, dims in declared if dims and isinstance(dims[0], str)}
+    return (first - later) | {d for d in first | later if "batch" in d.lower()}
+
+
+def _declared_length(declared: _Declared, batch_names: set[str]) -> int | None:
+    """The length that an export has fixed: that of all token inputs, where no axis is open."""
+    later = [d for _, _, dims in declared for d in dims[1:]]
+    if any(not isinstance(d, int) and d not in batch_names for d in later):
+        return None
+    lengths = {dims[1] for name, kind, dims in declared if _is_token_input(name, kind, len(dims))}
+    only = lengths.pop() if len(lengths) == 1 else None
+    return only if isinstance(only, int) else None
 
 
 def _literal(model: Model) -> _Roles | None:
