@@ -655,8 +655,8 @@ cdef class Engine:
             where += f": valid are {-bad.extent} to {bad.extent - 1}"
         if bad.input < 0:
             return InputError(
-                f"the model looks up index {bad.index}, {where}.  It computes the index from its "
-                f"inputs: is a sequence longer than the model allows, or an input not of its kind?"
+                f"the model looks up index {bad.index}, {where}.  The index is no "
+                f"input but the model's own: is a sequence longer than it allows, or a batch smaller?"
             )
         spec = &self._inputs[bad.input]
         extents(spec, batch, bucket, shape)

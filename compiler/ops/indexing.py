@@ -1,7 +1,7 @@
 """Ops whose indices are data: picking, scattering, and finding elements.
 
-``axis`` is not negative.  Indices count from either end, as in ONNX; an index outside of its axis
-is an error in the references, while compiled code moves it to the nearest element.
+``axis`` is not negative.  Indices count from either end, as in ONNX; for one outside of its axis
+the references raise IndexError, and compiled code returns SPARSEC_BAD_INDEX.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def _check_covered(op: str, axis: int, x: Value, indices: Value) -> None:
 def _inside(indices: np.ndarray, extent: int) -> np.ndarray:
     """Indices counted from the start; IndexError for one that is outside."""
     indices = indices.astype(np.int64)
-    if np.any((indices < -extent) | (indices >= extent)):
-        raise IndexError(f"an index is outside the {extent} elements of its axis")
+    wrong = indices[(indices < -extent) | (indices >= extent)]
+    if wrong.size:
+        raise IndexError(f"index {wrong.flat[0]} is outside the {extent} elements of its axis")
     return np.where(indices < 0, indices + extent, indices)
 
 

@@ -1,4 +1,4 @@
-/* Runs a bucket once under sanitizers:  driver weights.bin inputs outputs
+/* Runs a bucket once under sanitizers:  driver weights.bin inputs outputs batch
  *
  * `inputs` holds every input behind its size in bytes (int64).  Tensors, workspace and weights are heap
  * blocks of their exact sizes.  Writes the outputs one after another. */
@@ -9,6 +9,7 @@
 #include "sparsec.h"
 
 const unsigned char *driver_weights;
+static int64_t batch;
 
 static void *block(size_t size)
 {
@@ -26,7 +27,9 @@ static size_t bytes(const sparsec_tensor *t)
                                    [SPARSEC_UINT32] = 4,  [SPARSEC_UINT64] = 8};
     size_t n = sizes[t->dtype];
     for (int i = 0; i < t->rank; i++)
-        n *= (size_t)t->dims[i];
+        n *= t->dims[i] == SPARSEC_DIM_BATCH      ? (size_t)batch
+             : t->dims[i] == SPARSEC_DIM_SEQUENCE ? (size_t)sparsec_model_info()->length
+                                                  : (size_t)t->dims[i];
     return n;
 }
 
@@ -39,9 +42,10 @@ static void backwards(const sparsec_parallel *self, sparsec_task task, void *arg
 
 int main(int argc, char **argv)
 {
-    FILE *file = argc == 4 ? fopen(argv[1], "rb") : NULL;
+    FILE *file = argc == 5 ? fopen(argv[1], "rb") : NULL;
     if (!file || fseek(file, 0, SEEK_END))
         return 2;
+    batch = strtoll(argv[4], NULL, 10);
     const size_t size = (size_t)ftell(file);
     unsigned char *weights = block(size);
     rewind(file);
@@ -66,10 +70,10 @@ int main(int argc, char **argv)
         memset(outputs[i] = block(bytes(&info->outputs[i])), 0xA5, bytes(&info->outputs[i]));
     for (int32_t threads = 1; threads <= 3; threads += 2) {
         const sparsec_parallel parallel = {threads, backwards};
-        const size_t need = sparsec_workspace_size(1, threads);
+        const size_t need = sparsec_workspace_size(batch, threads);
         void *workspace = block(need);
         memset(workspace, 0xA5, need);
-        if (sparsec_run((const void *const *)inputs, outputs, 1, NULL, workspace,
+        if (sparsec_run((const void *const *)inputs, outputs, batch, NULL, workspace,
                         threads > 1 ? &parallel : NULL) != SPARSEC_OK)
             return 6;
         free(workspace);

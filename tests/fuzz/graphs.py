@@ -1,5 +1,6 @@
 """Random ONNX graphs, grown node by node; ONNX's own reference says what every value is.
 
+Operands repeat often (x - x, attention of a tensor with itself), and any value can be an output.
 Values are kept tame, and ops that jump (rounding, comparisons, sorting) are applied to values that
 are exact on both sides only: what remains is rounding, which the tests bound.
 """
@@ -50,6 +51,7 @@ class Grower:
     inputs: list[Drawn] = field(default_factory=list)
     constants: list[Drawn] = field(default_factory=list)
     values: list[Drawn] = field(default_factory=list)
+    shown: set[str] = field(default_factory=set)
 
     # -- drawing -------------------------------------------------------------------------------
 
@@ -98,7 +100,9 @@ class Grower:
         )
 
     def partner(self, x: Drawn) -> Drawn:
-        """Something that broadcasts with x."""
+        """Something that broadcasts with x, often x itself."""
+        if self.rng.integers(4) == 0:
+            return x
         shape = tuple(1 if self.rng.integers(4) == 0 else d for d in x.array.shape)
         return self.operand(x.array.dtype, shape[int(self.rng.integers(0, len(shape) + 1)) :])
 
@@ -130,7 +134,8 @@ class Grower:
             exact: the op adds no rounding error to exact operands.
             n: how many outputs it has.
         """
-        names = [f"v{len(self.values) + i}" for i in range(n)]
+        before = sum(len(node.output) for node in self.nodes)
+        names = [f"v{before + i}" for i in range(n)]
         given = [o for o in operands if o is not None]
         node = helper.make_node(op, [o.name if o else "" for o in operands], names, **attrs)
         node.name = f"{op}_{len(self.nodes)}"
@@ -149,8 +154,9 @@ class Grower:
         free = exact and all(o.exact for o in given)
         free = free and all(a.dtype.kind != "f" or _representable(a) for a in made)
         self.values += [Drawn(name, a, free) for name, a in zip(names, made, strict=True)]
+        self.shown |= {name for name in names if self.rng.integers(8) == 0}
 
-    def grow(self, count: int) -> None:
+    def grow(self, count: int, growth: Sequence[Callable[[Grower], None]]) -> None:
         """Add nodes until there are `count`."""
         for _ in range(20 * count):
             if len(self.nodes) >= count:
@@ -158,21 +164,18 @@ class Grower:
             parts: list[list[Any]] = [self.nodes, self.inputs, self.constants, self.values]
             sizes = [len(part) for part in parts]
             try:
-                self.choice(GROWTH)(self)
+                self.choice(growth)(self)
             except Misfit:
                 for part, size in zip(parts, sizes, strict=True):
                     del part[size:]
 
     def model(self) -> onnx.ModelProto:
-        """The graph as a model; its outputs are the values that nobody reads."""
-        read = {name for node in self.nodes for name in node.input}
-        values = {v.name: v for v in self.values}
-        ends = [v for name, v in values.items() if name not in read and name[0] == "v"]
+        """The graph as a model; its outputs are the values that nobody reads, and some others."""
         graph = helper.make_graph(
             self.nodes,
             "random",
             [_info(v) for v in self.inputs],
-            [_info(v) for v in ends],
+            [_info(v) for v in self.expected()],
             [numpy_helper.from_array(v.array, v.name) for v in self.constants],
         )
         opsets = [helper.make_opsetid("", OPSET)]
@@ -181,7 +184,8 @@ class Grower:
     def expected(self) -> list[Drawn]:
         """The model's outputs, in order."""
         read = {name for node in self.nodes for name in node.input}
-        return [v for v in self.values if v.name not in read and v.name[0] == "v"]
+        made = [v for v in self.values if v.name[0] == "v"]
+        return [v for v in made if v.name not in read or v.name in self.shown]
 
 
 def _representable(array: np.ndarray) -> bool:
@@ -211,7 +215,23 @@ def grown(seed: int, count: int, batch: int | None = None) -> Grower:
         dtype = grower.choice(["float32", "float32", "float32", "float64", "bool", *INTEGERS])
         drawn = grower.input(grower.numbers(dtype, (*front, *grower.shape(high=3))))
         grower.values.append(drawn)
-    grower.grow(count)
+    grower.grow(count, GROWTH)
+    return grower
+
+
+def grown_tokens(seed: int, count: int, batch: int, length: int, quantized: bool) -> Grower:
+    """A random graph over the tokens of sequences, of what encoders are made of.
+
+    All inputs and outputs are [batch, length, ..]; a few widths only, so that operands fit often.
+
+    Args:
+        quantized: 8-bit round trips too, whose results jump where rounding differs.
+    """
+    grower = Grower(np.random.default_rng(seed))
+    for _ in range(2):
+        shape = (batch, length, int(grower.choice(WIDTHS)))
+        grower.values.append(grower.input(grower.numbers("float32", shape)))
+    grower.grow(count, [*TOKEN_GROWTH, *([_round_trip] * 3 if quantized else [])])
     return grower
 
 
@@ -414,6 +434,8 @@ def _slice(g: Grower) -> None:
     extent = x.array.shape[axis]
     a, b = g.rng.integers(-extent - 2, extent + 3, 2).tolist()
     step = int(g.choice([1, 1, 2, -1, -2]))
+    if step < 0 and a < -extent:
+        raise Misfit  # that is the first element, but the reference does as numpy does: none
     parts = [g.constant(np.asarray([v], np.int64)) for v in (a, b, axis, step)]
     g.add("Slice", x, *parts, exact=True)
 
@@ -577,4 +599,105 @@ GROWTH: list[Callable[[Grower], None]] = [
     _split, _slice, _gather, _gather_elements, _gather_nd, _scatter_nd, _expand, _tile, _pad,
     _cumsum, _trilu, _one_hot, _arg, _topk, _einsum, _conv, _conv, _conv_integer,
     _lp_norm,
+]  # fmt: skip
+
+
+# ---- what encoders are made of ------------------------------------------------------------------
+
+WIDTHS = (4, 8, 12)
+
+
+def _small(g: Grower, shape: Sequence[int]) -> Drawn:
+    return g.constant(g.numbers("float32", shape) / np.float32(4))
+
+
+def _peer(g: Grower, x: Drawn) -> Drawn:
+    """A value like x, often x itself."""
+    fit = [v for v in g.values if v.array.shape == x.array.shape]
+    return x if g.rng.integers(3) == 0 else g.choice(fit)
+
+
+def _lookup(g: Grower) -> None:
+    batch, length = g.inputs[0].array.shape[:2]
+    table = g.constant(g.numbers("float32", (9, int(g.choice(WIDTHS)))))
+    dtype = g.choice([np.int64, np.int32])
+    ids = [v for v in g.inputs if v.kind == "i" and v.array.dtype == dtype]
+    drawn = g.rng.integers(-9, 9, (batch, length)).astype(dtype)
+    g.add("Gather", table, g.choice(ids) if ids and g.flip() else g.input(drawn), axis=0)
+
+
+def _project(g: Grower) -> None:
+    x = g.pick()
+    channels = int(g.choice(WIDTHS))
+    g.add("MatMul", x, _small(g, (x.array.shape[-1], channels)))
+    if g.flip():
+        g.add("Add", g.values[-1], _small(g, (channels,)))
+
+
+def _combine(g: Grower) -> None:
+    x = g.pick()
+    y = _peer(g, x)
+    op = g.choice(["Add", "Add", "Sub", "Mul", "Min", "Max", "Concat"])
+    g.add(op, x, y, **({"axis": -1} if op == "Concat" else {}))
+
+
+def _choose(g: Grower) -> None:
+    x = g.pick()
+    g.add("Greater", x, g.constant(np.float32(0.01)))
+    g.add("Where", g.values[-1], _peer(g, x), _peer(g, x))
+    del g.values[-2]
+
+
+def _norm(g: Grower) -> None:
+    x = g.pick()
+    if np.min(np.var(x.array, -1)) < 0.01:
+        raise Misfit
+    gamma = _small(g, (x.array.shape[-1],))
+    g.add("LayerNormalization", x, gamma, gamma if g.flip() else _small(g, gamma.array.shape))
+
+
+def _activate(g: Grower) -> None:
+    g.add(g.choice(["Erf", "Tanh", "Sigmoid", "Relu", "Identity"]), g.pick())
+
+
+def _attend(g: Grower) -> None:
+    """softmax(q k^T / 4) v, each of them any value of one width, in one head or in two."""
+    q = g.pick()
+    width = q.array.shape[-1]
+    parts = [q, _peer(g, q), _peer(g, q)]
+    heads = int(g.choice([1, 2]))
+    known = len(g.values)
+    if heads > 1:
+        split = {}
+        for part in dict.fromkeys(parts):
+            shape = g.constant(np.asarray([0, 0, heads, width // heads], np.int64))
+            g.add("Reshape", part, shape)
+            g.add("Transpose", g.values[-1], perm=[0, 2, 1, 3])
+            split[part] = g.values[-1]
+        parts = [split[part] for part in parts]
+    q, k, v = parts
+    last = list(range(k.array.ndim))
+    g.add("Transpose", k, perm=[*last[:-2], last[-1], last[-2]])
+    g.add("MatMul", q, g.values[-1])
+    g.add("Mul", g.values[-1], g.constant(np.float32(0.25)))
+    g.add("Softmax", g.values[-1], axis=-1)
+    g.add("MatMul", g.values[-1], v)
+    if heads > 1:
+        g.add("Transpose", g.values[-1], perm=[0, 2, 1, 3])
+        g.add("Reshape", g.values[-1], g.constant(np.asarray([0, 0, width], np.int64)))
+    # What is in between has other shapes than the rest.
+    del g.values[known:-1]
+
+
+def _round_trip(g: Grower) -> None:
+    """Through 8 bits, with a scale and a zero point that others use too."""
+    x = g.pick()
+    scale, zero = g.constant(np.float32(1 / 8)), g.constant(np.uint8(128))
+    g.add("QuantizeLinear", x, scale, zero)
+    g.add("DequantizeLinear", g.values[-1], scale, zero)
+    del g.values[-2]
+
+
+TOKEN_GROWTH: list[Callable[[Grower], None]] = [
+    _lookup, _project, _project, _combine, _combine, _choose, _norm, _activate, _attend, _attend,
 ]  # fmt: skip

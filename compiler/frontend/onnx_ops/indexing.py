@@ -13,7 +13,7 @@ from sparsec.compiler.frontend.importer import (
     normal_axis,
     onnx_op,
 )
-from sparsec.compiler.frontend.onnx_ops.layout import unsqueeze
+from sparsec.compiler.frontend.onnx_ops.layout import check_indices, check_tuples, unsqueeze
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 
 
@@ -61,14 +61,17 @@ def _one_hot(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("ScatterND")
 def _scatter_nd(c: Importer, n: OnnxNode) -> Tensor:
+    check_tuples(n[1], n[0].shape)
     return c.emit("scatter_nd", n[0], n[1], n[2], reduction=n.attrs.get("reduction", "none"))
 
 
 @onnx_op("ScatterElements", "Scatter")
 def _scatter_elements(c: Importer, n: OnnxNode) -> Tensor:
+    axis = normal_axis(n.attrs.get("axis", 0), len(n[0].shape))
+    check_indices(n[1], n[0].shape[axis], axis)
     return c.emit(
         "scatter_elements",
         *(n[0], n[1], n[2]),
-        axis=normal_axis(n.attrs.get("axis", 0), len(n[0].shape)),
+        axis=axis,
         reduction=n.attrs.get("reduction", "none"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -195,6 +196,26 @@ def _clamp(start: Dim, end: Dim, step: int, extent: Dim) -> tuple[Dim, Dim]:
     return inside(start), inside(end)
 
 
+def check_indices(indices: Tensor, extent: Dim, axis: int, part: Any = ...) -> None:
+    """Refuse indices that are known at compile time and outside of an axis whose extent is.
+
+    Args:
+        indices: known or not.
+        extent: of the axis.
+        axis: for the message.
+        part: which of the indices go along this axis.
+
+    Raises:
+        Fail: one of them is outside.
+    """
+    if not indices.known or isinstance(extent, BatchDim):
+        return
+    values = indices.contents()[part]
+    wrong = values if indices.symbolic else values[(values < -extent) | (values >= extent)]
+    if wrong.size:
+        raise Fail(f"index {wrong.flat[0]} is outside the {extent} elements of axis {axis}")
+
+
 @onnx_op("Gather")
 def _gather(c: Importer, n: OnnxNode) -> Tensor:
     x, indices = n[0], n[1]
@@ -204,8 +225,7 @@ def _gather(c: Importer, n: OnnxNode) -> Tensor:
         return _gather_flat(c, x, axis, indices)
     if indices.known and not isinstance(extent, BatchDim):
         values = indices.contents()
-        if indices.symbolic or np.any(values >= extent) or np.any(values < -extent):
-            raise Fail(f"an index is outside the {extent} elements of axis {axis}")
+        check_indices(indices, extent, axis)
         if not indices.uniform and values.size == 1:
             # One element is a slice, which needs no index at run time.
             at = int(values.reshape(-1)[0]) % max(extent, 1)
@@ -333,6 +353,16 @@ def _trilu(c: Importer, n: OnnxNode) -> Tensor:
     return c.emit("where", keep, x, c.scalar(0, x))
 
 
+def check_tuples(indices: Tensor, extents: Shape, first: int = 0) -> None:
+    """Like :func:`check_indices` for tuples of indices, of which the first is along axis `first`."""
+    depth = fixed(indices.shape[-1])
+    if indices.known and not indices.symbolic and depth <= len(extents):
+        stored = indices.contents().shape[-1]  # 1 where all are the same
+        for i in range(depth):
+            at = min(i, stored - 1)
+            check_indices(indices, extents[i], first + i, (..., slice(at, at + 1)))
+
+
 @onnx_op("GatherND")
 def _gather_nd(c: Importer, n: OnnxNode) -> Tensor:
     """Indices x[b, k, ..] of every sample's own index b and constant k are special.
@@ -341,7 +371,9 @@ def _gather_nd(c: Importer, n: OnnxNode) -> Tensor:
     """
     x, indices = n[0], n[1]
     if not indices.symbolic:
-        return c.emit("gather_nd", x, indices, batch_dims=int(n.attrs.get("batch_dims", 0)))
+        shared = int(n.attrs.get("batch_dims", 0))
+        check_tuples(indices, x.shape[shared:], shared)
+        return c.emit("gather_nd", x, indices, batch_dims=shared)
     table = indices.contents()
     count = table.shape[-1]
     if not indices.shape or count != indices.shape[-1] or not 1 <= count <= len(x.shape):
@@ -410,6 +442,7 @@ def _gather_elements(c: Importer, n: OnnxNode) -> Tensor:
     """Of a constant that varies along `axis` only it is a gather."""
     x, indices = n[0], n[1]
     axis = normal_axis(n.attrs.get("axis", 0), len(x.shape))
+    check_indices(indices, x.shape[axis], axis)
     table = np.zeros(0) if indices.known or not x.known or x.symbolic else x.contents()
     first = table[tuple(slice(None) if i == axis else slice(0, 1) for i in range(table.ndim))]
     if not table.size or np.any(table != first):
