@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import sparsec
 from sparsec.serving.pipelines import Pipeline
@@ -1111,3 +1112,40 @@ def test_load_test_runs(tmp_path: Path) -> None:
     assert result["soak"]["requests"] == 500 and set(result["soak"]["statuses"]) == {"200"}
     assert set(result["servers"]["sparsec"]["double"]["statuses"]) <= {"200", "503"}
     assert "of our engine" in (tmp_path / "serve-tiny-128.md").read_text()
+
+
+# ---- a tokenizer that does not belong to the model ----------------------------------------------
+
+
+def test_a_token_that_the_model_does_not_have(tmp_path: Path) -> None:
+    """Its request is refused with what is wrong; those that wait with it are answered."""
+    source = tmp_path / "model"
+    config, _ = pipelines_support.make(
+        source, "sequence-classification", labels=["negative", "positive"]
+    )
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.add_tokens([f"zebra{i}" for i in range(config.vocab)])
+    last = f"zebra{config.vocab - 1}"
+    number = tokenizer.token_to_id(last)
+    tokenizer.save(str(source / "tokenizer.json"))
+    known = json.loads((source / "config.json").read_text())
+    del known["vocab_size"]  # else the pipeline itself knows
+    (source / "config.json").write_text(json.dumps(known))
+    artifact = sparsec.compile(source, buckets=[16], target="generic").path
+    said = rf"input 'input_ids' has {number} at \[\d+, 2\], outside the table .* of {config.vocab} "
+    pipeline = Pipeline.create(task="text-classification", model_path=str(artifact))
+    with pytest.raises(sparsec.InputError, match=said):
+        pipeline(sequences=f"a {last}")
+    alone = pipeline(sequences="good movie").model_dump()
+    config_file = {"endpoints": [{"task": "text_classification", "model": str(artifact)}]}
+    with Server(tmp_path / "server", config_file) as running, running.client() as http:
+
+        def ask(text: str) -> httpx.Response:
+            return http.post("/predict", json={"sequences": text})
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, [f"a {last}", "good movie"] * 8))
+    for wrong, right in zip(answers[::2], answers[1::2], strict=True):
+        assert re.search(said, failure(wrong, 422, "invalid_input")["error"])
+        assert right.status_code == 200
+        np.testing.assert_allclose(right.json()["scores"], alone["scores"], rtol=1e-5)

@@ -354,7 +354,7 @@ def _trilu(c: Importer, n: OnnxNode) -> Tensor:
 
 
 def check_tuples(indices: Tensor, extents: Shape, first: int = 0) -> None:
-    """Like :func:`check_indices` for tuples of indices, of which the first is along axis `first`."""
+    """Like :func:`check_indices` for tuples of indices; the first of each is along axis `first`."""
     depth = fixed(indices.shape[-1])
     if indices.known and not indices.symbolic and depth <= len(extents):
         stored = indices.contents().shape[-1]  # 1 where all are the same
