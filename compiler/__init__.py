@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec.arguments import whole, wholes
 from sparsec.errors import InputError
+from sparsec.interface import MANIFEST
 from sparsec.paths import user_path
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def _recorded(path: Path) -> Tilings:
     """
     from sparsec.compiler.lowering.tiling import Tilings
 
-    file = path / "manifest.json" if path.is_dir() else path
+    file = path / MANIFEST if path.is_dir() else path
     try:
         manifest = json.loads(file.read_bytes())
         rows = manifest["tuning"]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.errors import ArtifactError, ModelError
+from sparsec.interface import FORMAT, MANIFEST, SCHEMA
 from sparsec.paths import around, belongs_to
-from sparsec.runtime.artifact import FORMAT, MANIFEST, SCHEMA
 
 # What a model's folder may hold beside the model that users of the artifact need.
 COMPANIONS = (

@@ -19,11 +19,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsec.compiler.targets import Target
+from sparsec.compiler.templates import read_template
 from sparsec.compiler.toolchain import Runner, Toolchain
 from sparsec.runtime.cpu import usable_cores
 
@@ -59,7 +59,7 @@ class CTree:
 
 def public_header() -> str:
     """The text of sparsec.h, the interface of every bucket library."""
-    return (resources.files("sparsec.templates") / "sparsec.h").read_text(encoding="utf-8")
+    return read_template("sparsec.h")
 
 
 def abi_version() -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsec.arguments import anchored, whole, wholes
 from sparsec.errors import ArtifactError, EngineClosedError, InputError, SparsecError
+from sparsec.interface import ELEMENTS, PADDING
 from sparsec.paths import user_path
 from sparsec.runtime._loader import load
 from sparsec.runtime.artifact import Artifact, parse_manifest, read_manifest
@@ -63,16 +64,11 @@ cdef extern from "sparsec.h" nogil:
         SPARSEC_DIM_SEQUENCE
         SPARSEC_OK
         SPARSEC_BAD_INDEX
-        SPARSEC_PADDING_MASKED
-        SPARSEC_PADDING_LENGTHS
         SPARSEC_PADDING_EXACT
     enum:
         SPARSEC_FLOAT32
-        SPARSEC_UINT8
-        SPARSEC_INT8
         SPARSEC_INT32
         SPARSEC_INT64
-        SPARSEC_BOOL
         SPARSEC_FLOAT64
         SPARSEC_INT16
         SPARSEC_UINT16
@@ -135,26 +131,6 @@ cdef enum:
     BATCH = SPARSEC_DIM_BATCH
     SEQUENCE = SPARSEC_DIM_SEQUENCE
     MAX_IDLE = 8  # idle workspaces that an engine keeps for further calls
-
-_CODES = {
-    "float32": SPARSEC_FLOAT32,
-    "uint8": SPARSEC_UINT8,
-    "int8": SPARSEC_INT8,
-    "int32": SPARSEC_INT32,
-    "int64": SPARSEC_INT64,
-    "bool": SPARSEC_BOOL,
-    "float64": SPARSEC_FLOAT64,
-    "int16": SPARSEC_INT16,
-    "uint16": SPARSEC_UINT16,
-    "uint32": SPARSEC_UINT32,
-    "uint64": SPARSEC_UINT64,
-}
-
-_PADDING = {
-    "masked": SPARSEC_PADDING_MASKED,
-    "lengths": SPARSEC_PADDING_LENGTHS,
-    "exact": SPARSEC_PADDING_EXACT,
-}
 
 #: The version of the C interface that this runtime speaks.
 ABI_VERSION = SPARSEC_ABI_VERSION
@@ -322,7 +298,7 @@ cdef class Engine:
         self._inputs = _tensors(manifest.inputs)
         self._outputs = _tensors(manifest.outputs)
         self._supports_lengths = manifest.supports_lengths
-        self._padding = _PADDING[manifest.padding.kind]
+        self._padding = PADDING[manifest.padding.kind]
         self._mask = -1
         if manifest.mask_input is not None:
             self._mask = self._input_names.index(manifest.mask_input)
@@ -850,7 +826,7 @@ cdef Tensor *_tensors(specs) except? NULL:
     if tensors == NULL:
         raise MemoryError()
     for i, spec in enumerate(specs):
-        tensors[i].code = _CODES[spec.dtype]
+        tensors[i].code = ELEMENTS[spec.dtype].number
         tensors[i].itemsize = np.dtype(spec.dtype).itemsize
         tensors[i].rank = len(spec.shape)
         for a, extent in enumerate(spec.shape):

@@ -13,20 +13,12 @@ from types import MappingProxyType
 from typing import Any, TypeVar, Union
 
 from sparsec.errors import ArtifactError, HardwareError
+from sparsec.interface import ELEMENTS, FORMAT, MANIFEST, PADDING, SCHEMA
 from sparsec.paths import user_path
 from sparsec.runtime.cpu import CpuInfo, detect
 
-FORMAT = "sparsec-artifact"
-SCHEMA = 2
-MANIFEST = "manifest.json"
-
 _MAX_MANIFEST = 64 << 20
 _MAX_RANK = 8
-_DTYPES = frozenset(
-    {"float32", "float64", "bool", "int8", "uint8", "int16", "uint16"}
-    | {"int32", "uint32", "int64", "uint64"}
-)
-
 T = TypeVar("T")
 SpecDim = Union[int, str]
 
@@ -426,8 +418,8 @@ def _tensor(field: _Field) -> TensorSpec:
         return dim.integer(0)
 
     dtype = field["dtype"].text()
-    if dtype not in _DTYPES:
-        raise field["dtype"].fail(f"one of {', '.join(sorted(_DTYPES))}")
+    if dtype not in ELEMENTS:
+        raise field["dtype"].fail(f"one of {', '.join(sorted(ELEMENTS))}")
     shape = field["shape"].array(extent)
     if len(shape) > _MAX_RANK:
         raise field["shape"].fail(f"of rank {_MAX_RANK} at most")
@@ -469,10 +461,10 @@ def _layer(field: _Field) -> LayerInfo:
 
 
 def _padding(field: _Field) -> PaddingInfo:
-    kinds = ("masked", "lengths", "exact")
-    if field["kind"].value not in kinds:
-        raise field["kind"].fail(f"one of {', '.join(kinds)}")
-    return PaddingInfo(field["kind"].value, field["reason"].text())
+    kind = field["kind"].text()
+    if kind not in PADDING:
+        raise field["kind"].fail(f"one of {', '.join(PADDING)}")
+    return PaddingInfo(kind, field["reason"].text())
 
 
 def _versions(document: _Field) -> tuple[int, int]:

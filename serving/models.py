@@ -98,7 +98,7 @@ class ModelFiles:
             ModelError: a file cannot be read.
         """
         from sparsec import cache
-        from sparsec.runtime.artifact import MANIFEST
+        from sparsec.interface import MANIFEST
 
         whole = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
         # The manifest has the sha256 of every file of an artifact.

@@ -14,6 +14,7 @@ import numpy as np
 from sparsec import cache, runtime
 from sparsec.arguments import anchored, whole
 from sparsec.errors import InputError
+from sparsec.interface import MANIFEST
 from sparsec.paths import around, user_path
 from sparsec.positions import read_positions
 from sparsec.runtime import Artifact
@@ -97,7 +98,7 @@ def _default_buckets(model: str | Path) -> tuple[int, ...]:
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """Whether a path is meant as an artifact: a folder that is not a model's."""
     folder = user_path(path)
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         return True
     return folder.suffix == ".sparsec" and not (folder / "model.onnx").exists()
 

@@ -22,7 +22,7 @@ FOLDERS = {
 }
 
 BASE = {
-    *("errors", "paths", "arguments", "console", "scratch", "positions", "_start"),
+    *("errors", "paths", "arguments", "console", "scratch", "positions", "interface", "_start"),
     *("interface", "targets"),
 }
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from sparsec.compiler import targets, toolchain
 from sparsec.compiler.codegen.bucket import VECTOR_HEADERS
-from sparsec.compiler.codegen.lane_kernels import environment, read_template
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, interpret
 from sparsec.compiler.lowering import byte_scores, gelu, lanes
 from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
+from sparsec.compiler.templates import environment, read_template
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params
 
 TARGETS = target_params()

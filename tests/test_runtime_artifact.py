@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from runtime_fake import edit, make_artifact, seal
 
 from sparsec.compiler import build
 from sparsec.errors import ArtifactError, HardwareError
+from sparsec.interface import ELEMENTS, PADDING
 from sparsec.runtime import Artifact, CpuInfo, _engine
 from sparsec.runtime import artifact as module
 
@@ -52,6 +55,13 @@ def test_what_is_read(original: Path) -> None:
 
 def test_constants_agree_with_the_c_interface() -> None:
     assert build.abi_version() == _engine.ABI_VERSION
+    enums = [
+        {name: int(number) for name, number in re.findall(r"(\w+) = (\d+)", body)}
+        for body in re.findall(r"enum \{([^}]*)\}", build.public_header())
+    ]
+    assert {e.constant: e.number for e in ELEMENTS.values()} in enums
+    assert {f"SPARSEC_PADDING_{kind.upper()}": n for kind, n in PADDING.items()} in enums
+    assert all(np.dtype(name).name == name for name in ELEMENTS)
 
 
 def test_buckets_are_sorted(copy: Path) -> None:

@@ -16,29 +16,11 @@ from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.tiling import LayerClass, Tilings
 from sparsec.compiler.targets import Target
+from sparsec.interface import ELEMENTS
 
 if TYPE_CHECKING:
     from sparsec.compiler.frontend import Signature, TensorSpec
 
-_DTYPES = {
-    "float32": "SPARSEC_FLOAT32",
-    "uint8": "SPARSEC_UINT8",
-    "int8": "SPARSEC_INT8",
-    "int32": "SPARSEC_INT32",
-    "int64": "SPARSEC_INT64",
-    "bool": "SPARSEC_BOOL",
-    "float64": "SPARSEC_FLOAT64",
-    "int16": "SPARSEC_INT16",
-    "uint16": "SPARSEC_UINT16",
-    "uint32": "SPARSEC_UINT32",
-    "uint64": "SPARSEC_UINT64",
-}
-#: What :class:`~sparsec.compiler.padding.Settled` calls the kinds of padding, in C.
-PADDING = {
-    "masked": "SPARSEC_PADDING_MASKED",
-    "lengths": "SPARSEC_PADDING_LENGTHS",
-    "exact": "SPARSEC_PADDING_EXACT",
-}
 _DIMS = {"batch": "SPARSEC_DIM_BATCH", "sequence": "SPARSEC_DIM_SEQUENCE"}
 
 
@@ -63,7 +45,7 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     dims = [_DIMS.get(d, d) if isinstance(d, str) else d for d in spec.shape]
     return {
         "name": spec.name,
-        "dtype": _DTYPES[str(spec.dtype)],
+        "dtype": ELEMENTS[str(spec.dtype)].constant,
         "rank": len(dims),
         "dims": dims or ["0"],
     }
@@ -89,7 +71,7 @@ def emit_buckets(
         batch_size: sequences that are expected to run at once.
         profile: count the time of every kernel call.
         tilings: how to cut the layers, where that was measured.
-        padding: what padding does to the results, a key of ``PADDING``.
+        padding: what padding does to the results, a kind of :data:`~sparsec.interface.PADDING`.
 
     Raises:
         UnsupportedError: listing every node that has no kernel.
@@ -104,7 +86,7 @@ def emit_buckets(
         "model": model_name,
         "version": sparsec.__version__,
         "tensors": [_tensor(s) for s in (*signature.inputs, *signature.outputs)],
-        "padding": PADDING[padding],
+        "padding": f"SPARSEC_PADDING_{padding.upper()}",
         "mask_input": inputs.index(signature.mask_input) if signature.mask_input in inputs else -1,
     }
     buckets = tuple(emit_bucket(graph, target, pool, plans, context, profile) for graph in graphs)

@@ -11,13 +11,7 @@ import numpy as np
 
 from sparsec.compiler.c_text import c_comment
 from sparsec.compiler.codegen import lane_kernels
-from sparsec.compiler.codegen.lane_kernels import (
-    CTYPES,
-    LaneKernel,
-    Slot,
-    environment,
-    read_template,
-)
+from sparsec.compiler.codegen.lane_kernels import LaneKernel, Slot
 from sparsec.compiler.ir import BatchDim, Graph, Node, Shape, element_count
 from sparsec.compiler.lowering import gelu, lanes
 from sparsec.compiler.lowering.batch import separable
@@ -32,6 +26,8 @@ from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES, Number
 from sparsec.compiler.targets import Target
+from sparsec.compiler.templates import environment, read_template
+from sparsec.interface import ELEMENTS
 
 #: Rows that are computed at a time where the batch can be cut: few enough to keep activations in
 #: the caches.  With many threads it is more, so that each has TALL blocks.
@@ -492,7 +488,7 @@ class _Emitter:
         """C text of a number that a call passes."""
         if not isinstance(number, Number):
             return _float_literal(number)
-        load = f"((const {CTYPES[number.dtype.name]} *){self._pointer(number.slot)})[0]"
+        load = f"((const {ELEMENTS[number.dtype.name].c_type} *){self._pointer(number.slot)})[0]"
         return f"1.0f / {load}" if number.reciprocal else f"(float){load}"
 
     def _site(self, node: Node) -> int:
@@ -800,4 +796,4 @@ def emit_bucket(
     return _Emitter(graph, target, pool, plans, profile).render(context)
 
 
-__all__ = ["CTYPES", "BucketSource", "emit_bucket"]
+__all__ = ["BucketSource", "emit_bucket"]

@@ -10,14 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from sparsec.compiler.c_text import c_comment, c_string
 from sparsec.compiler.ir import Dim, Graph, Node
 from sparsec.compiler.lowering import byte_scores, lanes, program
 from sparsec.compiler.lowering.lanes import Choice, Group
@@ -25,16 +21,8 @@ from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering.program import BYTES, F32, S8, U8, Accumulator, Args, Program
 from sparsec.compiler.lowering.requantize import accumulator_bounds
 from sparsec.compiler.targets import Target
-
-CTYPES = {
-    "float32": "float",
-    "float64": "double",
-    "int64": "int64_t",
-    "int32": "int32_t",
-    "uint8": "uint8_t",
-    "int8": "int8_t",
-    "bool": "uint8_t",
-}
+from sparsec.compiler.templates import environment
+from sparsec.interface import ELEMENTS
 
 #: How far ahead of its use a sparse weight stream is fetched: the time that memory takes to answer,
 #: at the few bytes a cycle that the loop reads.
@@ -43,24 +31,6 @@ PREFETCH_BYTES = 2048
 #: A buffer: a value in one of its forms.  Forms: "flat" (row-major), "lane" (4-byte lanes), "byte"
 #: and "byte_s8" (byte lanes, as is or made signed), "panel_u8", "panel_s8" (made unsigned, signed).
 Slot = tuple[str, str]
-
-
-@cache
-def environment() -> jinja2.Environment:
-    """The Jinja2 environment over ``templates/``."""
-    root = resources.files("sparsec.templates")
-    made = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: root.joinpath(name).read_text()),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    made.filters |= {"c_string": c_string, "c_comment": c_comment}
-    return made
-
-
-def read_template(name: str) -> str:
-    """A file of ``templates/`` as it is."""
-    return resources.files("sparsec.templates").joinpath(name).read_text()
 
 
 @dataclass(frozen=True)
@@ -157,21 +127,21 @@ class Body:
             letter = "f" if dtype == F32 else "i"
             index = self.args.input((root, "flat"))
             at = "0" if lanes.is_number(graph.values[root]) else self._column()
-            return f"v{letter}_set1(((const {CTYPES[dtype.name]} *)a->in[{index}])[{at}])"
+            return f"v{letter}_set1(((const {ELEMENTS[dtype.name].c_type} *)a->in[{index}])[{at}])"
         if root in self.gathers:
             node = self.gathers[root]
             table = graph.constants[node.inputs[0]]
             ids = graph.values[node.inputs[1]]
             index = self.args.input((self.choice.root(node.inputs[1]), "flat"))
-            ids_type = CTYPES[ids.dtype.name]
+            ids_type = ELEMENTS[ids.dtype.name].c_type
             at = f"((const {ids_type} *)a->in[{index}])[flat]"
             site = f"a->site[{self.args.site(node)}]"
             expression = f"sparsec_index(rt, {site}, {at}, {table.shape[0]}, place)"
             slot = f"cv[{self.args.vector(table)}]"
-            return self._row_load(name, CTYPES[table.dtype.name], slot, expression, dtype)
+            return self._row_load(name, ELEMENTS[table.dtype.name].c_type, slot, expression, dtype)
         if root not in self.lane_made:
             slot = f"in[{self.args.input((root, 'flat'))}]"
-            return self._row_load(name, CTYPES[dtype.name], slot, "flat", dtype)
+            return self._row_load(name, ELEMENTS[dtype.name].c_type, slot, "flat", dtype)
         offset = f"(blk * {self.padded} + c) * 16 + s * VL"
         if dtype in BYTES:
             index = self.args.input((root, "byte"))
@@ -427,7 +397,7 @@ def unpack_kernel(name: str, graph: Graph, rows: lanes.Rows) -> LaneKernel:
         f"unpack_{dtype.name}_{rows.channels}",
         "lanes/unpack.c.j2",
         {
-            "ctype": CTYPES[dtype.name],
+            "ctype": ELEMENTS[dtype.name].c_type,
             "channels": rows.channels,
             "comment": title,
             "source": source,
@@ -500,7 +470,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     masks: list[dict[str, Any]] = []
     for i, (inner, outer) in enumerate(zip(score.inputs[1:], node.inputs[3:], strict=True)):
         extra = graph.values[outer]
-        ctype = CTYPES[extra.dtype.name]
+        ctype = ELEMENTS[extra.dtype.name].c_type
         if outer in graph.constants:
             pointer = f"a->cv[{args.vector(graph.constants[outer])}]"
         else:
@@ -606,14 +576,11 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
 
 
 __all__ = [
-    "CTYPES",
     "LaneKernel",
     "Slot",
     "attention_kernel",
-    "environment",
     "linear_kernel",
     "map_kernel",
     "program",
-    "read_template",
     "unpack_kernel",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsec.cli.common import HelpFormatter, positive, printable
 from sparsec.errors import UnsupportedError
+from sparsec.interface import MANIFEST
 
 _LENGTH = 128
 
@@ -67,7 +68,7 @@ def _artifact(path: str) -> dict[str, Any]:
     from sparsec.runtime import Artifact
 
     artifact = Artifact.load(path)
-    text = (artifact.path / "manifest.json").read_text(encoding="utf-8")
+    text = (artifact.path / MANIFEST).read_text(encoding="utf-8")
     report: dict[str, Any] = json.loads(text)
     try:
         artifact.check_hardware()

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from sparsec.compiler.c_text import c_comment
 from sparsec.compiler.ir import Graph, Node, Value
 from sparsec.compiler.lowering.general.extents import Extent
-
-C_TYPES = {
-    "float32": "float",
-    "float64": "double",
-    "int64": "int64_t",
-    "int32": "int32_t",
-    "int16": "int16_t",
-    "int8": "int8_t",
-    "uint64": "uint64_t",
-    "uint32": "uint32_t",
-    "uint16": "uint16_t",
-    "uint8": "uint8_t",
-    "bool": "uint8_t",
-}
-SUFFIXES = {
-    "float32": "f32",
-    "float64": "f64",
-    "int64": "i64",
-    "int32": "i32",
-    "int16": "i16",
-    "int8": "i8",
-    "uint64": "u64",
-    "uint32": "u32",
-    "uint16": "u16",
-    "uint8": "u8",
-    "bool": "u8",
-}
+from sparsec.compiler.templates import environment
+from sparsec.interface import ELEMENTS, Element
 
 # A loop of fewer steps than this is not worth waking another thread for.
 PARALLEL_STEPS = 32768
@@ -49,18 +21,21 @@ class NotGeneral(ValueError):
     """A node that the general kernels do not cover; the message is the reason."""
 
 
-def c_type(dtype: np.dtype[Any]) -> str:
-    """The C type of an element."""
+def _element(dtype: np.dtype[Any]) -> Element:
     try:
-        return C_TYPES[dtype.name]
+        return ELEMENTS[dtype.name]
     except KeyError:
         raise NotGeneral(f"element type {dtype.name} is not supported") from None
 
 
+def c_type(dtype: np.dtype[Any]) -> str:
+    """The C type of an element."""
+    return _element(dtype).c_type
+
+
 def suffix(dtype: np.dtype[Any]) -> str:
     """The ending of the `op_*` functions for an element type."""
-    c_type(dtype)
-    return SUFFIXES[dtype.name]
+    return _element(dtype).suffix
 
 
 @dataclass(frozen=True)
@@ -111,8 +86,8 @@ class Call:
         inputs = [(c_type(v.dtype), f"x{i}") for i, v in enumerate(self.inputs)]
         outputs = [(c_type(v.dtype), f"y{i}") for i, v in enumerate(self.outputs)]
         return (
-            _environment()
-            .get_template(f"{template}.c.j2")
+            environment()
+            .get_template(f"general/{template}.c.j2")
             .render(
                 function=self.function,
                 comment=self._comment(),
@@ -137,22 +112,3 @@ class Call:
         for k, values in (("y", self.outputs), ("x", self.inputs)):
             lines += [f"  {k}{i}: {value}" for i, value in enumerate(values)]
         return [c_comment(line) for line in lines]
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sparsec.templates", "general"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters["lines"] = indent_lines
-    return environment
-
-
-def indent_lines(lines: Sequence[str], width: int) -> str:
-    """Statements, one a line, indented by `width`; the template places the first one."""
-    return ("\n" + " " * width).join(lines)
