@@ -23,6 +23,7 @@ from sparsec.paths import around, belongs_to
 
 # What a model's folder may hold beside the model that users of the artifact need.
 COMPANIONS = (
+    "added_tokens.json",
     "config.json",
     "special_tokens_map.json",
     "tokenizer.json",

@@ -11,25 +11,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, BertWordPieceTokenizer, Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from sparsec.errors import InputError, ModelError
 from sparsec.positions import Positions
+from sparsec.serving import tokenizer_files
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.runner import Features, Role, roles
-
-# Special tokens by the names that the usual tokenizers give them.
-_USUAL = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
 
 # What tokens have for a space.
 _SPACES = "▁Ġ"
@@ -76,6 +68,9 @@ class Text:
         self.tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(whole))
         bare = {**whole, "post_processor": None}
         self._bare: Tokenizer = Tokenizer.from_str(json.dumps(bare))
+        # Which the serialized form does not have.
+        for made in (self.tokenizer, self._bare):
+            made.encode_special_tokens = tokenizer.encode_special_tokens
         self._roles: tuple[Role, ...] = ()
         self._positions = Positions()
         self._vocabulary: int | None = None
@@ -88,27 +83,18 @@ class Text:
         """Read a model's tokenizer.
 
         Raises:
-            ModelError: the file is damaged.
+            ModelError: a file is damaged, or says what cannot be done.
         """
-        path = model.tokenizer
-        settings = _json(path.with_name("tokenizer_config.json"))
-        names = {**_json(path.with_name("special_tokens_map.json")), **settings}
-        try:
-            tokenizer = _word_piece(path, settings) if path.name == "vocab.txt" else _read(path)
-        except Exception as error:  # the library raises plain Exception
-            raise ModelError(f"{path} is not a tokenizer: {error}") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-
-        specials = {}
-        for key, usual in _USUAL.items():
-            value = names.get(f"{key}_token")
-            value = value.get("content") if isinstance(value, dict) else value
-            for token in (value, *usual):
-                if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
-                    specials[key] = token
-                    break
-        return cls(tokenizer, specials, bool(settings.get("clean_up_tokenization_spaces", False)))
+        found = tokenizer_files.load(model.tokenizer, model.config)
+        return cls(
+            found.tokenizer,
+            found.specials,
+            found.clean,
+            max_length=found.max_length,
+            cut_left=found.cut_left,
+            # transformers turns pairs of question and context round where padding is on the left.
+            context_first=found.pad_left,
+        )
 
     def special_id(self, key: str) -> int | None:
         """Id of the pad, unk, cls or mask token; None where there is none."""
@@ -380,31 +366,3 @@ def _keep_offsets(processor: dict[str, Any] | None) -> None:
     for part in (processor, *(processor or {}).get("processors", ())):
         if part and "trim_offsets" in part:
             part["trim_offsets"] = False
-
-
-def _read(path: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(path))
-
-
-def _word_piece(path: Path, settings: dict[str, Any]) -> Tokenizer:
-    """A BERT tokenizer of which only the vocabulary is there."""
-    made = BertWordPieceTokenizer(
-        str(path),
-        lowercase=settings.get("do_lower_case", True),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-    )
-    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    made.add_special_tokens([AddedToken(t) for t in specials if made.token_to_id(t) is not None])
-    return Tokenizer.from_str(made.to_str())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object that may be missing."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from error
-    return value if isinstance(value, dict) else {}

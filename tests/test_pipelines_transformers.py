@@ -6,11 +6,14 @@ Both of our engines against torch, on tiny random models.  transformers is an op
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from examples.encoders import EncoderConfig, Weights
@@ -368,6 +371,82 @@ def test_question_answering_as_it_is(
             )  # fmt: skip
             assert (got.answer, got.start, got.end) == (want["answer"], want["start"], want["end"])
             assert got.score == pytest.approx(want["score"], abs=SCORE)
+
+
+# ---- settings of the tokenizer ----------------------------------------------------------------
+
+
+def with_settings(case: Case, folder: Path, **settings: Any) -> Any:
+    """A copy of a model's folder with other settings; returns transformers' tokenizer of it."""
+    shutil.copytree(case.folder, folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_max_length": 9},
+        {"model_max_length": 9, "truncation_side": "left"},
+        {"model_max_length": 12, "truncation_side": "left", "padding_side": "left"},
+        {"model_max_length": 32, "do_lower_case": False, "tokenizer_class": "BertTokenizer"},
+    ],
+)
+def test_settings_of_the_tokenizer(
+    cases: Callable[..., Case], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
+    case = cases("sequence-classification", labels=["no", "yes"])
+    tokenizer = with_settings(case, tmp_path / "classify", **settings)
+    options: dict[str, Any] = {"engine_type": "onnxruntime", "sequence_length": BUCKETS}
+    theirs = transformers.pipeline(
+        "text-classification", model=case.model, tokenizer=tokenizer, device="cpu", top_k=None
+    )
+    with Pipeline.create("text-classification", tmp_path / "classify", **options) as ours:
+        for given in (*TEXTS, [TEXTS[0], TEXTS[1]], ["x", TEXTS[1]]):
+            pair = isinstance(given, list)
+            got = ours(sequences=[given])
+            want = theirs(
+                {"text": given[0], "text_pair": given[1]} if pair else [given], truncation=True
+            )
+            want = want if pair else want[0]
+            assert got.labels[0] == want[0]["label"]
+            assert got.scores[0] == pytest.approx(want[0]["score"], abs=SCORE)
+
+    case = cases("token-classification", labels=NER_LABELS)
+    tokenizer = with_settings(case, tmp_path / "ner", **settings)
+    for stride in (None, 3):
+        more = {"aggregation_strategy": "simple", "stride": stride, "ignore_labels": []}
+        reference = transformers.pipeline(
+            "ner", model=case.model, tokenizer=tokenizer, device="cpu", pipeline_class=Reference,
+            **more,
+        )  # fmt: skip
+        with Pipeline.create("ner", tmp_path / "ner", **options, **more) as ours:
+            for text in TEXTS[:2] if tokenizer.padding_side == "left" else TEXTS:
+                # Padding on the left moves transformers' positions; alone there is none.
+                if stride is None or tokenizer.padding_side == "right":
+                    compare_tokens(ours(text).predictions[0], reference(text))
+
+
+def test_question_behind_the_context(cases: Callable[..., Case], tmp_path: Path) -> None:
+    """Where padding is on the left, as transformers orders the two."""
+    case = cases("question-answering")
+    tokenizer = with_settings(case, tmp_path / "qa", padding_side="left", model_max_length=32,
+                              tokenizer_class="PreTrainedTokenizerFast")  # fmt: skip
+    # transformers' pipeline takes answers from the question then: its order is what we compare.
+    options: dict[str, Any] = {"engine_type": "onnxruntime", "sequence_length": BUCKETS}
+    context = "Mary lives in Paris, John at acme"
+    with Pipeline.create("qa", tmp_path / "qa", **options) as ours:
+        job = ours.prepare(ours.parse(question="Where is Mary?", context=context))
+        (item,) = job.items
+        want = tokenizer(context, "Where is Mary?")
+        assert item.arrays["input_ids"].tolist() == want["input_ids"]
+        assert item.arrays["token_type_ids"].tolist() == want["token_type_ids"]
+        row = np.zeros(item.length)
+        row[want.tokens().index("paris")] = row[want.tokens().index("where")] = 30
+        answer = ours.finish(job, [dict.fromkeys(ours.runner.output_names, row)])
+        assert (answer.answer, answer.start) == ("Paris", context.index("Paris"))
 
 
 # ---- text classification -------------------------------------------------------------------------

@@ -114,8 +114,8 @@ class Pipeline(abc.ABC):
         self.model = model
         self.text = text
         self.runner = runner
-        longest = model.positions.longest
-        self.max_length = min(runner.buckets[-1], longest or runner.buckets[-1])
+        limits = (runner.buckets[-1], model.positions.longest, text.max_length)
+        self.max_length = min(limit for limit in limits if limit is not None)
         self.reads: tuple[str, ...] = runner.output_names
         self.on_nonfinite: OnNonFinite = "warn"
         text.check_inputs(runner.input_names, model)

@@ -108,7 +108,8 @@ def _lengths(args: argparse.Namespace) -> tuple[list[int], int | None]:
     if not lines:
         raise InputError(f"{args.texts} has no text")
     special = text.special_tokens()
-    most = files.positions.longest or files.positions.configured
+    limits = (files.positions.longest or files.positions.configured, text.max_length)
+    most = min((limit for limit in limits if limit is not None), default=None)
     return [len(text.encode(line)) + special for line in lines], most
 
 
