@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a script
     sys.path[0] = str(ROOT)
 
-from sparsec.compiler import targets, toolchain  # noqa: E402
+from sparsec import targets  # noqa: E402
+from sparsec.compiler import toolchain  # noqa: E402
 from sparsec.compiler.lowering.tiling import LayerClass, features  # noqa: E402
 from sparsec.compiler.tune import measure  # noqa: E402
 from sparsec.runtime import cpu  # noqa: E402

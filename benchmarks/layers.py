@@ -33,7 +33,8 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.harness import machine, report  # noqa: E402
 from benchmarks.harness.limit import Peak, measure_peak  # noqa: E402
-from sparsec.compiler import build, targets, toolchain  # noqa: E402
+from sparsec import targets  # noqa: E402
+from sparsec.compiler import build, toolchain  # noqa: E402
 from sparsec.compiler.codegen import emit_buckets  # noqa: E402
 from sparsec.compiler.ir import BATCH, Editor, Graph  # noqa: E402
 from sparsec.runtime import cpu  # noqa: E402

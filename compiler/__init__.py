@@ -78,7 +78,8 @@ def compile(
     """
     # Imported here so that `import sparsec` and the command line's --help stay quick.
     import sparsec
-    from sparsec.compiler import artifact, build, frontend, targets, toolchain
+    from sparsec import targets
+    from sparsec.compiler import artifact, build, frontend, toolchain
     from sparsec.compiler.codegen import emit_buckets
     from sparsec.runtime import Artifact, cpu
 

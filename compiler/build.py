@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsec.compiler.targets import Target
 from sparsec.compiler.templates import read_template
 from sparsec.compiler.toolchain import Runner, Toolchain
 from sparsec.runtime.cpu import usable_cores
+from sparsec.targets import Target
 
 if TYPE_CHECKING:
     from sparsec.compiler.codegen import Emission

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sparsec.compiler.targets import Target, host_arch
 from sparsec.errors import ToolchainError
+from sparsec.targets import Target, host_arch
 
 # errno and traps are never looked at, and a*b+c is fused only where the kernels ask for it.
 SEMANTICS = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
@@ -56,7 +56,9 @@ class Toolchain:
 
     def target_flags(self, target: Target) -> tuple[str, ...]:
         """Flags that let the compiler use what the target promises, and nothing else."""
-        return (*(f"-m{feature}" for feature in target.features), *target.tuning)
+        # CPU detection, manifests and zig have names without dots and hyphens.
+        names = (f.replace("sse4_", "sse4.").replace("amx_", "amx-") for f in target.features)
+        return (*(f"-m{name}" for name in names), *target.tuning)
 
     def base_flags(self) -> tuple[str, ...]:
         """Flags that every compilation and link gets."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsec import scratch
+from sparsec import scratch, targets
 from sparsec.compiler import build
 from sparsec.compiler.codegen import emit_buckets
 from sparsec.compiler.frontend import Signature, TensorSpec
@@ -28,11 +28,11 @@ from sparsec.compiler.lowering.tiling import (
     candidates,
     choose,
 )
-from sparsec.compiler.targets import Target
 from sparsec.compiler.toolchain import Toolchain
 from sparsec.errors import HardwareError
 from sparsec.runtime import cpu
 from sparsec.runtime.cpu import usable_cores
+from sparsec.targets import Target
 
 #: Weights of a layer for each class: int8 or float32 ``[N, K]``.
 Layers = Mapping[LayerClass, np.ndarray]
@@ -91,7 +91,7 @@ def measure(
         layers, target, compiler, jobs, progress: as for :func:`tune`.
     """
     tell = progress or (lambda _: None)
-    count = len(candidates(1, target.lanes))
+    count = len(candidates(1, target.tiles))
     measured: dict[tuple[LayerClass, Tiling], dict[int, float]] = {}
     with scratch.temporary("sparsec-tune-") as folder:
 
@@ -101,6 +101,7 @@ def measure(
         with ThreadPoolExecutor(max_workers=jobs or usable_cores()[1]) as pool:
             tell(f"compiling {count} tilings of {len(layers)} kinds of layers")
             made = list(pool.map(make, range(count)))
+        targets.prepare(target.name)
         for index, candidate in enumerate(made):
             tell(f"measuring tiling {index + 1} of {count}")
             times = {b: _measure(candidate, b) for b in sorted(set(rows.values()))}
@@ -111,7 +112,7 @@ def measure(
 
 
 def _tilings(layer: LayerClass, target: Target) -> list[Tiling]:
-    return candidates(layer.packs, target.lanes)
+    return candidates(layer.packs, target.tiles)
 
 
 def _graph(layers: Layers) -> Graph:

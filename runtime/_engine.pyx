@@ -17,6 +17,7 @@ from sparsec.paths import user_path
 from sparsec.runtime._loader import load
 from sparsec.runtime.artifact import Artifact, parse_manifest, read_manifest
 from sparsec.runtime.cpu import detect
+from sparsec.targets import prepare
 
 from cpython.buffer cimport PyBUF_STRIDED_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -911,6 +912,7 @@ def _open(path, cpu, buckets):
         try:
             artifact = known if known is not None else Artifact.load(folder, verify=False)
             artifact.check_hardware(cpu)
+            prepare(artifact.manifest.target.name)
             lengths = _chosen_buckets(artifact, buckets)
             loaded = [load(artifact, length) for length in lengths]
             artifact.check_files()

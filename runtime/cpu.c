@@ -3,32 +3,44 @@
 
 #include <string.h>
 
-static const char *const feature_names[SPARSEC_CPU_FEATURES] = {
-    [SPARSEC_CPU_SSE4_2] = "sse4_2",
-    [SPARSEC_CPU_POPCNT] = "popcnt",
-    [SPARSEC_CPU_AVX] = "avx",
-    [SPARSEC_CPU_AVX2] = "avx2",
-    [SPARSEC_CPU_FMA] = "fma",
-    [SPARSEC_CPU_F16C] = "f16c",
-    [SPARSEC_CPU_BMI] = "bmi",
-    [SPARSEC_CPU_BMI2] = "bmi2",
-    [SPARSEC_CPU_AVXVNNI] = "avxvnni",
-    [SPARSEC_CPU_AVX512F] = "avx512f",
-    [SPARSEC_CPU_AVX512BW] = "avx512bw",
-    [SPARSEC_CPU_AVX512DQ] = "avx512dq",
-    [SPARSEC_CPU_AVX512VL] = "avx512vl",
-    [SPARSEC_CPU_AVX512CD] = "avx512cd",
-    [SPARSEC_CPU_AVX512VNNI] = "avx512vnni",
-    [SPARSEC_CPU_AVX512VBMI] = "avx512vbmi",
-    [SPARSEC_CPU_AVX512BF16] = "avx512bf16",
-    [SPARSEC_CPU_AMX_TILE] = "amx_tile",
-    [SPARSEC_CPU_AMX_INT8] = "amx_int8",
-    [SPARSEC_CPU_AMX_BF16] = "amx_bf16",
+/* Words of CPUID: leaf 1, leaf 7, and its sub-leaf 1. */
+enum { BASIC_C, EXT_B, EXT_C, EXT_D, EXT1_A, WORDS };
+
+/* Register states that the operating system must save, as bits of XCR0. */
+enum { NONE = 0, YMM = 0x6, ZMM = 0xe6, TILES = 0x60000 };
+
+/* The place of a feature is its bit in the mask. */
+static const struct {
+    const char *name;
+    int word, bit; /* of CPUID */
+    uint64_t state;
+} features[] = {
+    {"sse4_2", BASIC_C, 20, NONE},
+    {"popcnt", BASIC_C, 23, NONE},
+    {"avx", BASIC_C, 28, YMM},
+    {"avx2", EXT_B, 5, YMM},
+    {"fma", BASIC_C, 12, YMM},
+    {"f16c", BASIC_C, 29, YMM},
+    {"bmi", EXT_B, 3, NONE},
+    {"bmi2", EXT_B, 8, NONE},
+    {"avxvnni", EXT1_A, 4, YMM},
+    {"avx512f", EXT_B, 16, ZMM},
+    {"avx512bw", EXT_B, 30, ZMM},
+    {"avx512dq", EXT_B, 17, ZMM},
+    {"avx512vl", EXT_B, 31, ZMM},
+    {"avx512cd", EXT_B, 28, ZMM},
+    {"avx512vnni", EXT_C, 11, ZMM},
+    {"avx512vbmi", EXT_C, 1, ZMM},
+    {"avx512bf16", EXT1_A, 5, ZMM},
+    {"amx_tile", EXT_D, 24, TILES},
+    {"amx_int8", EXT_D, 25, TILES},
+    {"amx_bf16", EXT_D, 22, TILES},
 };
+enum { COUNT = sizeof features / sizeof *features };
 
 const char *sparsec_cpu_feature_name(int index)
 {
-    return index >= 0 && index < SPARSEC_CPU_FEATURES ? feature_names[index] : NULL;
+    return index >= 0 && index < COUNT ? features[index].name : NULL;
 }
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -60,31 +72,20 @@ static uint64_t xcr0(void)
 
 uint64_t sparsec_cpu_features(void)
 {
-    enum { NONE = 0, YMM = 0x6, ZMM = 0xe6, TILES = 0x60000 };
     const regs basic = cpuid(1, 0), ext = cpuid(7, 0);
-    const uint32_t ext1_a = ext.a >= 1 ? cpuid(7, 1).a : 0; /* ext.a: the last sub-leaf */
-    const struct {
-        int feature;
-        uint32_t word;
-        int bit;
-        uint64_t state; /* bits of XCR0 */
-    } table[] = {
-        {SPARSEC_CPU_SSE4_2, basic.c, 20, NONE},    {SPARSEC_CPU_POPCNT, basic.c, 23, NONE},
-        {SPARSEC_CPU_AVX, basic.c, 28, YMM},        {SPARSEC_CPU_AVX2, ext.b, 5, YMM},
-        {SPARSEC_CPU_FMA, basic.c, 12, YMM},        {SPARSEC_CPU_F16C, basic.c, 29, YMM},
-        {SPARSEC_CPU_BMI, ext.b, 3, NONE},          {SPARSEC_CPU_BMI2, ext.b, 8, NONE},
-        {SPARSEC_CPU_AVXVNNI, ext1_a, 4, YMM},      {SPARSEC_CPU_AVX512F, ext.b, 16, ZMM},
-        {SPARSEC_CPU_AVX512BW, ext.b, 30, ZMM},     {SPARSEC_CPU_AVX512DQ, ext.b, 17, ZMM},
-        {SPARSEC_CPU_AVX512VL, ext.b, 31, ZMM},     {SPARSEC_CPU_AVX512CD, ext.b, 28, ZMM},
-        {SPARSEC_CPU_AVX512VNNI, ext.c, 11, ZMM},   {SPARSEC_CPU_AVX512VBMI, ext.c, 1, ZMM},
-        {SPARSEC_CPU_AVX512BF16, ext1_a, 5, ZMM},   {SPARSEC_CPU_AMX_TILE, ext.d, 24, TILES},
-        {SPARSEC_CPU_AMX_INT8, ext.d, 25, TILES},   {SPARSEC_CPU_AMX_BF16, ext.d, 22, TILES},
+    const uint32_t words[WORDS] = {
+        [BASIC_C] = basic.c,
+        [EXT_B] = ext.b,
+        [EXT_C] = ext.c,
+        [EXT_D] = ext.d,
+        [EXT1_A] = ext.a >= 1 ? cpuid(7, 1).a : 0, /* ext.a: the last sub-leaf */
     };
     const uint64_t saved = xcr0();
     uint64_t mask = 0;
-    for (unsigned i = 0; i < sizeof table / sizeof *table; i++)
-        if ((table[i].word >> table[i].bit & 1) && (saved & table[i].state) == table[i].state)
-            mask |= (uint64_t)1 << table[i].feature;
+    for (int i = 0; i < COUNT; i++)
+        if ((words[features[i].word] >> features[i].bit & 1)
+            && (saved & features[i].state) == features[i].state)
+            mask |= (uint64_t)1 << i;
     return mask;
 }
 

@@ -4,33 +4,9 @@
 
 #include <stdint.h>
 
-/* Features are bits in a mask; names are those of GCC's -m options.  On other architectures than
- * x86 the mask is 0. */
-enum {
-    SPARSEC_CPU_SSE4_2,
-    SPARSEC_CPU_POPCNT,
-    SPARSEC_CPU_AVX,
-    SPARSEC_CPU_AVX2,
-    SPARSEC_CPU_FMA,
-    SPARSEC_CPU_F16C,
-    SPARSEC_CPU_BMI,
-    SPARSEC_CPU_BMI2,
-    SPARSEC_CPU_AVXVNNI,
-    SPARSEC_CPU_AVX512F,
-    SPARSEC_CPU_AVX512BW,
-    SPARSEC_CPU_AVX512DQ,
-    SPARSEC_CPU_AVX512VL,
-    SPARSEC_CPU_AVX512CD,
-    SPARSEC_CPU_AVX512VNNI,
-    SPARSEC_CPU_AVX512VBMI,
-    SPARSEC_CPU_AVX512BF16,
-    SPARSEC_CPU_AMX_TILE,
-    SPARSEC_CPU_AMX_INT8,
-    SPARSEC_CPU_AMX_BF16,
-    SPARSEC_CPU_FEATURES
-};
+/* Features are bits in a mask.  On other architectures than x86 the mask is 0. */
 
-/* Name of a feature, or NULL when the index is not one. */
+/* Name of the feature of a bit, or NULL when it is none's. */
 const char *sparsec_cpu_feature_name(int index);
 
 /* The features that the CPU has (CPUID) and whose registers the operating system saves (XCR0). */

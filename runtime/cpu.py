@@ -4,33 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-#: CPU features that code for each ISA target needs, best target first: what to suggest to whoever
-#: has an artifact that cannot run here.  A test keeps it equal to the compiler's table.
-TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "avx512_vnni": (
-            "avx2",
-            "fma",
-            "bmi",
-            "avx512f",
-            "avx512bw",
-            "avx512dq",
-            "avx512vl",
-            "avx512vnni",
-        ),
-        "avx_vnni": ("avx2", "fma", "avxvnni"),
-        "avx2": ("avx2", "fma"),
-        "generic": (),
-    }
-)
-
-_ARCHS = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+from sparsec import targets
 
 
 @dataclass(frozen=True)
@@ -40,7 +19,7 @@ class CpuInfo:
     Attributes:
         arch: "x86_64", "aarch64", ...
         brand: the processor's name, "" when unknown.
-        features: names as in GCC's -m options ("avx512vnni"); empty where the arch is not x86.
+        features: the names of runtime/cpu.c ("avx512vnni"); empty where the arch is not x86.
         caches: bytes by level, "L1d", "L2", "L3", as far as known.
         cores: physical cores that this process may use at once: affinity and cgroup quota count.
         threads: the same with hardware threads (SMT) counted one by one.
@@ -55,7 +34,7 @@ class CpuInfo:
 
     def targets(self) -> tuple[str, ...]:
         """ISA targets whose code runs here, best first."""
-        return tuple(name for name, needed in TARGETS.items() if self.features.issuperset(needed))
+        return tuple(target.name for target in targets.running_on(self))
 
 
 def detect() -> CpuInfo:
@@ -71,10 +50,9 @@ def detect() -> CpuInfo:
     allowed = os.environ.get("SPARSEC_CPU_FEATURES", "")
     if allowed.strip():
         features &= {name.strip().lower() for name in allowed.split(",")}
-    machine = platform.machine().lower()
     cores, threads = usable_cores()
     return CpuInfo(
-        arch=_ARCHS.get(machine, machine),
+        arch=targets.host_arch(),
         brand=" ".join(brand.split()),
         features=features,
         caches=MappingProxyType(

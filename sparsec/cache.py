@@ -80,7 +80,8 @@ def compiled(
     Raises:
         ArtifactError: the cache folder cannot be written; besides what ``sparsec.compile`` raises.
     """
-    from sparsec.compiler import targets, toolchain
+    from sparsec import targets
+    from sparsec.compiler import toolchain
     from sparsec.runtime import Artifact, cpu
 
     lengths = wholes("buckets", buckets)

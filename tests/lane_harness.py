@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsec.compiler import build, targets, toolchain
+from sparsec import targets
+from sparsec.compiler import build, toolchain
 from sparsec.compiler.codegen import emit_buckets
 from sparsec.compiler.ir import BatchDim, Graph, bind_shape
 from sparsec.runtime import cpu
@@ -41,9 +43,7 @@ def target_params() -> list[Any]:
 def _target(name: str) -> targets.Target:
     target = next(t for t in targets.TARGETS if t.name == name)
     if target.missing(cpu.detect().features) and name in STAND_INS:
-        return targets.Target(
-            target.name, target.arch, STAND_INS[name], target.lanes, target.tuning, target.summary
-        )
+        return replace(target, features=STAND_INS[name])
     return target
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from fake_codegen import INPUTS, OUTPUTS, TABLE, emission
 
-from sparsec.compiler import artifact, build, targets, toolchain
+from sparsec import targets
+from sparsec.compiler import artifact, build, toolchain
 from sparsec.errors import ArtifactError, ModelError
 from sparsec.runtime import Artifact, Engine
 

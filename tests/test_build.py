@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib.util
 import os
 import shlex
@@ -10,12 +11,18 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fake_codegen import TABLE, Emission, emission
+from test_runtime_cpu import NAMES as DETECTED
 
-from sparsec.compiler import build, targets, toolchain
+import sparsec
+from sparsec import targets
+from sparsec.cli import main
+from sparsec.compiler import build, toolchain
+from sparsec.compiler.codegen import bucket
 from sparsec.compiler.toolchain import Runner, Toolchain
 from sparsec.errors import HardwareError, InputError, ToolchainError
 from sparsec.runtime.cpu import CpuInfo, detect
@@ -127,7 +134,14 @@ def test_emitted_tree_builds_itself_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMPILERS)
-@pytest.mark.parametrize("target", [t for t in targets.TARGETS if t.arch], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(t for t in targets.TARGETS if t.arch),
+        dataclasses.replace(targets.TARGETS[0], name="all", features=tuple(DETECTED.split())),
+    ],
+    ids=lambda t: t.name,
+)
 def test_every_target_compiles_on_any_machine(
     tmp_path: Path, name: str, target: targets.Target
 ) -> None:
@@ -334,9 +348,81 @@ def test_lanes_fill_a_vector() -> None:
     }
 
 
-def test_runtime_and_compiler_agree_on_targets() -> None:
+def test_a_machine_lists_its_targets_fastest_first() -> None:
     features = sorted({f for t in targets.TARGETS for f in t.features} | {"f16c"})
     for target in targets.TARGETS:
         machine = cpu(*target.features, "f16c")
         assert machine.targets()[0] == targets.choose("auto", machine).name == target.name
     assert cpu(*features).targets() == targets.NAMES
+    assert cpu(*features, arch="aarch64").targets() == ("generic",)
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(targets.Target)])
+def test_a_target_that_lacks_a_fact_cannot_be_made(field: str) -> None:
+    facts = {f.name: getattr(GENERIC, f.name) for f in dataclasses.fields(GENERIC)}
+    assert targets.Target(**facts) == GENERIC
+    del facts[field]
+    with pytest.raises(TypeError, match=field):
+        targets.Target(**facts)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"costs": "generic"}, "x is like 'generic', which has no cost factors"),
+        ({"costs": targets.Costs(i8=(1.0,), f32=(1.0,))}, "x does not have 11 cost factors"),
+        ({"name": "generic"}, "two targets have one name"),
+        (
+            {"vectors": dataclasses.replace(GENERIC.vectors, lanes=3)},
+            "x has 3 lanes, which do not divide 16 rows",
+        ),
+    ],
+    ids=["alike", "factors", "name", "lanes"],
+)
+def test_rows_that_do_not_fit_the_table(changes: dict[str, Any], match: str) -> None:
+    row = dataclasses.replace(GENERIC, **{"name": "x", **changes})
+    with pytest.raises(ValueError, match=match):
+        targets.table(row, *targets.TARGETS)
+
+
+def test_the_last_target_runs_everywhere() -> None:
+    with pytest.raises(ValueError, match="the last target must run everywhere"):
+        targets.table(*targets.TARGETS[:-1])
+
+
+def test_adding_a_target_is_a_row_and_a_header(
+    tiny_model: Path,
+    tiny_artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing but what docs/adding.md says: every command then knows it, and its code runs."""
+    prepared: list[int] = []
+    header = "/* Made up. */\n" + bucket.read_template(f"lanes/{GENERIC.vectors.header}")
+    files = {"lanes/vec_made_up.h": header}
+    read = bucket.read_template
+    monkeypatch.setattr(bucket, "read_template", lambda name: files.get(name) or read(name))
+    row = dataclasses.replace(
+        GENERIC,
+        name="made_up",
+        vectors=dataclasses.replace(GENERIC.vectors, header="vec_made_up.h"),
+        tiles=dataclasses.replace(GENERIC.tiles, sparse=(1,), dense=(1, 2, 4), keys=2, query=8),
+        costs="avx512_vnni",
+        prepare=lambda: prepared.append(1),
+    )
+    table = targets.table(row, *targets.TARGETS)
+    monkeypatch.setattr(targets, "TARGETS", table)
+    monkeypatch.setattr(targets, "NAMES", tuple(t.name for t in table))
+    assert main(["check-hardware"]) == 0
+    assert "made_up" in capsys.readouterr().out
+    model, output, c = tiny_model / "model.onnx", tmp_path / "a.sparsec", tmp_path / "c"
+    command = ["compile", str(model), "--buckets", "8", "-o", str(output), "--emit-c", str(c)]
+    assert main([*command, "--target", "made_up"]) == 0
+    assert [p.read_text() for p in c.rglob("vec_isa.h")] == [header]
+    inputs = sparsec.generate_random_inputs(model, batch_size=3, length=8)
+    assert not prepared
+    with sparsec.Engine(output) as made, sparsec.Engine(tiny_artifact) as plain:
+        assert made.artifact.manifest.target.name == "made_up" and prepared == [1]
+        for x, y in zip(made.run(inputs), plain.run(inputs), strict=True):
+            np.testing.assert_array_equal(x, y)

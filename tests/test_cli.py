@@ -19,8 +19,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import sparsec
+from sparsec import targets
 from sparsec.cli import all_parsers, benchmark, main
-from sparsec.compiler import targets, toolchain
+from sparsec.compiler import toolchain
 from sparsec.errors import InputError
 from sparsec.runtime import Artifact
 

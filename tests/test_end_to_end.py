@@ -15,8 +15,8 @@ import pytest
 import sparsec
 from examples.encoders import FORMS, EncoderConfig, Export, Form, Model, write_random
 from examples.encoders.reference import LOWEST
-from sparsec.compiler.targets import TARGETS
 from sparsec.runtime import cpu
+from sparsec.targets import TARGETS
 from tests.ort_reference import session as reference
 
 BASE: Mapping[str, Any] = MappingProxyType(

@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, external_data_helper, helper
 
 import sparsec
+from sparsec import targets
 from sparsec.cli import main
-from sparsec.compiler import targets
 
 
 def compile_fails(model: Path, code: int, capsys: pytest.CaptureFixture[str], *options: str) -> str:

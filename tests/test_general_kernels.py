@@ -24,7 +24,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sparsec.compiler import targets, toolchain
+from sparsec import targets
+from sparsec.compiler import toolchain
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, bind_shape, interpret
 from sparsec.compiler.lowering import general
 from sparsec.compiler.lowering.general import render

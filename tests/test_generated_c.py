@@ -17,9 +17,10 @@ import pytest
 import sparsec
 from examples.encoders import FORMS, EncoderConfig, Export, Form, Model, write_random
 from examples.encoders.reference import LOWEST
-from sparsec.compiler import targets, toolchain
-from sparsec.compiler.targets import Target
+from sparsec import targets
+from sparsec.compiler import toolchain
 from sparsec.runtime import cpu
+from sparsec.targets import Target
 
 HERE = Path(__file__).parent
 

@@ -55,7 +55,6 @@ FORBIDDEN: dict[str, set[str]] = {
     "ir": STAGES,
     "ops": STAGES,
     "axes": STAGES,
-    "targets": STAGES,
     "toolchain": STAGES,
     "frontend": STAGES - {"frontend"},
     "padding": STAGES - {"padding"},

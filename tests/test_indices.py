@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsec
-from sparsec.compiler import frontend, passes, targets
+from sparsec import targets
+from sparsec.compiler import frontend, passes
 from sparsec.compiler.ir import interpret
 from sparsec.runtime import cpu
 from tests import ort_reference

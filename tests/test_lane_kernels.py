@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsec.compiler import targets, toolchain
-from sparsec.compiler.codegen.bucket import VECTOR_HEADERS
+from sparsec import targets
+from sparsec.compiler import toolchain
 from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, interpret
 from sparsec.compiler.lowering import byte_scores, gelu, lanes
 from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
@@ -541,7 +541,7 @@ def test_vector_math_error_bounds(tmp_path: Path, target: str) -> None:
     """The errors that vmath.h states, over dense samples; and the limits."""
     isa = _target(target)
     cc = toolchain.find()
-    headers = ("sparsec.h", "rt.h", "lanes/vec.h", f"lanes/{VECTOR_HEADERS[isa.lanes]}")
+    headers = ("sparsec.h", "rt.h", "lanes/vec.h", f"lanes/{isa.vectors.header}")
     for name in headers:
         (tmp_path / Path(name).name).write_text(read_template(name))
     vmath = environment().get_template("lanes/vmath.h.j2").render(phi=gelu.literals())
@@ -557,7 +557,7 @@ def test_vector_math_error_bounds(tmp_path: Path, target: str) -> None:
     )
     (tmp_path / "m.c").write_text(
         "#include <math.h>\n#include <string.h>\n"
-        f'#include "rt.h"\n#include "{VECTOR_HEADERS[isa.lanes]}"\n'
+        f'#include "rt.h"\n#include "{isa.vectors.header}"\n'
         f'#include "vec.h"\n#include "vmath.h"\n{functions}'
     )
     flags = [f for f in cc.flags(isa) if f != "-fvisibility=hidden"]

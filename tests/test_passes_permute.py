@@ -18,7 +18,7 @@ from sparsec.compiler.ir import BATCH, Graph, Node, interpret
 from sparsec.compiler.lowering.linear import Plans, estimated_work, packs_of
 from sparsec.compiler.passes.grouping import group_in_fours, packs_left
 from sparsec.compiler.passes.permute_channels import permute_channels
-from sparsec.compiler.targets import TARGETS
+from sparsec.targets import TARGETS
 from tests.lane_harness import compile_graph, target_params
 from tests.passes_support import Builder, arrays_for, check, ops
 from tests.test_passes_encoders import VARIANTS, name_of

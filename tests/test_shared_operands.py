@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsec
-from sparsec.compiler import targets
+from sparsec import targets
 from sparsec.runtime import cpu
 from tests import ort_reference
 from tests.frontend_support import node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 import sparsec
 from examples.encoders import EncoderConfig, write_random
-from sparsec.compiler import targets, toolchain
+from sparsec import targets
+from sparsec.compiler import toolchain
 from sparsec.compiler.lowering.tiling import (
     LayerClass,
     Tiling,
@@ -53,13 +55,13 @@ def test_cost_model_prefers_work_to_rows() -> None:
     assert blocks_of([16, 20, 0], 3) == {16: 3, 20: 4, 0: 1}
 
 
-@pytest.mark.parametrize("lanes", [4, 8, 16])
-def test_candidates_are_alike(lanes: int) -> None:
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda t: t.name)
+def test_candidates_are_alike(target: targets.Target) -> None:
     """The same number for every layer, in the same order: they are compiled side by side."""
     for packs in (1, 9, 192, 768, 4000):
-        found = candidates(packs, lanes)
+        found = candidates(packs, target.tiles)
         assert [(t.sparse, t.tile) for t in found] == [
-            (t.sparse, t.tile) for t in candidates(1, lanes)
+            (t.sparse, t.tile) for t in candidates(1, target.tiles)
         ]
 
 
@@ -117,7 +119,7 @@ def test_measuring_times_every_candidate() -> None:
 
 
 def test_tuning_needs_a_machine_that_runs_the_target() -> None:
-    target = targets.Target("far", "", ("no-such-feature",), 16)
+    target = replace(targets.get("generic"), name="far", features=("no-such-feature",))
     with pytest.raises(HardwareError, match="no-such-feature"):
         tune({}, [16], 1, target, toolchain.find())
 
@@ -148,11 +150,11 @@ def test_every_tiling_computes_the_same(tmp_path: Path) -> None:
     inputs = sparsec.generate_random_inputs(model, batch_size=11, length=16)
     with sparsec.Engine(first.path) as engine:
         want = engine.run(inputs)
-    lanes = targets.get(first.target.name).lanes
-    for index in range(len(candidates(1, lanes))):
+    target = targets.get(first.target.name)
+    for index in range(len(candidates(1, target.tiles))):
         for row in record:
             packs = row["k"] if row["kind"] == "f32" else -(-row["k"] // 4)
-            row.update(vars(candidates(packs, lanes)[index]))
+            row.update(vars(candidates(packs, target.tiles)[index]))
             row["chunks"] = 2 if row["sparse"] and index % 2 else row["chunks"]
         file = tmp_path / f"{index}.json"
         file.write_text(json.dumps({"tuning": record}))

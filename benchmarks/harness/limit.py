@@ -9,7 +9,8 @@ from pathlib import Path
 
 from benchmarks.harness.models import Work
 from examples.encoders import EncoderConfig
-from sparsec.compiler import targets, toolchain
+from sparsec import targets
+from sparsec.compiler import toolchain
 from sparsec.runtime import cpu
 
 SOURCE = Path(__file__).with_name("peak.c")

@@ -15,8 +15,8 @@ from sparsec.compiler.lowering import check_supported, row_major_products
 from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.tiling import LayerClass, Tilings
-from sparsec.compiler.targets import Target
 from sparsec.interface import ELEMENTS
+from sparsec.targets import Target
 
 if TYPE_CHECKING:
     from sparsec.compiler.frontend import Signature, TensorSpec

@@ -25,9 +25,9 @@ from sparsec.compiler.lowering.general import (
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES, Number
-from sparsec.compiler.targets import Target
 from sparsec.compiler.templates import environment, read_template
 from sparsec.interface import ELEMENTS
+from sparsec.targets import Target
 
 #: Rows that are computed at a time where the batch can be cut: few enough to keep activations in
 #: the caches.  With many threads it is more, so that each has TALL blocks.
@@ -39,8 +39,6 @@ TALL = 4
 
 #: Row-major ops that look elements up: a table, then indices into it.
 INDEXED = ("gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd")
-
-VECTOR_HEADERS = {16: "vec_avx512.h", 8: "vec_avx2.h", 4: "vec_generic.h"}
 
 
 @dataclass(frozen=True)
@@ -740,7 +738,7 @@ static void {name}(const sparsec_rt *rt)
             "bucket.c": text,
             "rt.h": read_template("rt.h"),
             "scalar.h": read_template("general/scalar.h"),
-            "vec_isa.h": read_template(f"lanes/{VECTOR_HEADERS[self.target.lanes]}"),
+            "vec_isa.h": read_template(f"lanes/{self.target.vectors.header}"),
             "vec.h": read_template("lanes/vec.h"),
             "vmath.h": env.get_template("lanes/vmath.h.j2").render(phi=gelu.literals()),
             "lanes.h": read_template("lanes/lanes.h"),

@@ -20,9 +20,9 @@ from sparsec.compiler.lowering.lanes import Choice, Group
 from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering.program import BYTES, F32, S8, U8, Accumulator, Args, Program
 from sparsec.compiler.lowering.requantize import accumulator_bounds
-from sparsec.compiler.targets import Target
 from sparsec.compiler.templates import environment
 from sparsec.interface import ELEMENTS
+from sparsec.targets import Target
 
 #: How far ahead of its use a sparse weight stream is fetched: the time that memory takes to answer,
 #: at the few bytes a cycle that the loop reads.
@@ -455,7 +455,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         "dim": dim,
         "channels": group.channels,
         "length": graph.tokens,
-        "keep_q": qk == "i8" and target.lanes == 16 and dim // 4 <= 20,
+        "keep_q": qk == "i8" and dim // 4 <= target.tiles.query,
         "q_zp": bool(q_zp),
         "k_zp": bool(k_zp),
         "cs_q_zp": args.scalar(q_zp),
@@ -527,7 +527,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         f"{vt} acc{_panel_params(len(panels))})",
         ["(void)a; (void)blk; (void)s; (void)c; (void)lo; (void)hi;", *prog.lines],
     )
-    width = 16 if target.lanes == 16 else 8 if pv == "i8" else 4
+    width = target.tiles.out_i8 if pv == "i8" else target.tiles.out_f32
     pieces = [(0, _Piece(dim // width, width))] if dim >= width else []
     rest = dim % width
     at = dim - rest
@@ -549,13 +549,13 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         )
         context |= {
             "mask": None if found.mask is None else masks[found.mask],
-            "pair": 2 if target.lanes == 16 else 1,
+            "pair": target.tiles.keys,
             "v_zp": bool(v_zp),
             "cs_step": args.scalar(found.factor),
             "cs_score_zp": args.scalar(found.zp),
             "cs_drop": args.scalar(found.drop),
             "cs_prob_inv": args.scalar(1.0 / found.prob_scale),
-            "cv_decay": args.vector(byte_scores.decay_table(found.decay, target.lanes)),
+            "cv_decay": args.vector(byte_scores.decay_table(found.decay, target.vectors)),
         }
         any_text = any_text.replace("@NAME@", "@NAME@_any")
         name, text = _named(f"{base}_bytes", "lanes/attention_bytes.c.j2", context, any_text)

@@ -17,6 +17,7 @@ from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering.program import BYTES, F32, S8
 from sparsec.compiler.lowering.requantize import exact_factor
 from sparsec.compiler.ops import OPS
+from sparsec.targets import Vectors
 
 Array = np.ndarray[Any, Any]
 
@@ -160,13 +161,10 @@ def _run(nodes: list[Node], source: str, array: Array, graph: Graph) -> Array:
     return array
 
 
-def decay_table(decay: float, lanes: int) -> Array:
-    """Float32 factors of e^(-decay * d), d a byte, as ``vf_decay`` of a target takes them."""
-    parts = {16: (16, 1), 8: (32, 4, 1), 4: (1,)}[lanes]
+def decay_table(decay: float, vectors: Vectors) -> Array:
+    """Float32 factors of e^(-decay * d), d a byte, as the header's ``vf_decay`` takes them."""
     tables = []
-    for part in parts:
-        index = np.arange(256 if lanes == 4 else lanes)
-        if lanes == 8 and part == 1:
-            index %= 4
-        tables.append(np.exp(-decay * part * index))
+    for step, entries in vectors.decay:
+        index = np.arange(max(entries, vectors.lanes)) % entries
+        tables.append(np.exp(-decay * step * index))
     return np.concatenate(tables).astype(np.float32)

@@ -24,7 +24,7 @@ from sparsec.compiler.lowering.tiling import (
     by_model,
     chunks_for,
 )
-from sparsec.compiler.targets import Target
+from sparsec.targets import Target
 
 Array = np.ndarray[Any, Any]
 

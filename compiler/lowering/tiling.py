@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.targets import Target
+from sparsec import targets
 from sparsec.errors import InputError
+from sparsec.targets import Target, Tiles
 
 Array = np.ndarray[Any, Any]
 
@@ -26,23 +27,6 @@ NOISE = 0.04
 
 #: Layers whose densities differ by less than this are tuned together.
 DENSITY_STEP = 0.05
-
-
-#: Factors of :func:`features` in nanoseconds, fitted by benchmarks/cost_model.py on a Zen 4 core at
-#: 3.7 GHz (only their ratios matter).  There, what the model chooses takes 1.6 % (int8 and float)
-#: longer than the best of all tilings, on average over 90 layers and sizes.
-NANOSECONDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "avx512_vnni": {
-        "i8": (0.309, 0.249, 0.066, 0.341, 1.81, 1.25, 2.47, 0.281, 0.122, 0.0, 0.0),
-        "f32": (0.308, 0.308, 0.0570, 0.159, 1.18, 1.14, 5.88, 0.243, 0.576, 0.0, 0.0),
-    },
-    "avx2": {
-        "i8": (0.336, 0.292, 0.0691, 0.149, 2.98, 0.599, 1.44, 0.295, 0.0, 0.0, 0.0),
-        "f32": (0.189, 0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.216, 0.0, 0.0, 0.0),
-    },
-}
-#: Targets that were not measured, and the one that their loops are most like.
-ALIKE = {"avx_vnni": "avx512_vnni", "generic": "avx2"}
 
 
 @dataclass(frozen=True, order=True)
@@ -95,13 +79,13 @@ def chunks_for(packs: int, tile: int, budget: int) -> int:
     return max(1, -(-tile * packs * 64 // budget))
 
 
-def candidates(packs: int, lanes: int) -> list[Tiling]:
+def candidates(packs: int, tiles: Tiles) -> list[Tiling]:
     """What is worth measuring for a layer; the same number and order for every layer."""
     found = []
-    for tile in (1, 2, 3, 4) if lanes == 16 else (1, 2):
+    for tile in tiles.sparse:
         for budget in BUDGETS:
             found.append(Tiling(True, chunks_for(packs, tile, budget), tile))
-    for tile in (1, 2, 4) if lanes == 16 else (1, 2):
+    for tile in tiles.dense:
         found.append(Tiling(False, 1, tile))
     return found
 
@@ -242,13 +226,13 @@ def by_model(layer: LayerClass, target: Target, blocks: Mapping[int, int]) -> Ti
     Args:
         blocks: from :func:`blocks_of`.
     """
-    factors = np.array(NANOSECONDS[ALIKE.get(target.name, target.name)][layer.kind])
+    factors = np.array(getattr(targets.costs(target), layer.kind))
     return choose(
         {
             (layer, tiling): {
                 length: float(features(layer, tiling, count, target.lanes) @ factors)
                 for length, count in blocks.items()
             }
-            for tiling in candidates(layer.packs, target.lanes)
+            for tiling in candidates(layer.packs, target.tiles)
         }
     )

@@ -25,7 +25,8 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
 
 def run(args: argparse.Namespace) -> int:
     """Print what was detected."""
-    from sparsec.compiler import targets, toolchain
+    from sparsec import targets
+    from sparsec.compiler import toolchain
     from sparsec.errors import ToolchainError
     from sparsec.runtime import cpu as detection
 

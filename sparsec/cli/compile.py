@@ -10,7 +10,7 @@ from sparsec.cli.common import HelpFormatter, lengths, positive, progress
 
 def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the command's parser."""
-    from sparsec.compiler.targets import NAMES
+    from sparsec.targets import NAMES
 
     parser: argparse.ArgumentParser = commands.add_parser(
         "compile",

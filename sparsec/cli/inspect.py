@@ -16,7 +16,7 @@ _LENGTH = 128
 
 def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the command's parser."""
-    from sparsec.compiler.targets import NAMES
+    from sparsec.targets import NAMES
 
     parser: argparse.ArgumentParser = commands.add_parser(
         "inspect",
@@ -79,7 +79,8 @@ def _artifact(path: str) -> dict[str, Any]:
 
 def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
     """What the compiler makes of a model, without building it; of one it refuses, what there is."""
-    from sparsec.compiler import frontend, optimize, settle_buckets, targets
+    from sparsec import targets
+    from sparsec.compiler import frontend, optimize, settle_buckets
     from sparsec.compiler import report as reports
     from sparsec.compiler.codegen import emit_buckets
     from sparsec.runtime import cpu

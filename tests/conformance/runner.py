@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 import sparsec
-from sparsec.compiler import targets
+from sparsec import targets
 from sparsec.runtime import cpu
 from tests.conformance.cases import Case, feeds, merged, widened
 

@@ -16,7 +16,8 @@ import pytest
 
 import sparsec
 from examples.encoders import FORMS, EncoderConfig, Form, write_random
-from sparsec.compiler import frontend, import_buckets, targets
+from sparsec import targets
+from sparsec.compiler import frontend, import_buckets
 from sparsec.compiler.codegen import emit_buckets
 from sparsec.compiler.ir import Graph, bind_shape, interpret
 from tests.fuzz.mutations import mutate

@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 import sparsec
-from sparsec.compiler import frontend, passes, targets, toolchain
+from sparsec import targets
+from sparsec.compiler import frontend, passes, toolchain
 from sparsec.compiler.ir import interpret
 from sparsec.runtime import cpu
 from tests.conformance import runner

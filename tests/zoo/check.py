@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 
 import sparsec
-from sparsec.compiler import frontend, import_buckets, targets, toolchain
+from sparsec import targets
+from sparsec.compiler import frontend, import_buckets, toolchain
 from sparsec.compiler.codegen import emit_buckets
 from sparsec.compiler.ir import interpret
 from sparsec.errors import SparsecError

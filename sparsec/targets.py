@@ -1,0 +1,272 @@
+"""ISA targets: all that the compiler and the runtime know about each, in one table.
+
+Adding one is a row in :data:`TARGETS`, and a header of vector operations where none of those that
+are there fits.  No field has a default: a row that lacks one cannot be made.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from sparsec.errors import HardwareError, InputError
+
+
+class Machine(Protocol):
+    """What is asked of a machine, such as :class:`sparsec.runtime.CpuInfo`."""
+
+    @property
+    def arch(self) -> str:
+        """As in :func:`host_arch`."""
+
+    @property
+    def features(self) -> Collection[str]:
+        """CPU features, by their names in ``runtime/cpu.c``."""
+
+
+def host_arch() -> str:
+    """The machine's architecture under the name that manifests use, e.g. ``x86_64``."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """A header of vector operations, and what generated C has to know about it.
+
+    Attributes:
+        header: the file in ``templates/lanes/``.
+        lanes: float32 (and int32) elements in one vector; divides 16, the rows of a block.
+        decay: how its ``vf_decay`` looks up e^(-c * d), d a byte: the product of one factor of each
+            table, given as (step between entries, entries).  A table shorter than a vector repeats.
+    """
+
+    header: str
+    lanes: int
+    decay: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """How much of a kernel's work is in registers together.
+
+    Attributes:
+        sparse, dense: blocks of 16 rows that linear layers take at a time: the candidates, for
+            each way to store weights.
+        query: packs of 4 channels of a query that attention on bytes keeps in registers: a head
+            with more loads them again for each key.
+        keys: groups of 4 keys whose byte scores are computed side by side.
+        out_i8, out_f32: channels of attention's output that are summed side by side.
+    """
+
+    sparse: tuple[int, ...]
+    dense: tuple[int, ...]
+    query: int
+    keys: int
+    out_i8: int
+    out_f32: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Factors of ``lowering.tiling.features`` in nanoseconds; only their ratios matter.
+
+    Attributes:
+        i8, f32: for layers with products of bytes, and of floats.
+    """
+
+    i8: tuple[float, ...]
+    f32: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One ISA target.
+
+    Attributes:
+        name: as given to ``--target`` and recorded in the manifest.
+        arch: the architecture its code runs on; empty: whichever the compiler builds for.
+        features: CPU features the code needs, by the names that ``runtime/cpu.c`` detects and the
+            manifest records; compilers make their flags of them (``toolchain.py``).
+        tuning: extra compiler flags that change speed, never meaning.
+        vectors: its vector operations.
+        tiles: how much its registers hold.
+        adds_pairs: whether its byte products are fastest by VPMADDUBSW, which adds pairs in 16
+            bits.
+        costs: factors of the cost model, which benchmarks/cost_model.py fits; or the name of the
+            target that its loops are most like, where it was not measured.
+        prepare: what a process must do before any of its threads runs the code; None: nothing.
+            Called before libraries are loaded, each time: it must not matter when it is done again.
+            What each thread must do, the code does where a thread enters it.
+        summary: one line for people.
+    """
+
+    name: str
+    arch: str
+    features: tuple[str, ...]
+    tuning: tuple[str, ...]
+    vectors: Vectors
+    tiles: Tiles
+    adds_pairs: bool
+    costs: Costs | str
+    prepare: Callable[[], None] | None
+    summary: str
+
+    @property
+    def lanes(self) -> int:
+        """Float32 (and int32) elements in one vector."""
+        return self.vectors.lanes
+
+    def runs_on(self, arch: str, features: Collection[str]) -> bool:
+        """Whether a machine of this architecture and with these CPU features can run its code."""
+        return self.arch in ("", arch) and not self.missing(features)
+
+    def missing(self, features: Collection[str]) -> tuple[str, ...]:
+        """The needed CPU features that are not among `features`."""
+        return tuple(f for f in self.features if f not in features)
+
+
+AVX512 = Vectors(header="vec_avx512.h", lanes=16, decay=((16, 16), (1, 16)))
+AVX2 = Vectors(header="vec_avx2.h", lanes=8, decay=((32, 8), (4, 8), (1, 4)))
+GENERIC = Vectors(header="vec_generic.h", lanes=4, decay=((1, 256),))
+
+REGISTERS_32 = Tiles(sparse=(1, 2, 3, 4), dense=(1, 2, 4), query=20, keys=2, out_i8=16, out_f32=16)
+REGISTERS_16 = Tiles(sparse=(1, 2), dense=(1, 2), query=0, keys=1, out_i8=8, out_f32=4)
+
+
+def table(*rows: Target) -> tuple[Target, ...]:
+    """The rows, once it is sure that nothing which is looked up by them is missing.
+
+    Raises:
+        ValueError: what is wrong with which row.
+    """
+    measured = {row.name: row.costs for row in rows if not isinstance(row.costs, str)}
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError("two targets have one name")
+    for row in rows:
+        if isinstance(row.costs, str) and row.costs not in measured:
+            raise ValueError(f"{row.name} is like {row.costs!r}, which has no cost factors")
+        if not isinstance(row.costs, str) and {len(row.costs.i8), len(row.costs.f32)} != {11}:
+            raise ValueError(f"{row.name} does not have 11 cost factors of each kind")
+        if 16 % row.lanes:
+            raise ValueError(f"{row.name} has {row.lanes} lanes, which do not divide 16 rows")
+    if rows[-1].arch or rows[-1].features:
+        raise ValueError("the last target must run everywhere")
+    return rows
+
+
+# Fastest first: `auto` takes the first that runs.  The cost factors are those of a Zen 4 core at
+# 3.7 GHz.  There, what the model chooses takes 1.6 % (int8 and float) longer than the best of all
+# tilings, on average over 90 layers and sizes.
+TARGETS: tuple[Target, ...] = table(
+    Target(
+        name="avx512_vnni",
+        arch="x86_64",
+        features=(
+            *("avx2", "fma", "bmi"),
+            *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+        ),
+        tuning=("-mprefer-vector-width=512",),
+        vectors=AVX512,
+        tiles=REGISTERS_32,
+        adds_pairs=False,
+        costs=Costs(
+            i8=(0.309, 0.249, 0.066, 0.341, 1.81, 1.25, 2.47, 0.281, 0.122, 0.0, 0.0),
+            f32=(0.308, 0.308, 0.0570, 0.159, 1.18, 1.14, 5.88, 0.243, 0.576, 0.0, 0.0),
+        ),
+        prepare=None,
+        summary="64-byte vectors with VPDPBUSD: Intel servers since Ice Lake, AMD since Zen 4",
+    ),
+    Target(
+        name="avx_vnni",
+        arch="x86_64",
+        features=("avx2", "fma", "avxvnni"),
+        tuning=("-mprefer-vector-width=256",),
+        vectors=AVX2,
+        tiles=REGISTERS_16,
+        adds_pairs=False,
+        costs="avx512_vnni",
+        prepare=None,
+        summary="32-byte vectors with VPDPBUSD: Intel since Alder Lake, AMD since Zen 5",
+    ),
+    Target(
+        name="avx2",
+        arch="x86_64",
+        features=("avx2", "fma"),
+        tuning=("-mprefer-vector-width=256",),
+        vectors=AVX2,
+        tiles=REGISTERS_16,
+        adds_pairs=True,
+        costs=Costs(
+            i8=(0.336, 0.292, 0.0691, 0.149, 2.98, 0.599, 1.44, 0.295, 0.0, 0.0, 0.0),
+            f32=(0.189, 0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.216, 0.0, 0.0, 0.0),
+        ),
+        prepare=None,
+        summary="32-byte vectors: any x86-64 since 2015",
+    ),
+    Target(
+        name="generic",
+        arch="",
+        features=(),
+        tuning=(),
+        vectors=GENERIC,
+        tiles=REGISTERS_16,
+        adds_pairs=False,
+        costs="avx2",
+        prepare=None,
+        summary="portable C: any architecture, slow",
+    ),
+)
+
+NAMES = tuple(target.name for target in TARGETS)
+
+
+def get(name: str) -> Target:
+    """The target of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    raise InputError(f"there is no target {name!r}; choose auto or one of {', '.join(NAMES)}")
+
+
+def costs(target: Target) -> Costs:
+    """Cost factors of a target: its own, or those of the one that it is like."""
+    return costs(get(target.costs)) if isinstance(target.costs, str) else target.costs
+
+
+def prepare(name: str) -> None:
+    """Let this process run code for a target; of one that is not in the table nothing is known."""
+    for target in TARGETS:
+        if target.name == name and target.prepare is not None:
+            target.prepare()
+
+
+def running_on(cpu: Machine) -> tuple[Target, ...]:
+    """The targets whose code this CPU can run, fastest first."""
+    return tuple(target for target in TARGETS if target.runs_on(cpu.arch, cpu.features))
+
+
+def choose(name: str, cpu: Machine) -> Target:
+    """The target called `name`, or for ``auto`` the fastest that runs on the given CPU.
+
+    A named target need not run on it: an artifact can be made for another machine.
+
+    Raises:
+        InputError: there is no such target.
+        HardwareError: the target is for another architecture than compilers here build for.
+    """
+    if name == "auto":
+        return running_on(cpu)[0]
+    target = get(name)
+    if target.arch not in ("", cpu.arch):
+        raise HardwareError(
+            f"target {name} is for {target.arch}, and compilers here build for {cpu.arch}; "
+            f"compile on a {target.arch} machine, or use --target generic"
+        )
+    return target
