@@ -126,10 +126,6 @@ def element_count(shape: Sequence[Dim]) -> Dim:
     return n
 
 
-#: Ops whose results are mostly rows of channels (see `Graph.tokens`).
-_LAYERS = ("linear", "qlinear", "linear_integer", "attention", "layernorm")
-
-
 class FrozenAttrs(Mapping[str, Any]):
     """An immutable attribute mapping that compares by content."""
 
@@ -219,11 +215,13 @@ class Graph:
 
         That is the extent behind the batch that most layers have (patches of an image), or 0.
         """
+        from sparsec.compiler.ops import OPS
+
         if self.length:
             return self.length
         counts: Counter[int] = Counter()
         for node in self.nodes:
-            if node.op in _LAYERS:
+            if OPS[node.op].layer:
                 shape = self.values[node.output].shape
                 if len(shape) == 3 and shape[0] == BATCH and isinstance(shape[1], int):
                     counts[shape[1]] += 1

@@ -9,14 +9,15 @@ import numpy as np
 
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering import lanes
+from sparsec.compiler.ops import OPS
 from sparsec.compiler.passes.fuse_attention import why_not
 
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 #: Ops of which each one is named if it runs on a general kernel: there the time goes.
 _HEAVY = (
-    *("matmul", "matmul_integer", "conv", "conv_integer", "softmax", "attention", "layernorm"),
-    *lanes.LINEAR,
+    *("matmul", "matmul_integer", "conv", "conv_integer", "softmax"),
+    *(op.name for op in OPS.values() if op.layer),
 )
 
 
@@ -38,7 +39,7 @@ def fusions(graph: Graph) -> dict[str, int]:
             found[f"attention {kind}"] += 1
         elif node.op in ("layernorm", "gelu"):
             found[node.op] += 1
-        elif node.op in lanes.LINEAR:
+        elif OPS[node.op].linear:
             kinds = {"linear": "float", "qlinear": "int8", "linear_integer": "int8, sums"}
             found[f"linear {kinds[node.op]}"] += 1
     return dict(sorted(found.items()))
@@ -67,7 +68,7 @@ def general(graph: Graph) -> tuple[list[dict[str, str]], dict[str, int]]:
 
 
 def _reason(node: Node, graph: Graph, choice: lanes.Choice) -> str:
-    if node.op in (*lanes.LINEAR, "attention", "layernorm"):
+    if OPS[node.op].layer:
         return lanes.misfit(node, graph, choice)
     if node.op == "softmax":
         return "it is not part of an attention that was recognized"

@@ -21,7 +21,6 @@ from sparsec.compiler.ops import OPS
 GROUP_LIMIT = 16
 
 #: Layers with weights.
-LINEAR = ("linear", "qlinear", "linear_integer")
 
 
 @dataclass(frozen=True)
@@ -200,13 +199,13 @@ def _anchor_fits(node: Node, graph: Graph, choice: Choice) -> bool:
 
 def misfit(node: Node, graph: Graph, choice: Choice) -> str:
     """Why a layer, attention or layer normalization has no kernel with rows in lanes, or ""."""
-    if node.op not in (*LINEAR, "attention", "layernorm"):
+    if not OPS[node.op].layer:
         return f"there is no such kernel for {node.op}"
     rows = choice.rows.get(node.output)
     if rows is None:
         shape = list(graph.values[node.output].shape)
         return f"its result {shape} is not made of rows [batch, {graph.tokens}, ..] or [batch, ..]"
-    if node.op in LINEAR:
+    if OPS[node.op].linear:
         return _linear_misfit(node, graph, choice, rows)
     if node.op == "attention":
         return _attention_misfit(node, graph, rows)
@@ -311,7 +310,7 @@ def choose(graph: Graph) -> Choice:
 
 def _lane_operands(node: Node) -> tuple[str, ...]:
     """Inputs that a lane node reads as rows in lanes."""
-    if node.op in (*LINEAR, "layernorm", "quantize", "dequantize", "gather"):
+    if OPS[node.op].linear or node.op in ("layernorm", "quantize", "dequantize", "gather"):
         return node.inputs[:1]
     if node.op == "attention":
         return node.inputs[:3]
@@ -445,7 +444,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
                 maker[node.output] = maker[node.inputs[1]]
             continue
         rows = choice.rows[node.output]
-        if node.op in (*LINEAR, "attention"):
+        if OPS[node.op].linear or node.op == "attention":
             lanes = [choice.root(n) for n in _lane_operands(node)]
             for name in lanes:
                 copy_if_flat(name, choice.rows[name])

@@ -32,6 +32,8 @@ class Op:
             of each sequence (None: all of them).
         flow: how the operands' axes come out in the results.
         elementwise: the result at an index depends on the (broadcast) inputs at that index only.
+        linear: multiplies rows with a weight matrix, its second input (output channels first).
+        layer: linear, or else its results are rows of channels too (see `Graph.tokens`).
         layout: moves elements without changing them (reshape, transpose, ...).
     """
 
@@ -41,6 +43,8 @@ class Op:
     flow: FlowRule
     elementwise: bool = False
     layout: bool = False
+    linear: bool = False
+    layer: bool = False
 
 
 def infer(

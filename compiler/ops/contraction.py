@@ -184,6 +184,13 @@ ROWS = [
     Op("matmul_integer", _infer_matmul_integer, _matmul_integer, flow.matmul),
     Op("conv", _infer_conv, _conv, flow.conv),
     Op("conv_integer", _infer_conv_integer, _conv_integer, flow.conv),
-    Op("linear", _infer_linear, _linear, flow.layer),
-    Op("linear_integer", _infer_linear_integer, _linear_integer, flow.layer),
+    Op("linear", _infer_linear, _linear, flow.layer, linear=True, layer=True),
+    Op(
+        "linear_integer",
+        _infer_linear_integer,
+        _linear_integer,
+        flow.layer,
+        linear=True,
+        layer=True,
+    ),
 ]

@@ -112,6 +112,6 @@ def _attention(
 
 
 ROWS = [
-    Op("qlinear", _infer_qlinear, _qlinear, flow.layer),
-    Op("attention", _infer_attention, _attention, flow.attention),
+    Op("qlinear", _infer_qlinear, _qlinear, flow.layer, linear=True, layer=True),
+    Op("attention", _infer_attention, _attention, flow.attention, layer=True),
 ]

@@ -137,5 +137,6 @@ ROWS = [
         _infer_layernorm,
         lambda attrs, x, gamma, beta: (layernorm(x, gamma, beta, attrs["eps"]),),
         flow.layernorm,
+        layer=True,
     ),
 ]

@@ -16,8 +16,6 @@ import numpy as np
 from sparsec.compiler.ir import BATCH, Graph, Match, Node, rewrite
 from sparsec.compiler.ops import OPS
 
-_LAYERS = ("linear", "qlinear", "linear_integer")
-
 
 def pad_rows(graph: Graph) -> Graph:
     """Apply the rule of this file until it does not fire."""
@@ -27,7 +25,7 @@ def pad_rows(graph: Graph) -> Graph:
 
 def _pad(m: Match, node: Node) -> bool:
     """Fire where the added rows are an eighth of the layer's at most."""
-    if node.op not in _LAYERS or node.inputs[1] not in m.graph.constants:
+    if not OPS[node.op].linear or node.inputs[1] not in m.graph.constants:
         return False
     shape, full = m.type(node.inputs[0]).shape, m.graph.tokens
     if len(shape) != 3 or shape[0] != BATCH or not isinstance(shape[1], int):
