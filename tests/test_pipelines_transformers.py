@@ -399,7 +399,7 @@ def test_settings_of_the_tokenizer(
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
     case = cases("sequence-classification", labels=["no", "yes"])
     tokenizer = with_settings(case, tmp_path / "classify", **settings)
-    options: dict[str, Any] = {"engine_type": "onnxruntime", "sequence_length": BUCKETS}
+    options: dict[str, Any] = {"engine_type": "onnxruntime"}
     theirs = transformers.pipeline(
         "text-classification", model=case.model, tokenizer=tokenizer, device="cpu", top_k=None
     )
@@ -429,13 +429,25 @@ def test_settings_of_the_tokenizer(
                     compare_tokens(ours(text).predictions[0], reference(text))
 
 
+def test_a_given_length_counts_instead_of_the_settings(
+    cases: Callable[..., Case], tmp_path: Path
+) -> None:
+    case = cases("sequence-classification", labels=["no", "yes"])
+    with_settings(case, tmp_path / "m", model_max_length=9)
+    for given, want in ((None, 9), (16, 16), ([8, 32], 32)):
+        with Pipeline.create(
+            "text-classification", tmp_path / "m", engine_type="onnxruntime", sequence_length=given
+        ) as ours:
+            assert ours.max_length == want
+
+
 def test_question_behind_the_context(cases: Callable[..., Case], tmp_path: Path) -> None:
     """Where padding is on the left, as transformers orders the two."""
     case = cases("question-answering")
     tokenizer = with_settings(case, tmp_path / "qa", padding_side="left", model_max_length=32,
                               tokenizer_class="PreTrainedTokenizerFast")  # fmt: skip
     # transformers' pipeline takes answers from the question then: its order is what we compare.
-    options: dict[str, Any] = {"engine_type": "onnxruntime", "sequence_length": BUCKETS}
+    options: dict[str, Any] = {"engine_type": "onnxruntime"}
     context = "Mary lives in Paris, John at acme"
     with Pipeline.create("qa", tmp_path / "qa", **options) as ours:
         job = ours.prepare(ours.parse(question="Where is Mary?", context=context))

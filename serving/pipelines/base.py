@@ -205,6 +205,8 @@ class Pipeline(abc.ABC):
         )
         buckets = _buckets(sequence_length, model)
         text = Text.load(model)
+        if sequence_length is not None:
+            text.max_length = None  # said by the caller, as transformers' max_length
         once = _Once(model)
         model = kind.adapt(model, **options)
         runner: Runner
