@@ -43,7 +43,7 @@ class Bound:
 #: float that comes out one bit apart just before a QuantizeLinear can round to the next step, and
 #: everything after it sees that step; so a few batches are off by steps, and the others agree like
 #: floats do: it is `typical` that a defect cannot pass.  How many batches are off depends on the
-#: kernels that ONNX Runtime has for the CPU: none to a third with AVX-512, up to two thirds with AVX2.
+#: kernels that ONNX Runtime has for the CPU: to a third with AVX-512, to two thirds with AVX2.
 #:
 #: Measured over CASES, 1 to 32 tokens and batch sizes 1, 2, 3, 17 (the largest of all cases):
 #:
