@@ -39,6 +39,12 @@ def wait_for(what: object, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+def heed_signals() -> None:
+    """Whoever started the tests may have told its children to ignore some, as ``nohup`` does."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def running(pids: Path) -> list[int]:
     """Which of the compilers' processes are there (a zombie that nobody waits for is not)."""
     found = []
@@ -69,6 +75,7 @@ def test_compile_ends_with_its_compilers(
         env={**os.environ, "PIDS": str(pids)},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     # Two of a compiler's processes: it and its child.
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) >= 2)
@@ -89,6 +96,7 @@ def test_a_signal_that_is_ignored_stays_ignored(micro_model: Path, tmp_path: Pat
     process = subprocess.Popen(
         ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command],
         cwd=tmp_path, env={**os.environ, "PIDS": str(pids)}, stderr=subprocess.DEVNULL,
+        preexec_fn=heed_signals,
     )  # fmt: skip
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) >= 2)
     process.send_signal(signal.SIGHUP)
@@ -105,7 +113,7 @@ def test_serve_ends_with_its_compilers(tmp_path: Path) -> None:
     command += ["--model-path", str(model), "--port", "0", "--num-workers", "2"]
     environment = {**os.environ, "PIDS": str(pids), "CC": compiler(tmp_path, " -c ")}
     environment["XDG_CACHE_HOME"] = str(cache)
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, preexec_fn=heed_signals)
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) >= 2)
     process.send_signal(signal.SIGINT)
     process.wait(30)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsec import targets
 from sparsec.compiler.lowering.byte_scores import decay_table
 from sparsec.compiler.lowering.requantize import accumulator_bounds, exact_factor
 
@@ -71,7 +72,8 @@ def test_decay_tables(decay: float) -> None:
     """The factors of each target multiply to e^(-decay d)."""
     d = np.arange(256)
     want = np.exp(-decay * d)
-    t16, t8, t4 = (decay_table(decay, lanes) for lanes in (16, 8, 4))
+    rows = {target.vectors.lanes: target.vectors for target in targets.TARGETS}
+    t16, t8, t4 = (decay_table(decay, rows[lanes]) for lanes in (16, 8, 4))
     np.testing.assert_allclose(t16[:16][d >> 4] * t16[16:][d & 15], want, rtol=3e-7, atol=1e-37)
     product = t8[:8][d >> 5] * (t8[8:16][(d >> 2) & 7] * t8[16:][d & 7])
     np.testing.assert_allclose(product, want, rtol=4e-7, atol=1e-37)
