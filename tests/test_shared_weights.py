@@ -107,7 +107,8 @@ def test_a_sparse_constant_node(tmp_path: Path) -> None:
 
 
 def test_a_sparse_initializer_of_strings_is_listed(tmp_path: Path) -> None:
-    proto = model_proto([node("Relu", "x", "y")], [X], [Y])
+    nodes = [node("Cast", "words", "w", to=TensorProto.FLOAT), node("Add", "x w", "y")]
+    proto = model_proto(nodes, [X], [Y])
     values = helper.make_tensor("words", TensorProto.STRING, [1], [b"a"])
     indices = numpy_helper.from_array(np.array([0]))
     proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
