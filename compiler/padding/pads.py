@@ -305,7 +305,9 @@ def uniform(array: np.ndarray) -> Any:
     """The number that all elements are, or None."""
     if array.size == 0:
         return None
-    first = array.reshape(-1)[0]
+    first, last = array.reshape(-1)[[0, -1]]
+    if first != last:
+        return None
     return first if array.size == 1 or bool(np.all(array == first)) else None
 
 
