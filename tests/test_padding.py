@@ -286,6 +286,21 @@ CASES: dict[str, Case] = {
         "lengths",
         more={"wide": np.array([0, 0, 0, 0, 1, 0])},
     ),
+    "windows by a table": Case(
+        [
+            *EMBED,
+            node("Pad", "x around", "wide"),
+            node("Shape", "input_ids", "s", start=1, end=2),
+            node("Squeeze", "s a0", "count"),
+            node("Range", "i0 count i1", "first"),
+            node("Unsqueeze", "first a1", "column"),
+            node("Add", "column three", "places"),
+            node("Gather", "wide places", "windows", axis=1),
+            node("ReduceSum", "windows a2", "y", keepdims=0),
+        ],
+        "lengths",
+        more={"around": np.array([0, 1, 0, 0, 1, 0]), "three": np.arange(3)[None]},
+    ),
     "range at run time": Case(
         [
             *EMBED,

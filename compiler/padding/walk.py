@@ -290,7 +290,7 @@ class Walk:
         if node.op in ("conv", "conv_integer") and i == 0 and node.attrs["strides"][axis - 2] == 1:
             return None  # the first results read the first elements only
         if node.op in _LOOKUPS:
-            return self._lookup_leak(node, i, operands)
+            return self._lookup_leak(node, i, axis, operands)
         return Leak("it works along the tokens")
 
     def _centred_leak(self, node: Node, operands: Sequence[Info | None], i: int) -> Leak | None:
@@ -385,7 +385,9 @@ class Walk:
             return None
         return Leak(_taking(here))
 
-    def _lookup_leak(self, node: Node, i: int, operands: Sequence[Info | None]) -> Leak | None:
+    def _lookup_leak(
+        self, node: Node, i: int, axis: int, operands: Sequence[Info | None]
+    ) -> Leak | None:
         """Indices that are computed are of real tokens; constant ones must be, at any length."""
         if i == 1:
             return Leak("its indices are tokens")
@@ -403,8 +405,11 @@ class Walk:
             return Leak("it takes certain tokens")
         if self.other is None:
             return Leak("it takes tokens by a table")
+        data = operands[0]
+        assert data is not None
+        end = extent(tokens(data.axes[axis])[0], self.other.length)
         small = self.other.constants[name]
-        if small.size and (small.min() < 0 or small.max() >= self.other.length):
+        if small.size and (small.min() < 0 or small.max() >= end):
             return Leak("it takes tokens by a table")
         return None
 
