@@ -221,7 +221,7 @@ def settle_buckets(
         if progress:
             progress(f"importing bucket {length}")
         graphs.append(frontend.import_graph(model, length))
-    shorter = frontend.shorter_graph(model, signature, graphs[0].length)
+    shorter = frontend.shorter_graphs(model, signature, graphs[0].length)
     return padding.settle(graphs, shorter, signature.mask_input)
 
 

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sparsec.compiler.frontend import onnx_ops
 from sparsec.compiler.frontend.dialects import canonicalize, dialect_name
 from sparsec.compiler.frontend.load import Model, load_model
@@ -35,7 +37,7 @@ __all__ = [
     "load_model",
     "longest_length",
     "onnx_ops",
-    "shorter_graph",
+    "shorter_graphs",
     "signature",
 ]
 
@@ -54,11 +56,13 @@ def import_graph(model: Model, length: int) -> Graph:
     return canonicalize(import_raw(model, length))
 
 
-def shorter_graph(model: Model, signature: Signature, length: int) -> Graph | None:
-    """The model below a sequence length; None where there is none, or it takes that length only."""
-    if length < 2 or signature.fixed_length is not None:
-        return None
-    try:
-        return import_graph(model, length // 2 if length > 3 else length - 1)
-    except UnsupportedError:
-        return None
+def shorter_graphs(model: Model, signature: Signature, length: int) -> list[Graph]:
+    """The model at half a sequence length and at one token less; [] where it takes no other."""
+    if signature.fixed_length is not None:
+        return []
+    graphs = []
+    for shorter in dict.fromkeys((length // 2, length - 1)):
+        if shorter > 0:
+            with suppress(UnsupportedError):
+                graphs.append(import_graph(model, shorter))
+    return graphs

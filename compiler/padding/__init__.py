@@ -55,19 +55,19 @@ class Settled:
     mask_input: str | None
 
 
-def settle(graphs: Sequence[Graph], shorter: Graph | None, usual_mask: str | None) -> Settled:
+def settle(graphs: Sequence[Graph], shorter: Sequence[Graph], usual_mask: str | None) -> Settled:
     """Prove for each bucket that padding is harmless, or repair it, or say why neither is possible.
 
     Args:
         graphs: one for each bucket as the frontend makes them, shortest first.
-        shorter: the same model at a length below the shortest bucket's; None where there is none.
+        shorter: the same model at lengths below the shortest bucket's, if it takes others.
         usual_mask: the input that is called the attention mask; preferred where several would do.
     """
     if not graphs or graphs[0].length == 0:
         return Settled("exact", "", tuple(graphs), None)
     kinds: list[tuple[str, str]] = []
     repaired: list[Graph] = []
-    others = [shorter, *graphs[:-1]]
+    others = [_like(graph, [*shorter, *graphs[:i]]) for i, graph in enumerate(graphs)]
     for graph, other in zip(graphs, others, strict=True):
         walk = Walk(graph, other, None)
         if graph.length > 1:
@@ -81,6 +81,16 @@ def settle(graphs: Sequence[Graph], shorter: Graph | None, usual_mask: str | Non
     if kind == "exact":
         return Settled(kind, reason, tuple(graphs), None)
     return Settled(kind, reason, tuple(repaired), _proved_mask(graphs, others, usual_mask))
+
+
+def _like(graph: Graph, others: Sequence[Graph]) -> Graph | None:
+    """The nearest of shorter graphs that has the same nodes; the nearest where none has."""
+    nodes = [(n.op, n.inputs, n.outputs) for n in graph.nodes]
+    below = [other for other in others if other.length < graph.length]
+    for other in reversed(below):
+        if [(n.op, n.inputs, n.outputs) for n in other.nodes] == nodes:
+            return other
+    return below[-1] if below else None
 
 
 def _proved_mask(

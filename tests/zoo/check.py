@@ -10,10 +10,11 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import pytest
 
 import sparsec
 from sparsec import targets
-from sparsec.compiler import frontend, import_buckets, toolchain
+from sparsec.compiler import frontend, optimize, settle_buckets, toolchain
 from sparsec.compiler.codegen import emit_buckets
 from sparsec.compiler.ir import interpret
 from sparsec.errors import SparsecError
@@ -173,8 +174,21 @@ def _compiled(
             path, buckets=buckets, output=folder / "a.sparsec", target=target, jobs=1
         )
     with sparsec.Engine(artifact.path, num_cores=1) as engine:
-        errors = [_relative(engine.run(list(given.values())), want) for given, want in compared]
+        errors = []
+        for given, want in compared:
+            arrays = list(given.values())
+            if bucketed and refused(artifact.manifest.padding.kind, arrays):
+                with pytest.raises(sparsec.InputError, match="would change"):
+                    engine.run(arrays)
+                continue
+            errors.append(_relative(engine.run(arrays), want))
     return errors, [row.kernel for b in artifact.manifest.buckets for row in b.kernels]
+
+
+def refused(kind: str, arrays: Sequence[np.ndarray]) -> bool:
+    """Whether sequences that are shorter than the bucket are refused (DeBERTa's first version with
+    ranges at run time: those of its table of positions depend on the length)."""
+    return kind == "exact" and arrays[0].shape[1] < BUCKET
 
 
 def _interpreted(
@@ -184,11 +198,14 @@ def _interpreted(
     model = frontend.load_model(path)
     signature = frontend.signature(model)
     isa = targets.choose(target, cpu.detect())
-    (graph,) = import_buckets(model, signature, [BUCKET] if sequence else [])
+    settled = settle_buckets(model, signature, [BUCKET] if sequence else [])
+    (graph,) = optimize(settled)
     (bucket,) = emit_buckets([graph], signature, isa, model.name).buckets
     errors = []
     for given, want in compared:
         arrays, lengths = list(given.values()), None
+        if sequence and refused(settled.kind, arrays):
+            continue
         if sequence:
             length = arrays[0].shape[1]
             lengths = [length] * len(arrays[0])
