@@ -9,7 +9,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
-BIN := $(CURDIR)/.venv/bin
+# Relative, since make cannot quote names: the path to the clone may hold spaces.
+BIN := .venv/bin
 READY := .venv/.ready
 JOBS ?= auto
 EXTRAS ?= dev
@@ -19,7 +20,7 @@ MODEL := examples/minilm/out/model.onnx
 SYSTEM_CC := $(shell command -v cc || command -v gcc || command -v clang)
 ifeq ($(origin CC),default)
 ifeq ($(SYSTEM_CC),)
-export CC = $(BIN)/python -m ziglang cc
+export CC = "$(CURDIR)/$(BIN)/python" -m ziglang cc
 WITH_ZIG := ziglang>=0.17
 endif
 endif
@@ -72,14 +73,14 @@ test-slow: $(READY)
 lint: $(READY) tree
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd build/tree && $(BIN)/mypy --config-file ../../pyproject.toml -p sparsec
+	cd build/tree && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p sparsec
 
 # mypy knows nothing of package_dir: show it the tree as it is installed.
 tree:
 	@rm -rf build/tree && mkdir -p build/tree/sparsec
-	@ln -s $(CURDIR)/sparsec/* build/tree/sparsec/
+	@ln -s "$(CURDIR)"/sparsec/* build/tree/sparsec/
 	@for part in compiler templates runtime serving; do \
-		if [ -e $$part/__init__.py ]; then ln -s $(CURDIR)/$$part build/tree/sparsec/$$part; fi; done
+		if [ -e $$part/__init__.py ]; then ln -s "$(CURDIR)/$$part" build/tree/sparsec/$$part; fi; done
 
 # The server under load, beside DeepSparse's and a plain one; half an hour.
 # make bench-serve SERVE_OPTIONS="--preset tiny --seconds 2 --requests 2000"

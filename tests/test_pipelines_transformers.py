@@ -377,7 +377,11 @@ def test_question_answering_as_it_is(
 
 
 def with_settings(case: Case, folder: Path, **settings: Any) -> Any:
-    """A copy of a model's folder with other settings; returns transformers' tokenizer of it."""
+    """A copy of a model's folder with other settings; returns transformers' tokenizer of it.
+
+    The class is always named: without, transformers guesses it from the name of the folder.
+    """
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
     shutil.copytree(case.folder, folder)
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -396,7 +400,6 @@ def with_settings(case: Case, folder: Path, **settings: Any) -> Any:
 def test_settings_of_the_tokenizer(
     cases: Callable[..., Case], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
     case = cases("sequence-classification", labels=["no", "yes"])
     tokenizer = with_settings(case, tmp_path / "classify", **settings)
     options: dict[str, Any] = {"engine_type": "onnxruntime"}
@@ -444,8 +447,7 @@ def test_a_given_length_counts_instead_of_the_settings(
 def test_question_behind_the_context(cases: Callable[..., Case], tmp_path: Path) -> None:
     """Where padding is on the left, as transformers orders the two."""
     case = cases("question-answering")
-    tokenizer = with_settings(case, tmp_path / "qa", padding_side="left", model_max_length=32,
-                              tokenizer_class="PreTrainedTokenizerFast")  # fmt: skip
+    tokenizer = with_settings(case, tmp_path / "qa", padding_side="left", model_max_length=32)
     # transformers' pipeline takes answers from the question then: its order is what we compare.
     options: dict[str, Any] = {"engine_type": "onnxruntime"}
     context = "Mary lives in Paris, John at acme"
