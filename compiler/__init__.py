@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 
 
 def compile(
-    model: str | Path,
+    model: str | Path | Model,
     *,
     buckets: Sequence[int] = (),
     output: str | Path | None = None,
@@ -50,7 +50,8 @@ def compile(
     """Compile an ONNX model into an artifact.
 
     Args:
-        model: an ONNX file, or a folder with ``model.onnx`` and perhaps tokenizer and config.
+        model: an ONNX file, or a folder with ``model.onnx`` and perhaps tokenizer and config; or
+            either as ``frontend.load_model`` has read it.
         buckets: sequence lengths to specialize to; needed unless the model has no
             sequence axis or works for one length only.
         output: the artifact's folder; ``model.sparsec`` beside ``model.onnx`` when absent.
@@ -92,8 +93,11 @@ def compile(
     isa = targets.choose(target, cpu.detect())
     compiler = toolchain.find(cc)
 
-    tell(f"loading {model}")
-    loaded = frontend.load_model(model)
+    if isinstance(model, frontend.Model):
+        loaded = model
+    else:
+        tell(f"loading {model}")
+        loaded = frontend.load_model(model)
     destination = user_path(output) if output else loaded.path.with_suffix(".sparsec")
     artifact.check_output(destination, force)
 
@@ -129,8 +133,8 @@ def compile(
         for library in libraries:
             library.rename(folder / library.name)
         (folder / "sparsec.h").write_text(build.public_header(), encoding="utf-8")
-        if user_path(model).is_dir():
-            artifact.pack_companions(user_path(model), folder)
+        if loaded.bundle is not None:
+            artifact.pack_companions(loaded.bundle, folder)
         manifest = artifact.manifest_of(
             sparsec_version=sparsec.__version__,
             abi=build.abi_version(),

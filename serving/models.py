@@ -98,6 +98,7 @@ class ModelFiles:
             ModelError: a file cannot be read.
         """
         from sparsec import cache
+        from sparsec.compiler.frontend import load_model
         from sparsec.interface import MANIFEST
 
         whole = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
@@ -105,7 +106,7 @@ class ModelFiles:
         if self.is_artifact:
             files = [self.path / MANIFEST]
         else:
-            parts = cache.content(self.path)
+            parts = cache.content(load_model(self.path))
             whole.update(json.dumps(parts, sort_keys=True).encode())
             files = []
         beside = ("tokenizer_config.json", "special_tokens_map.json")

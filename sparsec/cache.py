@@ -10,14 +10,18 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
 import sparsec
 from sparsec.arguments import whole, wholes
 from sparsec.errors import ArtifactError, InputError
-from sparsec.paths import user_path
+
+if TYPE_CHECKING:
+    from sparsec.compiler.frontend import Model
 
 
 def folder() -> Path:
@@ -63,7 +67,7 @@ def _no_cache(path: Path, reason: str) -> ArtifactError:
 
 
 def compiled(
-    model: str | Path,
+    model: Model,
     *,
     buckets: Sequence[int],
     batch_size: int = 1,
@@ -98,7 +102,8 @@ def compiled(
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
     root = folder()
-    entry = root / f"{user_path(model).absolute().stem}-{key}.sparsec"
+    named = model.bundle or model.path
+    entry = root / f"{named.absolute().stem}-{key}.sparsec"
     with _locked(root, entry.with_suffix(".lock")):
         if entry.exists():
             # A damaged entry is made again, like one that is not there.
@@ -149,7 +154,11 @@ def cut(model: str | Path, layer: int | str) -> Path:
         tensor = layers[layer]
     if [value.name for value in loaded.proto.graph.output] == [tensor]:
         return loaded.path
-    parts = {"sparsec": sparsec.__version__, "model": content(loaded.path), "tensor": tensor}
+    parts = {
+        "sparsec": sparsec.__version__,
+        "model": content(replace(loaded, bundle=None)),
+        "tensor": tensor,
+    }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
     root = folder()
     entry = root / f"{loaded.name}-{key}.cut"
@@ -163,17 +172,15 @@ def cut(model: str | Path, layer: int | str) -> Path:
     return entry / f"{loaded.name}.onnx"
 
 
-def content(model: str | Path) -> dict[str, str]:
+def content(model: Model) -> dict[str, str]:
     """sha256 of every file that goes into the artifact, by name."""
     from sparsec.compiler.artifact import companions, file_sha256
-    from sparsec.compiler.frontend import load_model
 
-    loaded = load_model(model)
-    files = loaded.external_files()
-    if user_path(model).is_dir():
-        files |= companions(user_path(model))
+    files = model.external_files()
+    if model.bundle is not None:
+        files |= companions(model.bundle)
     hashes = {name: file_sha256(file) for name, file in sorted(files.items())}
-    return {"": loaded.sha256, "name": loaded.name, **hashes}
+    return {"": model.sha256, "name": model.name, **hashes}
 
 
 @contextlib.contextmanager

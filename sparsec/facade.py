@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from sparsec.interface import MANIFEST
 from sparsec.paths import around, user_path
 from sparsec.positions import read_positions
 from sparsec.runtime import Artifact
+
+if TYPE_CHECKING:
+    from sparsec.compiler.frontend import Model
 
 # Buckets of a model that an Engine is asked to compile without saying which.
 DEFAULT_BUCKETS = (16, 128)
@@ -63,14 +66,7 @@ class Engine(runtime.Engine):
             super().__init__(model, num_cores, skip_padding=skip_padding, buckets=buckets)
             self._source = None
             return
-        entry = cache.compiled(
-            os.fspath(model),
-            buckets=_default_buckets(os.fspath(model)) if buckets is None else buckets,
-            batch_size=1 if batch_size is None else batch_size,
-            target=target or "auto",
-            cc=cc,
-            progress=progress,
-        )
+        entry = _compiled(os.fspath(model), buckets, batch_size, target, cc, progress)
         super().__init__(entry, num_cores, skip_padding=skip_padding)
         options: dict[str, Any] = {
             "skip_padding": skip_padding,
@@ -85,11 +81,31 @@ class Engine(runtime.Engine):
         return opened if self._source is None else (opened[0], self._source)
 
 
-def _default_buckets(model: str | Path) -> tuple[int, ...]:
-    """What to compile an ONNX model for that nobody named lengths for."""
+def _compiled(
+    path: str,
+    buckets: Sequence[int] | None,
+    batch_size: int | None,
+    target: str | None,
+    cc: str | None,
+    progress: Callable[[str], None] | None,
+) -> Path:
+    """The artifact of an ONNX model in the cache; the file is read and checked once."""
     from sparsec.compiler import frontend
 
-    dims = [value.type.tensor_type.shape.dim for value in frontend.load_model(model).inputs()]
+    model = frontend.load_model(path)
+    return cache.compiled(
+        model,
+        buckets=_default_buckets(model) if buckets is None else buckets,
+        batch_size=1 if batch_size is None else batch_size,
+        target=target or "auto",
+        cc=cc,
+        progress=progress,
+    )
+
+
+def _default_buckets(model: Model) -> tuple[int, ...]:
+    """What to compile an ONNX model for that nobody named lengths for."""
+    dims = [value.type.tensor_type.shape.dim for value in model.inputs()]
     lengths = {d[1].dim_value if d[1].HasField("dim_value") else 0 for d in dims if len(d) == 2}
     # An export for one length may work for that one only.
     return tuple(lengths) if len(lengths) == 1 and max(lengths) > 0 else DEFAULT_BUCKETS

@@ -18,6 +18,7 @@ from onnx import TensorProto, external_data_helper, helper
 import sparsec
 from sparsec import targets
 from sparsec.cli import main
+from sparsec.compiler.frontend import load, load_model
 
 
 def compile_fails(model: Path, code: int, capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -424,6 +425,35 @@ def test_engine_compiles_into_the_cache_once(micro_model: Path, own_cache: Path)
     assert sorted((own_cache / "sparsec").glob("*.sparsec")) == entries
 
 
+@pytest.mark.parametrize("file", ["", "model.onnx"])
+def test_a_model_is_read_and_checked_once(
+    micro_model: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Whether it has to be compiled or is in the cache already."""
+    loads: list[Path] = []
+    real = load._read
+    monkeypatch.setattr(load, "_read", lambda path: loads.append(path) or real(path))
+    for _ in ("compiled", "cached"):
+        loads.clear()
+        with sparsec.Engine(micro_model / file) as engine:
+            assert engine.buckets == [16, 128]
+        assert loads == [micro_model / "model.onnx"]
+
+
+def test_what_is_compiled_is_what_was_read(
+    micro_model: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    """A file that is replaced meanwhile does not get another's place in the cache."""
+    from sparsec import cache
+
+    path = tmp_path / "model.onnx"
+    shutil.copy(micro_model / "model.onnx", path)
+    loaded = load_model(path)
+    path.write_bytes(b"another")
+    entry = cache.compiled(loaded, buckets=[8], target="generic")
+    assert sparsec.Artifact.load(entry).manifest.model.sha256 == loaded.sha256
+
+
 def test_cache_key_is_everything_that_matters(
     micro_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,17 +468,17 @@ def test_cache_key_is_everything_that_matters(
     shutil.copytree(micro_model, other)
     (other / "config.json").write_text("{}")
     base = {"buckets": [8], "target": "generic"}
-    cache.compiled(micro_model, **base)  # type: ignore[arg-type]
+    cache.compiled(load_model(micro_model), **base)  # type: ignore[arg-type]
     for change in (
         {"buckets": [9]},
         {"batch_size": 2},
         {"target": "avx2"},
     ):
-        cache.compiled(micro_model, **{**base, **change})  # type: ignore[arg-type]
-    cache.compiled(other, **base)  # type: ignore[arg-type]
-    cache.compiled(micro_model / "model.onnx", **base)  # type: ignore[arg-type]
+        cache.compiled(load_model(micro_model), **{**base, **change})  # type: ignore[arg-type]
+    cache.compiled(load_model(other), **base)  # type: ignore[arg-type]
+    cache.compiled(load_model(micro_model / "model.onnx"), **base)  # type: ignore[arg-type]
     monkeypatch.setattr(sparsec, "__version__", "99")
-    cache.compiled(micro_model, **base)  # type: ignore[arg-type]
+    cache.compiled(load_model(micro_model), **base)  # type: ignore[arg-type]
     assert len(set(made)) == len(made) == 7
 
 

@@ -45,7 +45,7 @@ def run_case(proto: onnx.ModelProto, arrays: list[np.ndarray], known: int) -> li
     for value, array in zip(inputs[known:], arrays[known:], strict=True):
         copy.graph.initializer.append(numpy_helper.from_array(array, value.name))
     opsets = {o.domain: o.version for o in copy.opset_import}
-    model = Model(copy, Path("case.onnx"), "case", Path(), "", opsets.get("", 0), opsets)
+    model = Model(copy, Path("case.onnx"), "case", Path(), None, "", opsets.get("", 0), opsets)
     shapes = [
         InputShape(v.name, v.type.tensor_type.elem_type, tuple(a.shape))
         for v, a in zip(inputs[:known], arrays[:known], strict=True)

@@ -49,6 +49,8 @@ class Model:
         path: the .onnx file.
         name: the file's name without its suffix.
         folder: where external data may lie.
+        bundle: the folder that was named for the model, which may hold its companions (tokenizer,
+            configuration) too; None if the file was named.
         sha256: of the .onnx file's bytes, as hex.
         opset: version of the default operator set (0 if the model imports none).
         opsets: version of every imported operator set; the default one is "".
@@ -58,6 +60,7 @@ class Model:
     path: Path
     name: str
     folder: Path
+    bundle: Path | None
     sha256: str
     opset: int
     opsets: Mapping[str, int]
@@ -104,7 +107,8 @@ def load_model(path: str | Path) -> Model:
         ModelError: it is missing, damaged, invalid or unsafe.
         InputError: the path begins with a home folder that does not exist.
     """
-    path = _find(user_path(path))
+    given = user_path(path)
+    path = _find(given)
     data = _read(path)
     proto = onnx.ModelProto()
     try:
@@ -131,6 +135,7 @@ def load_model(path: str | Path) -> Model:
         path=path,
         name=path.stem,
         folder=folder,
+        bundle=given if given.is_dir() else None,
         sha256=hashlib.sha256(data).hexdigest(),
         opset=opsets.get("", 0),
         opsets=opsets,
