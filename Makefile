@@ -79,7 +79,7 @@ lint: $(READY) tree
 tree:
 	@rm -rf build/tree && mkdir -p build/tree/sparsec
 	@ln -s "$(CURDIR)"/sparsec/* build/tree/sparsec/
-	@for part in compiler templates runtime serving; do \
+	@for part in compiler templates runtime serving pruning; do \
 		if [ -e $$part/__init__.py ]; then ln -s "$(CURDIR)/$$part" build/tree/sparsec/$$part; fi; done
 
 # The server under load, beside DeepSparse's and a plain one; half an hour.

@@ -18,7 +18,7 @@ from distutils.command.install_data import (
 HERE = Path(__file__).resolve().parent
 
 # Folders of the tree that are packages inside `sparsec`.
-MAPPED = ("compiler", "templates", "runtime", "serving")
+MAPPED = ("compiler", "templates", "runtime", "serving", "pruning")
 
 
 def packages() -> tuple[list[str], dict[str, str]]:

@@ -18,6 +18,7 @@ FOLDERS = {
     "compiler": "sparsec.compiler",
     "runtime": "sparsec.runtime",
     "serving": "sparsec.serving",
+    "pruning": "sparsec.pruning",
     "templates": "sparsec.templates",
 }
 
@@ -26,7 +27,7 @@ BASE = {
     *("interface", "targets"),
 }
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}
-EVERYTHING = ABOVE_COMPILER | {"cache", "ort", "facade", "serving", "templates", "cli"}
+EVERYTHING = ABOVE_COMPILER | {"cache", "ort", "facade", "serving", "pruning", "templates", "cli"}
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "ort": ABOVE_COMPILER,
     "facade": ABOVE_COMPILER | {"cache", "ort"},
     "serving": ABOVE_COMPILER | {"cache", "ort", "facade"},
+    "pruning": ABOVE_COMPILER | {"cache", "ort", "facade", "serving"},
     "cli": EVERYTHING,
     "__main__": {"cli"},
     "": EVERYTHING - {"cli"},  # sparsec itself

@@ -83,7 +83,10 @@ def test_sdist_holds_all_sources(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     listing = checked(["git", "ls-files"], cwd=ROOT).splitlines()
-    folders = ("sparsec/", "compiler/", "templates/", "runtime/", "serving/", "tests/", "examples/")
+    folders = (
+        *("sparsec/", "compiler/", "templates/", "runtime/", "serving/", "pruning/"),
+        *("tests/", "examples/"),
+    )
     missing = [
         name
         for name in listing
