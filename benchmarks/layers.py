@@ -36,7 +36,8 @@ from benchmarks.harness.limit import Peak, measure_peak  # noqa: E402
 from sparsec import targets  # noqa: E402
 from sparsec.compiler import build, toolchain  # noqa: E402
 from sparsec.compiler.codegen import emit_buckets  # noqa: E402
-from sparsec.compiler.ir import BATCH, Editor, Graph  # noqa: E402
+from sparsec.compiler.editor import Editor  # noqa: E402
+from sparsec.compiler.ir import BATCH, Graph  # noqa: E402
 from sparsec.runtime import cpu  # noqa: E402
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95)

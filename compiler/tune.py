@@ -18,8 +18,9 @@ import numpy as np
 from sparsec import scratch, targets
 from sparsec.compiler import build
 from sparsec.compiler.codegen import emit_buckets
+from sparsec.compiler.editor import Editor
 from sparsec.compiler.frontend import Signature, TensorSpec
-from sparsec.compiler.ir import BATCH, Editor, Graph
+from sparsec.compiler.ir import BATCH, Graph
 from sparsec.compiler.lowering.tiling import (
     LayerClass,
     Tiling,

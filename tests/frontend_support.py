@@ -12,7 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsec.compiler.frontend import Model, import_graph, import_raw, load_model, signature
-from sparsec.compiler.ir import Graph, interpret
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import Graph
 from tests.ort_reference import session
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

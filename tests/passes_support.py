@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Editor, Graph, bind_shape, interpret
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BatchDim, Graph, bind_shape
 
 BATCH_SIZE = 3
 

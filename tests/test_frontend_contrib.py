@@ -227,7 +227,7 @@ def test_ops_on_bytes(tmp_path: Path, op: str, inputs: str, attrs: dict[str, Any
 
 def check_shares(model: Any) -> float:
     """The share of results that are equal to ONNX Runtime's."""
-    from sparsec.compiler.ir import interpret
+    from sparsec.compiler.interpreter import interpret
     from tests.frontend_support import feeds
     from tests.ort_reference import session
 

@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from sparsec.compiler.frontend import dialect_name, import_graph
-from sparsec.compiler.ir import Graph, interpret
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import Graph
 from sparsec.errors import UnsupportedError
 from tests.frontend_support import FLOAT, INT64, check, feeds, node, ops, save
 from tests.ort_reference import session

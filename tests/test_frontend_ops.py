@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sparsec.compiler.frontend import canonicalize, import_graph, load_model, signature
 from sparsec.compiler.frontend.importer import IMPORTERS, InputShape, import_nodes
 from sparsec.compiler.frontend.load import Model
-from sparsec.compiler.ir import interpret
+from sparsec.compiler.interpreter import interpret
 from sparsec.errors import UnsupportedError
 from tests.frontend_support import FLOAT, INT64, check, node, ops, save, session
 

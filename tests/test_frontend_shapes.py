@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from sparsec.compiler.frontend import import_graph
-from sparsec.compiler.ir import BATCH, interpret
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BATCH
 from sparsec.errors import UnsupportedError
 from tests.frontend_support import BOOL, FLOAT, INT64, check, node, ops, save
 

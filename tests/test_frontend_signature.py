@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sparsec.compiler.frontend import Signature, import_graph, signature
-from sparsec.compiler.ir import BATCH, interpret
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BATCH
 from sparsec.errors import ModelError, UnsupportedError
 from tests.frontend_support import FLOAT, INT64, check, node, save
 

@@ -26,7 +26,9 @@ from hypothesis import strategies as st
 
 from sparsec import targets
 from sparsec.compiler import toolchain
-from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, bind_shape, interpret
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BATCH, BatchDim, Graph, bind_shape
 from sparsec.compiler.lowering import general
 from sparsec.compiler.lowering.general import render
 from sparsec.compiler.ops import OPS

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import sparsec
 from sparsec import targets
 from sparsec.compiler import frontend, passes
-from sparsec.compiler.ir import interpret
+from sparsec.compiler.interpreter import interpret
 from sparsec.runtime import cpu
 from tests import ort_reference
 from tests.frontend_support import node

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from sparsec import targets
 from sparsec.compiler import toolchain
-from sparsec.compiler.ir import BATCH, BatchDim, Editor, Graph, interpret
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BATCH, BatchDim, Graph
 from sparsec.compiler.lowering import byte_scores, gelu, lanes
 from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
 from sparsec.compiler.templates import environment, read_template

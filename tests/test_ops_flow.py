@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from sparsec.compiler.axes import flow_of
-from sparsec.compiler.ir import Editor, Graph, interpret
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import Graph
 from sparsec.compiler.ops import OPS
 
 F, I64, B8, U8 = np.float32, np.int64, np.bool_, np.uint8

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsec.compiler.ir import BATCH, Editor, Graph, interpret
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BATCH, Graph
 from sparsec.compiler.ops import OPS
 
 
 def ref(op: str, *arrays: Any, **attrs: Any) -> np.ndarray:
-    (out,) = OPS[op].reference({**attrs, "_batch": 1}, *arrays)
+    (out,) = OPS[op].reference({**attrs, "_batch": 1, "_run": interpret}, *arrays)
     return out
 
 

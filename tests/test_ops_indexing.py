@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsec.compiler.ir import BATCH, Editor, interpret
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BATCH
 from sparsec.compiler.lowering.batch import separable
 
 

@@ -16,7 +16,7 @@ import sparsec
 from sparsec.compiler import frontend, optimize, settle_buckets
 from sparsec.compiler.axes import independent
 from sparsec.compiler.frontend import Model
-from sparsec.compiler.ir import interpret
+from sparsec.compiler.interpreter import interpret
 from sparsec.serving.runner import EngineRunner, Features
 from tests.frontend_support import FLOAT, INT64, Info, node, save
 from tests.ort_reference import session

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsec.compiler.ir import BATCH, Graph, interpret
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BATCH, Graph
 from sparsec.compiler.passes import PIPELINE, run
 from sparsec.compiler.passes.eliminate_common import eliminate_common
 from sparsec.compiler.passes.fold_constants import fold_constants

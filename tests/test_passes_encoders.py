@@ -11,7 +11,9 @@ import pytest
 
 from examples.encoders import HEADS, EncoderConfig, Export, Model, write_random
 from sparsec.compiler import frontend, passes
-from sparsec.compiler.ir import Editor, Graph, interpret
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import Graph
 from tests.ort_reference import session
 from tests.passes_support import ops
 

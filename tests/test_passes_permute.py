@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import sparsec
 from examples.encoders import EncoderConfig, Export, write_random
 from sparsec.compiler import frontend, passes
-from sparsec.compiler.ir import BATCH, Graph, Node, interpret
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import BATCH, Graph, Node
 from sparsec.compiler.lowering.linear import Plans, estimated_work, packs_of
 from sparsec.compiler.passes.grouping import group_in_fours, packs_left
 from sparsec.compiler.passes.permute_channels import permute_channels

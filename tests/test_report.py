@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def _attention(b: Builder, axis: int = 2, late: bool = False, shown: bool = Fals
         p = b.op("mul", p, b.input("gate", np.float32, (BATCH, 1, S)))
     y = b.op("matmul", p, v)
     graph = b.graph(y, scores) if shown else b.graph(y)
-    return run(Graph(**{**vars(graph), "length": S}))
+    return run(replace(graph, length=S, tokens=S))
 
 
 def test_what_was_recognized() -> None:
@@ -57,7 +58,7 @@ def test_why_layers_are_general() -> None:
     z = b.op("matmul_integer", q, np.ones((C, C), np.int8))
     m = b.op("matmul", x, b.op("transpose", x, perm=(0, 1, 3, 2)))
     graph = b.graph(y, z, m)
-    named, others = report.general(Graph(**{**vars(graph), "length": S}))
+    named, others = report.general(replace(graph, length=S, tokens=S))
     reasons = {row["op"]: row["reason"] for row in named}
     assert "its input is not made of rows" in reasons["linear"]
     assert "not a product with a constant scale" in reasons["matmul_integer"]

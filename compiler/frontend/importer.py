@@ -16,6 +16,7 @@ from typing import Any, Union
 import numpy as np
 import onnx
 
+from sparsec.compiler.editor import Editor
 from sparsec.compiler.frontend import reference, symbolic
 from sparsec.compiler.frontend.advice import advice_on, cut_before
 from sparsec.compiler.frontend.folding import FOLD_LIMIT, Folder, batch_axes
@@ -34,15 +35,7 @@ from sparsec.compiler.frontend.load import (
     tensor_array,
 )
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, dense, fixed
-from sparsec.compiler.ir import (
-    BATCH,
-    BatchDim,
-    Dim,
-    Editor,
-    FrozenAttrs,
-    Graph,
-    Shape,
-)
+from sparsec.compiler.ir import BATCH, BatchDim, Dim, FrozenAttrs, Graph, Shape
 from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.ops.elementwise import broadcast_shape
 from sparsec.errors import ModelError, UnsupportedError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import Editor, Graph
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.ir import Graph
 from sparsec.errors import UnsupportedError
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.interpreter import run_node
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering.program import BYTES, F32, S8
 from sparsec.compiler.lowering.requantize import exact_factor
-from sparsec.compiler.ops import OPS
 from sparsec.targets import Vectors
 
 Array = np.ndarray[Any, Any]
@@ -156,7 +156,7 @@ def _run(nodes: list[Node], source: str, array: Array, graph: Graph) -> Array:
     for node in nodes:
         assert node.inputs[0] == source
         rest = [graph.constants[n].reshape(()) for n in node.inputs[1:]]
-        array = OPS[node.op].reference({**node.attrs, "_batch": 1}, array, *rest)[0]
+        array = run_node(node, [array, *rest])[0]
         source = node.output
     return array
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import BatchDim, Shape, Value
-from sparsec.compiler.ops import Op, flow
+from sparsec.compiler.ops import flow
 from sparsec.compiler.ops.elementwise import broadcast_shape
+from sparsec.compiler.ops.row import Op
 
 Attrs = Mapping[str, Any]
 

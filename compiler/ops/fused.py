@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.ir import Graph, Shape, Value, interpret
-from sparsec.compiler.ops import Op, flow
+from sparsec.compiler.ir import Graph, Shape, Value
+from sparsec.compiler.ops import flow
 from sparsec.compiler.ops.contraction import BYTES, integer_product
 from sparsec.compiler.ops.reduction import softmax
+from sparsec.compiler.ops.row import Op
 
 Attrs = Mapping[str, Any]
 
@@ -103,8 +104,8 @@ def _attention(
     k4 = _heads_apart(k, heads, int(attrs["k_zp"]))
     v4 = _heads_apart(v, heads, int(attrs["v_zp"]))
     s = _product(q4, k4.transpose(0, 1, 3, 2), attrs["qk_scale"])
-    (s,) = interpret(attrs["score"], [s, *extras])
-    (p,) = interpret(attrs["prob"], [softmax(s, axis=-1)])
+    (s,) = attrs["_run"](attrs["score"], [s, *extras])
+    (p,) = attrs["_run"](attrs["prob"], [softmax(s, axis=-1)])
     if p.dtype != np.float32:
         p = p.astype(np.int32) - int(attrs["p_zp"])
     o = _product(p, v4, attrs["pv_scale"])

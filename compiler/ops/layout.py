@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import BatchDim, Dim, Shape, Value, bind_shape, element_count
-from sparsec.compiler.ops import Op, flow
+from sparsec.compiler.ops import flow
 from sparsec.compiler.ops.elementwise import broadcast_shape
+from sparsec.compiler.ops.row import Op
 
 Attrs = Mapping[str, Any]
 Types = list[tuple[Any, Shape]]

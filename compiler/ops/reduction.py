@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Shape, Value
-from sparsec.compiler.ops import Op, flow
+from sparsec.compiler.ops import flow
+from sparsec.compiler.ops.row import Op
 
 Attrs = Mapping[str, Any]
 Types = list[tuple[Any, Shape]]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import BATCH, Shape, Value
-from sparsec.compiler.ops import Op, flow
+from sparsec.compiler.ops import flow
+from sparsec.compiler.ops.row import Op
 
 Attrs = Mapping[str, Any]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.axes import Axes
+from sparsec.compiler.interpreter import run_node
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.ops import OPS
 
@@ -247,7 +248,7 @@ def _evaluated(node: Node, numbers: Sequence[Any], graph: Graph) -> Pad:
         for n, name in zip(numbers, node.inputs, strict=True)
     ]
     with np.errstate(all="ignore"):
-        (out,) = OPS[node.op].reference({**node.attrs, "_batch": 1, "_lengths": None}, *arrays)
+        (out,) = run_node(node, arrays)
     number = np.asarray(out).reshape(-1)[0]
     if number.dtype.kind == "f" and (np.isnan(number) or number == np.inf):
         return LOST_PAD

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.axes import BATCH, Axes, Token, Unclear, extent, flow_of, size, tokens
+from sparsec.compiler.editor import Editor
 from sparsec.compiler.ir import BATCH as BATCH_DIM
-from sparsec.compiler.ir import BatchDim, Dim, Editor, FrozenAttrs, Graph, Node
+from sparsec.compiler.ir import BatchDim, Dim, FrozenAttrs, Graph, Node
 from sparsec.compiler.padding.pads import TAME_PAD, Info, Pad
 
 

@@ -10,7 +10,8 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from sparsec.compiler.ir import Editor, Graph, Node
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.ir import Graph, Node
 
 
 def eliminate_common(graph: Graph) -> Graph:

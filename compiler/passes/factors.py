@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sparsec.compiler.ir import Match
+from sparsec.compiler.editor import Match
 
 _DEPTH = 6
 

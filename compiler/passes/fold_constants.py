@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Editor, Graph, Node, compute, element_count
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.interpreter import compute
+from sparsec.compiler.ir import BatchDim, Graph, Node, element_count
 
 # A result may be this much larger than what it is made from before it is left to run time.
 _GROWTH, _SMALL = 4, 1 << 16

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsec.compiler.ir import Dim, Editor, Graph, Match, Node, Shape, rewrite
+from sparsec.compiler.editor import Editor, Match, rewrite
+from sparsec.compiler.ir import Dim, Graph, Node, Shape
 from sparsec.compiler.ops import OPS
 from sparsec.compiler.ops.contraction import BYTES
 from sparsec.compiler.passes.layout_chain import Step, chain_above, trace

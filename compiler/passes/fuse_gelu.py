@@ -17,7 +17,8 @@ import math
 
 import numpy as np
 
-from sparsec.compiler.ir import Graph, Match, Node, rewrite
+from sparsec.compiler.editor import Match, rewrite
+from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.passes.factors import polynomial, product
 from sparsec.compiler.passes.patterns import sources, uniform, with_constant
 

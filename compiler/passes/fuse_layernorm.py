@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import Graph, Match, Node, rewrite
+from sparsec.compiler.editor import Match, rewrite
+from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.passes.factors import product
 from sparsec.compiler.passes.patterns import (
     last_axis_vector,

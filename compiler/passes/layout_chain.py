@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sparsec.compiler.ir import Dim, Editor, Match, Node, Shape, element_count
+from sparsec.compiler.editor import Editor, Match
+from sparsec.compiler.ir import Dim, Node, Shape, element_count
 
 
 @dataclass(frozen=True)

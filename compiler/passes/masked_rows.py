@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import Graph, Match, Node, rewrite
+from sparsec.compiler.editor import Match, rewrite
+from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.passes.patterns import operand_orders, uniform
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import BATCH, Graph, Match, Node, rewrite
+from sparsec.compiler.editor import Match, rewrite
+from sparsec.compiler.ir import BATCH, Graph, Node
 from sparsec.compiler.ops import OPS
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.ir import Match, Node
+from sparsec.compiler.editor import Match
+from sparsec.compiler.ir import Node
 
 
 def sources(*nodes: Node | None) -> str:

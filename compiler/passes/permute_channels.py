@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.ir import Editor, Graph, Node
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering.linear import estimated_work, packs_of
 from sparsec.compiler.ops import OPS
 from sparsec.compiler.ops.contraction import BYTES

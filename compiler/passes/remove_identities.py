@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import Graph, Match, Node, rewrite
+from sparsec.compiler.editor import Match, rewrite
+from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.passes.patterns import per_tensor, uniform
 

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sparsec.compiler.ir import Editor, Graph, Node, Shape, element_count
+from sparsec.compiler.editor import Editor
+from sparsec.compiler.ir import Graph, Node, Shape, element_count
 from sparsec.compiler.ops import OPS
 from sparsec.compiler.passes.layout_chain import Step, shorten
 from sparsec.compiler.passes.patterns import last_axis_vector

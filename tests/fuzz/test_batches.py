@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 import sparsec
 from sparsec.compiler import frontend, import_buckets
 from sparsec.compiler.codegen.bucket import CHUNK_ROWS
-from sparsec.compiler.ir import Graph, interpret
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import Graph
 from tests.conformance import runner
 from tests.conformance.cases import Case
 from tests.fuzz.graphs import grown

@@ -19,7 +19,8 @@ from examples.encoders import FORMS, EncoderConfig, Form, write_random
 from sparsec import targets
 from sparsec.compiler import frontend, import_buckets
 from sparsec.compiler.codegen import emit_buckets
-from sparsec.compiler.ir import Graph, bind_shape, interpret
+from sparsec.compiler.interpreter import interpret
+from sparsec.compiler.ir import Graph, bind_shape
 from tests.fuzz.mutations import mutate
 
 SECONDS = 60

@@ -12,7 +12,7 @@ import pytest
 
 import sparsec
 from sparsec.compiler import frontend, optimize, settle_buckets
-from sparsec.compiler.ir import interpret
+from sparsec.compiler.interpreter import interpret
 from tests.frontend_support import FLOAT, INT64, model_proto, node
 from tests.ort_reference import session
 

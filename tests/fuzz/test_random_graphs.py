@@ -15,7 +15,7 @@ import pytest
 import sparsec
 from sparsec import targets
 from sparsec.compiler import frontend, passes, toolchain
-from sparsec.compiler.ir import interpret
+from sparsec.compiler.interpreter import interpret
 from sparsec.runtime import cpu
 from tests.conformance import runner
 from tests.conformance.cases import Case, feeds, merged

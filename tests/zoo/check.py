@@ -16,7 +16,7 @@ import sparsec
 from sparsec import targets
 from sparsec.compiler import frontend, optimize, settle_buckets, toolchain
 from sparsec.compiler.codegen import emit_buckets
-from sparsec.compiler.ir import interpret
+from sparsec.compiler.interpreter import interpret
 from sparsec.errors import SparsecError
 from sparsec.runtime import cpu
 from tests.ort_reference import session

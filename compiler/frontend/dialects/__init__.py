@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparsec.compiler.editor import Rule, rewrite
 from sparsec.compiler.frontend.dialects import (
     dynamic,
     fold,
@@ -18,7 +19,7 @@ from sparsec.compiler.frontend.dialects import (
     float as float_dialect,
 )
 from sparsec.compiler.frontend.dialects.detect import dialect_name
-from sparsec.compiler.ir import Graph, Rule, rewrite
+from sparsec.compiler.ir import Graph
 
 __all__ = ["STAGES", "canonicalize", "dialect_name"]
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsec.compiler.editor import Match
 from sparsec.compiler.frontend.dialects.matmul_integer import integer_sums, weights
-from sparsec.compiler.ir import Match, Node
+from sparsec.compiler.ir import Node
 
 
 def _is_number(m: Match, name: str) -> bool:

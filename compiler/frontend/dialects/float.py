@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import Match, Node
+from sparsec.compiler.editor import Match
+from sparsec.compiler.ir import Node
 
 
 def to_linear(m: Match, node: Node) -> bool:

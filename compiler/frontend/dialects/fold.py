@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Match, Node, compute
+from sparsec.compiler.editor import Match
+from sparsec.compiler.interpreter import compute
+from sparsec.compiler.ir import BatchDim, Node
 from sparsec.compiler.ops import OPS
 
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsec.compiler.ir import Match, Node
+from sparsec.compiler.editor import Match
+from sparsec.compiler.ir import Node
 
 _FLOAT32 = np.dtype(np.float32)
 

@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsec.compiler.editor import Match
 from sparsec.compiler.frontend.dialects.matmul_integer import (
     per_channel,
     quantized_layer,
     weights,
 )
-from sparsec.compiler.ir import Match, Node, compute
+from sparsec.compiler.interpreter import compute
+from sparsec.compiler.ir import Node
 
 _MOVES = ("reshape", "transpose", "slice", "gather")
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
