@@ -1,4 +1,12 @@
-"""The files of ``templates/``: as they are, or through Jinja2."""
+"""The files of ``templates/``: as they are, or through Jinja2.
+
+What decides and repeats stands on lines of its own, which begin with ``$`` and are indented as the
+C around them::
+
+        $ for r in range(4)
+        sum{{ r }} += x[{{ r }}];
+        $ endfor
+"""
 
 from __future__ import annotations
 
@@ -13,10 +21,11 @@ from sparsec.compiler.c_text import c_comment, c_string
 
 @cache
 def environment() -> jinja2.Environment:
-    """The Jinja2 environment of all templates; a line of tags only leaves nothing behind."""
+    """The Jinja2 environment of all templates; a line that only decides leaves nothing behind."""
     made = jinja2.Environment(
         loader=jinja2.FunctionLoader(read_template),
         undefined=jinja2.StrictUndefined,
+        line_statement_prefix="$",
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -22,6 +22,7 @@ from sparsec.compiler.lowering.general import (
     group_interface,
     multiply_adds,
 )
+from sparsec.compiler.lowering.general.render import headers
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.program import BYTES, Number
@@ -737,7 +738,7 @@ static void {name}(const sparsec_rt *rt)
         files = {
             "bucket.c": text,
             "rt.h": read_template("rt.h"),
-            "scalar.h": read_template("general/scalar.h"),
+            **headers(),
             "vec_isa.h": read_template(f"lanes/{self.target.vectors.header}"),
             "vec.h": read_template("lanes/vec.h"),
             "vmath.h": env.get_template("lanes/vmath.h.j2").render(phi=gelu.literals()),

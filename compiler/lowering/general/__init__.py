@@ -2,7 +2,7 @@
 
 They make patterns an optimization and never a condition: whatever no faster kernel takes is
 compiled through these.  A kernel is one C function (``templates/general/*.c.j2``) for one node, or
-for a group of elementwise nodes of one shape, to be pasted after ``rt.h`` and ``scalar.h``::
+for a group of elementwise nodes of one shape, to be pasted after ``rt.h`` and ``ops.h``::
 
     static void FUNCTION(const sparsec_rt *rt, T *restrict y0, ..., const T *restrict x0, ...)
 

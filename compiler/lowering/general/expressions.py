@@ -2,7 +2,7 @@
 
 Kinds are ``f`` (float32, float64), ``i`` (all integers) and ``b`` (booleans, 0 or 1).  In an
 expression ``{a}``, ``{b}``, ``{c}`` are the operands, ``{S}`` the first operand's type in the names
-of ``scalar.h``, ``{T}`` its C type, and ``{F}`` the ending of the C library's functions.
+of ``ops.h``, ``{T}`` its C type, and ``{F}`` the ending of the C library's functions.
 """
 
 from __future__ import annotations

@@ -10,11 +10,32 @@ import numpy as np
 from sparsec.compiler.c_text import c_comment
 from sparsec.compiler.ir import Graph, Node, Value
 from sparsec.compiler.lowering.general.extents import Extent
-from sparsec.compiler.templates import environment
+from sparsec.compiler.templates import environment, read_template
 from sparsec.interface import ELEMENTS, Element
 
 # A loop of fewer steps than this is not worth waking another thread for.
 PARALLEL_STEPS = 32768
+
+
+# The headers that kernels need, which ops.h includes.
+_PLAIN = ("ops.h", "op_parallel.h", "op_math.h", "op_vectors.h", "op_index.h")
+_TYPED = (
+    *("op_arithmetic.h", "op_quantize.h", "op_reduce.h"),
+    *("op_gemm.h", "op_convolution.h", "op_integer_gemm.h"),
+)
+
+
+def headers() -> dict[str, str]:
+    """The headers that kernels need, by name; ``ops.h`` includes the others."""
+    made = {name: read_template(f"general/{name}") for name in _PLAIN}
+    types = sorted((np.dtype(name) for name in ELEMENTS), key=lambda t: (-t.itemsize, t.name))
+    kinds = {
+        kind: [(c_type(t), suffix(t)) for t in types if t.kind == letter]
+        for kind, letter in (("floats", "f"), ("signed", "i"), ("unsigned", "u"))
+    }
+    for name in _TYPED:
+        made[name] = environment().get_template(f"general/{name}.j2").render(kinds)
+    return made
 
 
 class NotGeneral(ValueError):
