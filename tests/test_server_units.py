@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import json
 import struct
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,12 +20,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sparsec.errors import InputError
+from sparsec.serving.pipelines import Pipeline, base, tasks
 from sparsec.serving.pipelines.base import Job
 from sparsec.serving.runner import BatchingRunner, Features, Outputs, Runner
-from sparsec.serving.server import config, cores, datalog, inference, oip
+from sparsec.serving.server import config, cores, datalog, docs, inference, oip, tensors
 from sparsec.serving.server.batching import ModelQueue, QueueFullError, Scheduler
 from sparsec.serving.server.config import Batching, EndpointConfig
 from sparsec.serving.server.errors import HttpError
+from sparsec.serving.server.registry import Endpoint, _Shared
+from tests import pipelines_support
+from tests.server_support import TASKS
 
 # ---- settings ------------------------------------------------------------------------------------
 
@@ -507,8 +513,113 @@ def test_cores_are_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 def test_statistics_of_predictions() -> None:
     entities = {"predictions": [[{"entity": "B-PER", "score": 0.05, "word": "Mary"}], []]}
-    assert list(datalog.labels(entities)) == ["B-PER"]
-    assert list(datalog.scores(entities)) == [0.05]
+    assert list(datalog.labels(entities, ["entity"])) == ["B-PER"]
+    assert list(datalog.scores(entities, ["score"])) == [0.05]
     several = {"labels": [["a", "b"]], "scores": [[0.7, 0.3]], "sequences": ["text"]}
-    assert list(datalog.labels(several)) == ["a", "b"]
-    assert datalog.histogram(list(datalog.scores(several))) == {"0.3": 1, "0.7": 1}
+    assert list(datalog.labels(several, ["label", "labels"])) == ["a", "b"]
+    found = datalog.scores(several, ["scores"])
+    assert datalog.histogram(list(found)) == {"0.3": 1, "0.7": 1}
+
+
+# ---- tasks ---------------------------------------------------------------------------------------
+
+
+class MoodInput(BaseModel):
+    phrases: str | list[str]
+    tone: Literal["loud", "quiet"]
+
+
+class MoodOutput(BaseModel):
+    """A mood and how sure that is, for each phrase."""
+
+    moods: list[str]
+    certainty: list[list[float]]
+
+
+class Mood(Pipeline):
+    """A task that nothing in the package knows of."""
+
+    input_schema, output_schema = MoodInput, MoodOutput
+    label_fields, score_fields = ("moods",), ("certainty",)
+
+    def example(self) -> dict[str, Any]:
+        return {"phrases": "mary is good", "tone": "loud"}
+
+    def prepare(self, inputs: BaseModel) -> Job:
+        assert isinstance(inputs, MoodInput)
+        phrases = [inputs.phrases] if isinstance(inputs.phrases, str) else inputs.phrases
+        fitting = (self.text.fit(self.text.encode(text), self.max_length) for text in phrases)
+        return Job([self.text.features(encoding) for encoding in fitting])
+
+    def finish(self, job: Job, outputs: list[Outputs]) -> MoodOutput:
+        logits = [output["logits"] for output in outputs]
+        return MoodOutput(moods=["happy"] * len(logits), certainty=[[0.25] for _ in logits])
+
+
+@pytest.fixture(scope="module")
+def mood(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    folder = tmp_path_factory.mktemp("mood")
+    pipelines_support.make(folder, "sequence-classification")
+    Pipeline.register("mood")(Mood)
+    try:
+        with Pipeline.create("mood", folder, engine_type="onnxruntime") as pipeline:
+            yield pipeline
+    finally:
+        base._tasks.pop("mood", None)
+
+
+def test_a_task_is_one_file(mood: Pipeline, tmp_path: Path) -> None:
+    """Forms, tensors and statistics come from the class."""
+    file = tmp_path / "log"
+    settings = config.EndpointConfig(
+        task="mood", model="m", name="mood", route="/mood",
+        data_logging=config.DataLogging(file=str(file)),
+    )  # fmt: skip
+    endpoint = Endpoint(settings, mood, _Shared("", None), "0")  # type: ignore[arg-type]
+
+    post = docs.document([endpoint])["paths"]["/mood"]["post"]
+    assert post["summary"] == "mood by mood"
+    (content,) = post["requestBody"]["content"].values()
+    assert content["example"] == mood.example()
+
+    assert tensors.inputs(mood) == [
+        {"name": "phrases", "datatype": "BYTES", "shape": [-1]},
+        {"name": "tone", "datatype": "BYTES", "shape": [-1]},
+    ]
+    ranks = {row["name"]: (row["datatype"], len(row["shape"])) for row in endpoint.tensors}
+    assert ranks == {"moods": ("BYTES", 1), "certainty": ("FP32", 2)}
+
+    inputs = mood.validate({"phrases": ["mary", "john"], "tone": "quiet"})
+    job = mood.prepare(inputs)
+    answer = mood.finish(job, mood.runner.infer(job.items))
+    assert endpoint.data_log is not None
+    endpoint.data_log.record("id", inputs, job.items, answer)
+    endpoint.data_log.close()
+    line = json.loads(file.read_text())
+    assert line["label_counts"] == {"happy": 2}
+    assert line["score_histogram"] == {"0.3": 2}
+
+
+def test_the_server_names_no_task() -> None:
+    """What it knows of a task is in the task's file."""
+    ours = [kind for kind in tasks().values() if kind.__module__.startswith("sparsec.")]
+    words = {
+        name
+        for kind in ours
+        for schema in (kind.input_schema, kind.output_schema)
+        for name in schema.model_fields
+    }
+    # These mean something to a server, or in the protocol, as well.
+    words -= {"id", "inputs", "labels", "scores", "start"}
+    for path in sorted(Path(docs.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in words, (path.name, node.lineno, node.value)
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_a_task_answers_its_example(task: str, tmp_path: Path) -> None:
+    head, settings = TASKS[task]
+    pipelines_support.make(tmp_path, head, **settings)
+    with Pipeline.create(task, tmp_path, engine_type="onnxruntime") as pipeline:
+        assert pipeline(pipeline.example())

@@ -19,12 +19,14 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints, ov
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
+    AliasChoices,
     BaseModel,
     PositiveInt,
     PydanticSchemaGenerationError,
     TypeAdapter,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 
 from sparsec.arguments import anchored
 from sparsec.console import say
@@ -47,6 +49,9 @@ P = TypeVar("P", bound="Pipeline")
 
 # What to do about NaN and infinity in a model's outputs.
 OnNonFinite = Literal["warn", "error", "ignore"]
+
+# What a text is tried with.
+SENTENCE = "Mary is flying from Nairobi to New York to attend a conference"
 
 # What `engine_type` may be; the predecessor's name for its own engine means ours.
 ENGINES = ("sparsec", "onnxruntime")
@@ -91,12 +96,19 @@ class Pipeline(abc.ABC):
     >>> @Pipeline.register("shout", task_aliases=["yell"])         # doctest: +SKIP
     ... class Shout(Pipeline): ...
 
+    The server learns all that it knows of a task from the class: the schemas, `example`, and the
+    attributes below, which have defaults.
+
     Args:
         model: the model's files.
         text: its tokenizer.
         runner: what runs it.
 
     Attributes:
+        label_fields, score_fields: fields of the output, at any depth, that hold predicted labels
+            and scores; what is in others is text and numbers of other kinds.
+        words_field: the field of the input, a switch, that makes a list of strings the words of one
+            text; "" if there is none.
         reads: names of the model's outputs that predictions are made of; all, unless a task has
             fewer.
         on_nonfinite: what a call does about NaN and infinity in those; see :meth:`create`.
@@ -106,6 +118,9 @@ class Pipeline(abc.ABC):
     aliases: ClassVar[tuple[str, ...]] = ()
     input_schema: ClassVar[type[BaseModel]]
     output_schema: ClassVar[type[BaseModel]]
+    label_fields: ClassVar[tuple[str, ...]] = ("label", "labels")
+    score_fields: ClassVar[tuple[str, ...]] = ("score", "scores")
+    words_field: ClassVar[str] = ""
     runner: Runner
     _made_by: Mapping[str, Any] | None = None
     _closed: bool = False
@@ -304,6 +319,16 @@ class Pipeline(abc.ABC):
         except ValidationError as error:
             raise InputError(f"{self.task}: {explain(error)}") from error
 
+    def example(self) -> dict[str, Any]:
+        """Fields of an input that this pipeline can answer; what its form in ``/docs`` starts with.
+
+        Unless a task has its own: :data:`SENTENCE` in each field that is required.
+        """
+        fields = self.input_schema.model_fields
+        needed = [name for name, entry in fields.items() if entry.is_required()]
+        names = needed or [next(iter(fields))]
+        return {spellings(name, fields[name])[0]: SENTENCE for name in names}
+
     def count(self, inputs: BaseModel) -> int:
         """How many sequences `prepare` will make, or the least number: a server refuses too many
         before it tokenizes them."""
@@ -387,6 +412,14 @@ class Pipeline(abc.ABC):
 def _create_again(kind: type[Pipeline], arguments: Mapping[str, Any]) -> Pipeline:
     # The class comes with its module, which registers it.
     return Pipeline.create(kind.task, **arguments)
+
+
+def spellings(name: str, entry: FieldInfo) -> list[str]:
+    """The names that a field of a schema goes by in JSON, the one it is validated under first."""
+    alias = entry.validation_alias
+    if isinstance(alias, AliasChoices):
+        return [choice for choice in alias.choices if isinstance(choice, str)]
+    return [alias] if isinstance(alias, str) else [name]
 
 
 def output_named(runner: Runner, *parts: str, rank: int | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,9 @@ class FillMaskPipeline(Pipeline):
         self._output = output_named(runner, "logits", rank=3)
         self.reads = (self._output,)
         width(runner, self._output, 3)
+
+    def example(self) -> dict[str, Any]:
+        return {"inputs": f"Paris is the {self.text.specials['mask']} of France."}
 
     def prepare(self, inputs: BaseModel) -> FillMaskJob:
         assert isinstance(inputs, FillMaskInput)

@@ -145,6 +145,9 @@ class QuestionAnsweringPipeline(Pipeline):
             width(runner, name, 2)
         self.reads = (self._start, self._end)
 
+    def example(self) -> dict[str, Any]:
+        return {"question": "Who flies to Lima?", "context": "Mary flies to Lima on Friday."}
+
     def prepare(self, inputs: BaseModel) -> QuestionAnsweringJob:
         assert isinstance(inputs, QuestionAnsweringInput)
         question = self.text.encode(inputs.question)

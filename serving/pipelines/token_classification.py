@@ -122,6 +122,8 @@ class TokenClassificationPipeline(Pipeline):
 
     input_schema = TokenClassificationInput
     output_schema = TokenClassificationOutput
+    label_fields = ("entity",)
+    words_field = "is_split_into_words"
 
     def __init__(
         self,

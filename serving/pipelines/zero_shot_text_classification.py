@@ -135,6 +135,10 @@ class ZeroShotTextClassificationPipeline(Pipeline):
             raise InputError(f"index {given} is not one of the model's {self._count} outputs")
         return given % self._count if self._count else given
 
+    def example(self) -> dict[str, Any]:
+        own = {"labels": ["sports", "politics"]} if self.labels is None else {}
+        return {"sequences": "The team won the match.", **own}
+
     def count(self, inputs: BaseModel) -> int:
         assert isinstance(inputs, ZeroShotTextClassificationInput)
         labels = inputs.labels if self.labels is None else self.labels

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from sparsec.errors import InputError
+from sparsec.serving.pipelines import Pipeline
 from sparsec.serving.runner import Features
 from sparsec.serving.server import json_text, metrics
 from sparsec.serving.server.config import DataLogging
@@ -24,14 +25,16 @@ class DataLog:
 
     Args:
         endpoint: its name.
+        pipeline: which fields of its predictions are labels and scores.
         config: what is recorded and where.
 
     Raises:
         InputError: the file cannot be opened.
     """
 
-    def __init__(self, endpoint: str, config: DataLogging) -> None:
+    def __init__(self, endpoint: str, pipeline: Pipeline, config: DataLogging) -> None:
         self.endpoint = endpoint
+        self._labels, self._scores = pipeline.label_fields, pipeline.score_fields
         self.config = config
         self._seen = 0
         self._file: int | None = None
@@ -59,9 +62,9 @@ class DataLog:
         if "input_tokens" in wanted:
             found["input_tokens"] = [item.length for item in items]
         if "label_counts" in wanted:
-            found["label_counts"] = dict(Counter(labels(answer)))
+            found["label_counts"] = dict(Counter(labels(answer, self._labels)))
         if "score_histogram" in wanted:
-            found["scores"] = list(scores(answer))
+            found["scores"] = list(scores(answer, self._scores))
         if self._file is None:
             self._to_metrics(found)
             return
@@ -102,22 +105,17 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(item)
 
 
-# What the tasks call their labels and scores.  Words of the text, answers and tokens are text.
-_LABELS = ("labels", "label", "entity", "entity_group")
-_SCORES = ("scores", "score")
+def labels(value: Any, names: Sequence[str]) -> Iterator[str]:
+    """Predicted labels in a dumped prediction, which has them in the fields of these names."""
+    return (str(item) for item in _under(value, names) if isinstance(item, str))
 
 
-def labels(value: Any) -> Iterator[str]:
-    """Predicted labels in a dumped prediction."""
-    return (str(item) for item in _under(value, _LABELS) if isinstance(item, str))
+def scores(value: Any, names: Sequence[str]) -> Iterator[float]:
+    """Scores in a dumped prediction, which has them in the fields of these names."""
+    return (float(item) for item in _under(value, names) if isinstance(item, (int, float)))
 
 
-def scores(value: Any) -> Iterator[float]:
-    """Scores in a dumped prediction."""
-    return (float(item) for item in _under(value, _SCORES) if isinstance(item, (int, float)))
-
-
-def _under(value: Any, names: tuple[str, ...], inside: bool = False) -> Iterator[Any]:
+def _under(value: Any, names: Sequence[str], inside: bool = False) -> Iterator[Any]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _under(item, names, inside or key in names)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import mimetypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 from sanic import HTTPResponse, Request
 
 from sparsec import __version__
+from sparsec.serving.pipelines.base import SENTENCE
 from sparsec.serving.server.config import EndpointConfig
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.registry import Endpoint
@@ -48,14 +49,6 @@ window.onload = () => {
   });
 };
 """
-
-# What a task's form starts with.
-EXAMPLES: Mapping[str, Mapping[str, Any]] = {
-    "question": {"question": "Who flies to Lima?", "context": "Mary flies to Lima on Friday."},
-    "labels": {"sequences": "The team won the match.", "labels": ["sports", "politics"]},
-    "fill-mask": {"inputs": "Paris is the [MASK] of France."},
-    "": {"inputs": "Mary is flying from Nairobi to New York to attend a conference"},
-}
 
 ERROR = {
     "type": "object",
@@ -156,7 +149,7 @@ def document(
                 f"predict_{endpoint.name}",
                 as_openapi(names[pipeline.output_schema, "serialization"]),
                 body=as_openapi(names[pipeline.input_schema, "validation"]),
-                example=example(endpoint),
+                example=pipeline.example(),
             )
         }
     paths |= _server_paths() | _v2_paths()
@@ -175,18 +168,6 @@ def document(
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": security},
     }
-
-
-def example(endpoint: Endpoint) -> Mapping[str, Any]:
-    """A body that the endpoint takes."""
-    fields = endpoint.pipeline.input_schema.model_fields
-    for name in ("question", "labels"):
-        if name in fields:
-            return EXAMPLES[name]
-    if endpoint.pipeline.task in EXAMPLES:
-        return EXAMPLES[endpoint.pipeline.task]
-    first = next(iter(fields))
-    return {first: EXAMPLES[""]["inputs"]}
 
 
 def as_openapi(schema: Any) -> Any:
@@ -359,7 +340,7 @@ def _protocol() -> dict[str, Any]:
                         "name": "inputs",
                         "shape": [1],
                         "datatype": "BYTES",
-                        "data": [EXAMPLES[""]["inputs"]],
+                        "data": [SENTENCE],
                     }
                 ]
             },

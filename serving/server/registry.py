@@ -60,7 +60,8 @@ class Endpoint:
         self.served = metrics.SERVED.labels(config.name, Path(config.model).name, digest)
         self.pipeline = pipeline
         self.metrics = RequestMetrics(config.name)
-        self.data_log = DataLog(config.name, config.data_logging) if config.data_logging else None
+        recorded = config.data_logging
+        self.data_log = DataLog(config.name, pipeline, recorded) if recorded else None
         self.tensors = tensors.outputs(pipeline)
         self.active = 0
         self.retired = False

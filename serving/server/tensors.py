@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
 
 import numpy as np
-from pydantic import AliasChoices, BaseModel
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sparsec.errors import InputError, SparsecError
 from sparsec.serving.pipelines import Pipeline
+from sparsec.serving.pipelines.base import spellings
 from sparsec.serving.server import json_text
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.oip import Array, InferRequest, texts
@@ -51,19 +52,14 @@ def outputs(pipeline: Pipeline) -> list[dict[str, Any]]:
 
 
 def _ranks(pipeline: Pipeline) -> dict[str, int]:
-    """Axes of each output, found by trying."""
-    schema = pipeline.input_schema
-    required = {n: "a" for n, field in schema.model_fields.items() if field.is_required()}
-    for more in ({}, {"labels": ["a", "b"]}):
-        try:
-            inputs = _validate(pipeline, {**required, **more}, _aliases(schema))
-            job = pipeline.prepare(inputs)
-            result = pipeline.finish(job, pipeline.runner.infer(job.items))
-            arrays = from_results(pipeline, [result])
-        except (SparsecError, KeyError):
-            continue
-        return {name: array.ndim for name, array in arrays.items()}
-    return {}
+    """Axes of each output, found by trying the task's example; {} if it has no answer to that."""
+    try:
+        job = pipeline.prepare(pipeline.validate(pipeline.example()))
+        result = pipeline.finish(job, pipeline.runner.infer(job.items))
+        arrays = from_results(pipeline, [result])
+    except (SparsecError, KeyError):
+        return {}
+    return {name: array.ndim for name, array in arrays.items()}
 
 
 def _takes_one(pipeline: Pipeline) -> bool:
@@ -97,7 +93,7 @@ def to_inputs(pipeline: Pipeline, request: InferRequest) -> list[BaseModel]:
     missing = [name for name in required if name not in tensors]
     if missing:
         raise HttpError(400, f"input {', '.join(missing)} is missing")
-    words = bool(_scalar(tensors, request, "is_split_into_words"))
+    words = bool(pipeline.words_field and _scalar(tensors, request, pipeline.words_field))
     rows = {name: _rows(name, tensors[name], words) for name in required}
     counts = {name: len(values) for name, values in rows.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
@@ -154,22 +150,14 @@ def _scalar(tensors: Mapping[str, Array], request: InferRequest, name: str) -> A
     return request.parameters.get(name)
 
 
-def _names(name: str, field: FieldInfo) -> list[str]:
-    """The names that a field goes by, the one it is validated under first."""
-    alias = field.validation_alias
-    if isinstance(alias, AliasChoices):
-        return [choice for choice in alias.choices if isinstance(choice, str)]
-    return [alias] if isinstance(alias, str) else [name]
-
-
 def _aliases(schema: type[BaseModel]) -> dict[str, str]:
-    return {name: _names(name, field)[0] for name, field in schema.model_fields.items()}
+    return {name: spellings(name, field)[0] for name, field in schema.model_fields.items()}
 
 
 def _field(schema: type[BaseModel], name: str) -> str | None:
     """The field that goes by a name."""
     for field_name, field in schema.model_fields.items():
-        if name == field_name or name in _names(field_name, field):
+        if name == field_name or name in spellings(field_name, field):
             return field_name
     return None
 
