@@ -1,0 +1,63 @@
+/* tiles.h: eight registers of up to 16 rows x 64 bytes, and products of two of them added to a third.
+ *
+ * Intel's name of the unit is AMX.  tiles_amx.h has the instructions, tiles_emulated.h the same in portable
+ * C, for any machine and for sanitizers; the target says which of them is tiles_isa.h.  A tile's number is
+ * written out, since it is part of the instruction:
+ *
+ *   TILE_ZERO(t)             all its elements 0
+ *   TILE_LOAD(t, p, stride)  its rows from memory, `stride` bytes apart; rows are contiguous
+ *   TILE_STORE(t, p, stride) its rows to memory
+ *   TILE_DOT(c, w, x)        c[m][n] += sum_k dot(w[m][k], x[k][n]): 4 signed bytes of w, 4 unsigned ones of x
+ *   TILE_DOT_BF16(c, w, x)   the same for pairs of bfloat16, with float sums
+ *
+ * With 16 packs of a panel as x (they lie as a tile does) and 16 channels of weights as w, c is a vector of
+ * 16 rows for each channel.
+ *
+ * A thread gives its tiles a shape before it uses them, and releases them when it is done: the system then
+ * need not save them.  Shapes and contents are the thread's own and are lost by releasing, as by any other
+ * code of the thread that configures tiles: do not count on them across calls.
+ */
+
+/* What a thread loads to configure its tiles, as the instruction wants it. */
+typedef struct {
+    uint8_t palette; /* 1; 0 releases */
+    uint8_t start_row, reserved[14];
+    uint16_t bytes[16]; /* of a row, by tile */
+    uint8_t rows[16];
+} tile_config;
+
+_Static_assert(sizeof(tile_config) == 64, "the instruction reads 64 bytes");
+
+#include "tiles_isa.h"
+
+/* Eight whole tiles. */
+SPARSEC_INLINE void tiles_configure_whole(void)
+{
+    static const tile_config whole = {
+        .palette = 1,
+        .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+        .rows = {16, 16, 16, 16, 16, 16, 16, 16},
+    };
+    tiles_configure(&whole);
+}
+
+/* Sums of two tiles of channels x two blocks of rows that wait, [2 blocks][32 channels][16 rows], and what of
+ * them has been taken: 4 channels of a block at a time. */
+typedef struct {
+    int64_t blk;       /* the first block */
+    int32_t q, quads;  /* groups of 4 channels */
+    int32_t count;     /* all pieces: blocks * quads; 0: nothing waits */
+    int32_t at, block; /* the next one: quad and block */
+} tile_sums;
+
+SPARSEC_INLINE tile_sums tile_sums_of(int64_t blk, int32_t blocks, int32_t q, int32_t q1)
+{
+    const int32_t quads = q1 - q < 8 ? q1 - q : 8;
+    return (tile_sums){blk, q, quads, quads * blocks, 0, 0};
+}
+
+SPARSEC_INLINE void tile_sums_next(tile_sums *s)
+{
+    if (++s->at == s->quads)
+        s->at = 0, s->block++;
+}

@@ -1,0 +1,397 @@
+"""Tiles: what their registers do, and linear layers on them, against sums by numpy.
+
+All of it runs on the emulation, under AddressSanitizer and UBSan, and on the unit itself where
+there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import struct
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparsec.compiler import toolchain
+from sparsec.compiler.lowering.tile_packing import LEAST_INPUTS, pack_tiles, tile_count
+from sparsec.compiler.templates import environment, read_template
+from sparsec.runtime import cpu
+from sparsec.targets import host_arch
+
+HERE = Path(__file__).parent
+Array = np.ndarray[Any, Any]
+
+#: Whether programs here may use the unit.
+UNIT = {"amx_tile", "amx_int8", "avx512vnni"} <= cpu.detect().features
+
+needs_unit = pytest.mark.skipif(not UNIT, reason="this CPU has no tiles")
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+#: Compiler flags, vectors and tiles of each way to run the kernels.
+FORMS = {
+    "emulated": (("-O1", "-g", *SANITIZERS), "vec_generic.h", 4, "tiles_emulated.h"),
+    "amx": (
+        ("-O2", *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl", "vnni")), "-mfma", "-mbmi"),
+        "vec_avx512.h",
+        16,
+        "tiles_amx.h",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer, and how it is cut: tiles of inputs in a chunk, blocks of rows in a sweep."""
+
+    n: int
+    k: int
+    chunk: int
+    sweep: int = 8
+
+    @property
+    def packs(self) -> int:
+        return -(-self.k // 4)
+
+    @property
+    def quads(self) -> int:
+        return -(-self.n // 4)
+
+    @property
+    def steps(self) -> int:
+        return tile_count(self.k)
+
+
+#: Whole tiles, and every tail; chunks of one length, and with a shorter last one.
+SHAPES = (
+    Shape(32, 64, 1),
+    Shape(16, 128, 2),
+    Shape(64, 61, 1),
+    Shape(1, 65, 2),
+    Shape(37, 66, 1),
+    Shape(50, 130, 3),
+    Shape(18, 200, 2),
+    Shape(130, 312, 5),
+    Shape(100, 448, 3, 4),
+    Shape(64, 640, 10),
+    Shape(33, 577, 4, 2),
+    Shape(96, 1000, 7),
+)
+
+
+def render(shape: Shape, name: str, lanes: int) -> str:
+    """A kernel that stores its sums, and their low bytes as a panel."""
+    out = f"(blk * {shape.quads} * 4 + c) * 16 + s * VL"
+    epilogue = (
+        f"SPARSEC_INLINE void {name}_ep(const lane_args *a, int64_t blk, int s, int64_t c, "
+        f"vi acc, vi *p0)\n{{\n    vi_store((int32_t *)a->out[0] + {out}, acc);\n"
+        "    *p0 = acc;\n}\n"
+        f"SPARSEC_INLINE void {name}_ahead(const lane_args *a, int64_t blk, int64_t c)\n{{\n"
+        "    const int s = 0;\n"
+        f"    __builtin_prefetch((const int32_t *)a->out[0] + {out}, 0, 2);\n}}\n"
+    )
+    return epilogue + environment().get_template("lanes/linear_tiles.c.j2").render(
+        name=name,
+        comment=f"{shape.k} -> {shape.n}",
+        in_x=0,
+        cv_weights=0,
+        cv_bias=1,
+        panels=[{"slot": 1, "pack": "vi_pack4", "zero": ""}],
+        ahead=True,
+        sub=16 // lanes,
+        stride=shape.packs * 64,
+        packs=shape.packs,
+        quads=shape.quads,
+        steps=shape.steps,
+        chunk=shape.chunk,
+        sweep=shape.sweep,
+    )
+
+
+def scratch(shape: Shape) -> int:
+    """Bytes that the sums of a layer need while they wait."""
+    return 4096 * (1 + (shape.sweep // 2 if shape.chunk < shape.steps else 0))
+
+
+def write_tree(folder: Path, form: str) -> None:
+    _, vectors, lanes, tiles = FORMS[form]
+    for name, source in (
+        ("rt.h", "rt.h"),
+        ("sparsec.h", "sparsec.h"),
+        ("vec_isa.h", f"lanes/{vectors}"),
+        ("vec.h", "lanes/vec.h"),
+        ("lanes.h", "lanes/lanes.h"),
+        ("tiles.h", "lanes/tiles.h"),
+        ("tiles_isa.h", f"lanes/{tiles}"),
+    ):
+        (folder / name).write_text(read_template(source))
+    text = "".join(render(shape, f"linear_{i}", lanes) for i, shape in enumerate(SHAPES))
+    text += """
+typedef struct {
+    void (*run)(const sparsec_rt *, const sparsec_rows *, const lane_args *, int64_t, int64_t,
+                int32_t, int32_t, char *);
+    size_t stride, weights, quads, scratch;
+} kernel;
+static const kernel kernels[] = {
+"""
+    for i, s in enumerate(SHAPES):
+        weights = -(-s.n // 16) * s.steps * 1024
+        text += f"    {{linear_{i}, {s.packs * 64}, {weights}, {s.quads}, {scratch(s)}}},\n"
+    (folder / "kernels.h").write_text(text + "};\n")
+
+
+@dataclass
+class Program:
+    """The driver, waiting for cases."""
+
+    process: subprocess.Popen[bytes]
+
+    def answer(self, parts: Iterable[bytes | Array], size: int) -> bytes:
+        """What it writes on one case."""
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None and stdout is not None
+        for part in parts:
+            stdin.write(part if isinstance(part, bytes) else part.tobytes())
+        stdin.flush()
+        data = stdout.read(size)
+        assert len(data) == size, self.process.wait()
+        return data
+
+    def run(self, shape: int, x: Array, w: Array, bias: Array, ranges: tuple[int, ...]) -> Array:
+        """The sums int32 ``[blocks, channels, 16]`` that the kernel has stored."""
+        s = SHAPES[shape]
+        b0, b1, q0, q1 = ranges
+        padded = np.zeros(s.quads * 4, np.int32)
+        padded[: s.n] = bias
+        head = struct.pack("5i", shape, b0, b1, q0, q1)
+        count = b1 * s.quads * 64
+        data = self.answer((head, panels(x), pack_tiles(w), padded), 5 * count)
+        lanes = np.frombuffer(data[: 4 * count], np.int32).reshape(b1, s.quads, 4, 16)
+        panel = np.frombuffer(data[4 * count :], np.uint8).reshape(b1, s.quads, 16, 4)
+        low = lanes.astype(np.uint8).transpose(0, 1, 3, 2)
+        np.testing.assert_array_equal(panel[b0:, q0:q1], low[b0:, q0:q1])
+        return lanes.reshape(b1, s.quads * 4, 16)
+
+
+def panels(x: Array) -> Array:
+    """Rows uint8 [16 * blocks, K] as panels [blocks, packs, 16, 4]; what pads K is noise."""
+    rows, k = x.shape
+    padded = np.full((rows, -(-k // 4) * 4), 0xA5, np.uint8)
+    padded[:, :k] = x
+    return np.ascontiguousarray(padded.reshape(rows // 16, 16, -1, 4).transpose(0, 2, 1, 3))
+
+
+def build(folder: Path, source: str, form: str) -> Path:
+    """A program of a file beside this one."""
+    write_tree(folder, form)
+    command = ["gcc", "-std=gnu11", *FORMS[form][0], "-Wall", "-Wextra", "-Werror", f"-I{folder}"]
+    output = folder / Path(source).stem
+    done = subprocess.run(
+        [*command, str(HERE / source), "-o", str(output), "-lm"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@contextlib.contextmanager
+def running(path: Path) -> Iterator[Program]:
+    with subprocess.Popen([str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield Program(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait() == 0
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("emulated", marks=needs_gcc),
+        pytest.param("amx", marks=(needs_unit, needs_gcc)),
+    ],
+)
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def program(form: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    with running(build(tmp_path_factory.mktemp("tiles"), "tiles_driver.c", form)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def registers(form: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    with running(build(tmp_path_factory.mktemp("tiles"), "tiles_registers.c", form)) as started:
+        yield started
+
+
+def expected(x: Array, w: Array, bias: Array) -> Array:
+    """Sums [blocks, N, 16], modulo 2^32."""
+    sums = w.astype(np.int64) @ x.astype(np.int64).T + bias[:, None].astype(np.int64)
+    wrapped = sums.astype(np.uint64).astype(np.uint32).view(np.int32)
+    return wrapped.reshape(len(w), -1, 16).transpose(1, 0, 2)
+
+
+VALUES = {
+    "any": lambda rng, shape, lo, hi: rng.integers(lo, hi + 1, shape),
+    "extremes": lambda rng, shape, lo, hi: rng.choice(np.array([lo, hi]), shape),
+    "least": lambda rng, shape, lo, hi: np.full(shape, lo),
+    "most": lambda rng, shape, lo, hi: np.full(shape, hi),
+    "sparse": lambda rng, shape, lo, hi: (
+        rng.integers(lo, hi + 1, shape) * (rng.random(shape) < 0.1)
+    ),
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_linear_layers_are_exact(program: Program, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, len(SHAPES) - 1), "shape")
+    s = SHAPES[index]
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), "seed"))
+    b1 = data.draw(st.integers(1, 11), "blocks")
+    b0 = data.draw(st.integers(0, b1 - 1), "first block")
+    # Threads take slabs of 16 quads.
+    slabs = -(-s.quads // 16)
+    first = data.draw(st.integers(0, slabs - 1), "first slab")
+    last = data.draw(st.integers(first + 1, slabs), "last slab")
+    q0, q1 = 16 * first, min(16 * last, s.quads)
+    x = VALUES[data.draw(st.sampled_from(list(VALUES)), "x")](rng, (16 * b1, s.k), 0, 255)
+    w = VALUES[data.draw(st.sampled_from(list(VALUES)), "w")](rng, (s.n, s.k), -128, 127)
+    x, w = x.astype(np.uint8), w.astype(np.int8)
+    zero_point = data.draw(st.sampled_from([0, 1, 128, 255]), "zero point")
+    bias = -zero_point * w.astype(np.int64).sum(axis=1)
+    bias += rng.integers(-(2**31), 2**31, s.n) if data.draw(st.booleans(), "wraps") else 0
+    bias = bias.astype(np.uint64).astype(np.uint32).view(np.int32)
+    found = program.run(index, x, w, bias, (b0, b1, q0, q1))
+    want = expected(x, w, bias)
+    np.testing.assert_array_equal(found[b0:, 4 * q0 : min(4 * q1, s.n)], want[b0:, 4 * q0 : 4 * q1])
+    # What was not asked for is as it was.
+    untouched = np.array(0xA5A5A5A5, np.uint32).astype(np.int32)
+    assert (found[:b0] == untouched).all()
+    assert (found[:, : 4 * q0] == untouched).all() and (found[:, 4 * q1 :] == untouched).all()
+
+
+def bf16(values: Array) -> Array:
+    """Float32 as the upper half of its bits."""
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.integers(1, 16),
+    packs=st.integers(1, 16),
+    columns=st.integers(1, 16),
+    extra=st.integers(0, 9),
+    floats=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_of_any_shape(
+    registers: Program, rows: int, packs: int, columns: int, extra: int, floats: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    stride = 4 * max(packs, columns) + extra
+    w, x, sums = (np.full((count, stride), 0xA5, np.uint8) for count in (rows, packs, rows))
+    if floats:
+        # Sums of whole numbers below 2^24 are exact in any order.
+        a, b = (
+            rng.integers(-128, 129, shape) for shape in ((rows, 2 * packs), (2 * packs, columns))
+        )
+        start = rng.integers(-1000, 1000, (rows, columns)).astype(np.float32)
+        want = (a @ b + start).astype(np.float32)
+        w[:, : 4 * packs] = bf16(a).view(np.uint8)
+        x[:, : 4 * columns] = (
+            bf16(b).reshape(packs, 2, columns).transpose(0, 2, 1).reshape(packs, -1).view(np.uint8)
+        )
+    else:
+        a = VALUES["extremes" if seed % 2 else "any"](rng, (rows, 4 * packs), -128, 127)
+        b = VALUES["extremes" if seed % 3 else "any"](rng, (4 * packs, columns), 0, 255)
+        start = rng.integers(-(2**31), 2**31, (rows, columns)).astype(np.int32)
+        total = a.astype(np.int64) @ b.astype(np.int64) + start
+        want = total.astype(np.uint64).astype(np.uint32).view(np.int32)
+        w[:, : 4 * packs] = a.astype(np.int8).view(np.uint8)
+        x[:, : 4 * columns] = b.reshape(packs, 4, columns).transpose(0, 2, 1).reshape(packs, -1)
+    sums[:, : 4 * columns] = start.view(np.uint8)
+    head = struct.pack("6i", rows, packs, columns, stride, floats, 0)
+    found = np.frombuffer(registers.answer((head, w, x, sums), rows * stride), np.uint8)
+    found = found.reshape(rows, stride)
+    inside = np.ascontiguousarray(found[:, : 4 * columns]).view(want.dtype)
+    np.testing.assert_array_equal(inside, want)
+    assert (found[:, 4 * columns :] == 0xA5).all()
+
+
+@needs_gcc
+def test_misuse_ends_the_program(tmp_path: Path) -> None:
+    """Where the unit would fault, the emulation says what is wrong."""
+    path = build(tmp_path, "tiles_registers.c", "emulated")
+    for number in range(11):
+        done = subprocess.run([str(path), str(number)], capture_output=True, text=True)
+        assert done.returncode == -signal.SIGABRT, number
+        assert re.fullmatch(r"tiles: .* does not hold\n", done.stderr), done.stderr
+
+
+COMPILERS = [
+    pytest.param("gcc", marks=needs_gcc),
+    pytest.param("zig", marks=pytest.mark.skipif(find_spec("ziglang") is None, reason="needs zig")),
+]
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_instructions_are_those_meant(tmp_path: Path, name: str) -> None:
+    """Operands in the order that Intel's manual encodes: sums, signed, unsigned."""
+    write_tree(tmp_path, "amx")
+    (tmp_path / "one.c").write_text(
+        '#include "rt.h"\n#include "tiles.h"\n'
+        "void f(const tile_config *c, void *p)\n{\n    tiles_configure(c);\n    TILE_ZERO(3);\n"
+        "    TILE_LOAD(4, p, 64);\n    TILE_DOT(0, 4, 6);\n    TILE_DOT_BF16(1, 5, 7);\n"
+        "    TILE_STORE(2, p, 64);\n    tiles_release();\n}\n"
+    )
+    if host_arch() != "x86_64":
+        pytest.skip("the unit is x86's")
+    cc = toolchain.find(name)
+    command = [*cc.command, *cc.base_flags(), "-std=gnu11", "-O2", "-I.", "-c", "one.c"]
+    subprocess.run([*command, "-o", "one.o"], cwd=tmp_path, check=True, capture_output=True)
+    code = (tmp_path / "one.o").read_bytes()
+    wanted = (
+        "c4e2784907",  # ldtilecfg (%rdi)
+        "c4e27b49d8",  # tilezero tmm3
+        "c4e24a5ec4",  # tdpbsud tmm0, tmm4, tmm6
+        "c4e2425ccd",  # tdpbf16ps tmm1, tmm5, tmm7
+        "c4e27849c0",  # tilerelease
+    )
+    at = [code.find(bytes.fromhex(instruction)) for instruction in wanted]
+    assert -1 not in at and at == sorted(at)
+
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(1, 70), k=st.integers(LEAST_INPUTS, 300), seed=st.integers(0, 2**32 - 1))
+def test_tiles_hold_every_weight_once(n: int, k: int, seed: int) -> None:
+    w = np.random.default_rng(seed).integers(-128, 128, (n, k)).astype(np.int8)
+    tiles = pack_tiles(w)
+    assert tiles.shape == (-(-n // 16), -(-k // 64), 16, 64)
+    packs = -(-k // 4)
+    sums = np.zeros((tiles.shape[0] * 16, packs * 4), np.int64)
+    for c, row in enumerate(tiles):
+        for i, tile in enumerate(row):
+            first = min(64 * i, 4 * packs - 64)
+            sums[16 * c : 16 * c + 16, first : first + 64] += tile
+    np.testing.assert_array_equal(sums[:n, :k], w)
+    assert not sums[n:].any() and not sums[:, k:].any()
+
+
+def test_fewer_inputs_than_a_tile_are_refused() -> None:
+    pack_tiles(np.zeros((1, LEAST_INPUTS), np.int8))
+    with pytest.raises(ValueError, match="60 input channels do not fill a tile"):
+        pack_tiles(np.zeros((1, LEAST_INPUTS - 1), np.int8))
