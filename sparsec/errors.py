@@ -46,7 +46,7 @@ class ArtifactError(SparsecError):
 
 
 class HardwareError(SparsecError):
-    """The artifact needs CPU features that this machine lacks."""
+    """The artifact needs CPU features that this machine lacks, or its system withholds."""
 
     exit_code = 7
 

@@ -99,6 +99,7 @@ class Target:
             target that its loops are most like, where it was not measured.
         prepare: what a process must do before any of its threads runs the code; None: nothing.
             Called before libraries are loaded, each time: it must not matter when it is done again.
+            It raises HardwareError where the system refuses, and then ``auto`` takes another one.
             What each thread must do, the code does where a thread enters it.
         summary: one line for people.
     """
@@ -241,15 +242,36 @@ def costs(target: Target) -> Costs:
 
 
 def prepare(name: str) -> None:
-    """Let this process run code for a target; of one that is not in the table nothing is known."""
+    """Let this process run code for a target; of one that is not in the table nothing is known.
+
+    Raises:
+        HardwareError: the system does not allow it; says why.
+    """
     for target in TARGETS:
-        if target.name == name and target.prepare is not None:
+        if target.name == name and (reason := refusal(target)):
+            raise HardwareError(
+                f"target {name} cannot run: {reason}. Compile the model again with another "
+                f"--target; `sparsec check-hardware` lists those that run here"
+            )
+
+
+def refusal(target: Target) -> str | None:
+    """Why the system does not let this process run code for a target; None: now it does."""
+    try:
+        if target.prepare is not None:
             target.prepare()
+    except HardwareError as error:
+        return str(error)
+    return None
 
 
 def running_on(cpu: Machine) -> tuple[Target, ...]:
-    """The targets whose code this CPU can run, fastest first."""
-    return tuple(target for target in TARGETS if target.runs_on(cpu.arch, cpu.features))
+    """The targets whose code this CPU and process can run, fastest first."""
+    return tuple(
+        target
+        for target in TARGETS
+        if target.runs_on(cpu.arch, cpu.features) and refusal(target) is None
+    )
 
 
 def choose(name: str, cpu: Machine) -> Target:

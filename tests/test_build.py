@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,6 +27,7 @@ from sparsec.compiler import build, toolchain
 from sparsec.compiler.codegen import bucket
 from sparsec.compiler.toolchain import Runner, Toolchain
 from sparsec.errors import HardwareError, InputError, ToolchainError
+from sparsec.runtime import _engine
 from sparsec.runtime.cpu import CpuInfo, detect
 
 GENERIC = targets.get("generic")
@@ -415,7 +418,8 @@ def test_adding_a_target_is_a_row_and_a_header(
     monkeypatch.setattr(targets, "TARGETS", table)
     monkeypatch.setattr(targets, "NAMES", tuple(t.name for t in table))
     assert main(["check-hardware"]) == 0
-    assert "made_up" in capsys.readouterr().out
+    assert "made_up" in capsys.readouterr().out and prepared
+    prepared.clear()
     model, output, c = tiny_model / "model.onnx", tmp_path / "a.sparsec", tmp_path / "c"
     command = ["compile", str(model), "--buckets", "8", "-o", str(output), "--emit-c", str(c)]
     assert main([*command, "--target", "made_up"]) == 0
@@ -426,3 +430,46 @@ def test_adding_a_target_is_a_row_and_a_header(
         assert made.artifact.manifest.target.name == "made_up" and prepared == [1]
         for x, y in zip(made.run(inputs), plain.run(inputs), strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def test_a_target_that_the_system_refuses(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`auto` takes the next; an artifact for it says why before its code is loaded."""
+    answer: list[str] = []
+
+    def prepare() -> None:
+        if answer:
+            raise HardwareError(answer[0])
+
+    this = detect()
+    next_one = targets.choose("auto", this)
+    row = dataclasses.replace(GENERIC, name="made_up", costs="avx512_vnni", prepare=prepare)
+    table = targets.table(row, *targets.TARGETS)
+    monkeypatch.setattr(targets, "TARGETS", table)
+    monkeypatch.setattr(targets, "NAMES", tuple(t.name for t in table))
+    assert targets.choose("auto", this) is row and this.targets()[0] == "made_up"
+    made = sparsec.compile(tiny_model / "model.onnx", buckets=[8], output=tmp_path / "a.sparsec")
+    assert made.manifest.target.name == "made_up"
+
+    answer.append("the system is against it")
+    assert targets.choose("auto", this) is next_one and "made_up" not in this.targets()
+    monkeypatch.setattr(_engine, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(
+        HardwareError, match=r"target made_up cannot run: the system is against it\. "
+    ):
+        sparsec.Engine(made)
+    assert main(["check-hardware"]) == 0
+    assert re.search(r"(?m)^    made_up +the system is against it; ", capsys.readouterr().out)
+    assert main(["check-hardware", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["targets"]
+    assert [(r["runs"], r["refused"]) for r in rows if r["name"] == "made_up"] == [
+        (False, answer[0])
+    ]
+    assert all(r["refused"] is None for r in rows if r["name"] != "made_up")
+    assert main(["inspect", str(made.path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert not report["runs_here"] and answer[0] in report["why_not"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparsec import targets
+from sparsec.errors import HardwareError
 from sparsec.runtime import cpu, detect
 
 # The kernel's names where they differ from the compilers'.
@@ -72,6 +74,42 @@ def test_the_environment_only_removes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_features_of_targets_are_detected() -> None:
     assert {f for target in targets.TARGETS for f in target.features} <= set(NAMES.split())
+
+
+@pytest.mark.parametrize(
+    "code, reason",
+    [
+        (errno.ENOSYS, "this system does not save them; Linux does from 5.16 on"),
+        (errno.EINVAL, "this system does not save them"),
+        (errno.EOPNOTSUPP, "this system does not save them"),
+        (errno.EPERM, "something that confines this process (seccomp) forbids to ask"),
+        (errno.ENOSPC, "a thread handles signals on a stack that is too small for them"),
+        (errno.EIO, os.strerror(errno.EIO)),
+    ],
+)
+def test_tiles_that_are_refused(code: int, reason: str) -> None:
+    with pytest.raises(HardwareError, match=r"may not use tile registers \(AMX\): ") as refused:
+        cpu.request_tiles(lambda: code)
+    assert reason in str(refused.value)
+
+
+def test_tiles_that_are_given() -> None:
+    asked = []
+    cpu.request_tiles(lambda: asked.append(1) or 0)
+    assert asked
+
+
+def test_this_system_gives_tiles_where_it_has_them() -> None:
+    """In a process of its own, for this one could no longer take small signal stacks."""
+    code = (
+        "from sparsec.errors import HardwareError\n"
+        "from sparsec.runtime import cpu\n"
+        "try:\n    cpu.request_tiles(); cpu.request_tiles()\n"
+        "except HardwareError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    given = "amx_tile" in detect().features
+    assert (done.stdout == "") == given, done.stdout
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")

@@ -32,14 +32,17 @@ def run(args: argparse.Namespace) -> int:
 
     cpu = detection.detect()
     best = targets.choose("auto", cpu).name
+    here = cpu.arch, cpu.features
     rows: list[dict[str, Any]] = [
         {
             "name": target.name,
-            "runs": target.runs_on(cpu.arch, cpu.features),
+            "runs": target.runs_on(*here) and not reason,
             "missing": list(target.missing(cpu.features)),
+            "refused": reason,
             "summary": target.summary,
         }
         for target in targets.TARGETS
+        for reason in (targets.refusal(target) if target.runs_on(*here) else None,)
     ]
     try:
         compiler = toolchain.find().name
@@ -67,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"C compiler: {compiler}")
     print("Targets:")
     for row in rows:
-        state = "runs here" if row["runs"] else f"lacks {', '.join(row['missing']) or 'the arch'}"
+        lacks = f"lacks {', '.join(row['missing']) or 'the arch'}"
+        state = "runs here" if row["runs"] else row["refused"] or lacks
         mark = "*" if row["name"] == best else " "
         print(f"  {mark} {row['name']:12} {state}; {row['summary']}")
     return 0

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _artifact(path: str) -> dict[str, Any]:
     """The manifest, after the whole artifact was checked."""
+    from sparsec import targets
     from sparsec.errors import HardwareError
     from sparsec.runtime import Artifact
 
@@ -72,6 +73,7 @@ def _artifact(path: str) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(text)
     try:
         artifact.check_hardware()
+        targets.prepare(artifact.manifest.target.name)
     except HardwareError as error:
         return {"path": str(path), **report, "runs_here": False, "why_not": str(error)}
     return {"path": str(path), **report, "runs_here": True}
