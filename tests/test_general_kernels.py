@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from sparsec import targets
 from sparsec.compiler import toolchain
+from sparsec.compiler.codegen import general
+from sparsec.compiler.codegen.general import render
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, BatchDim, Graph, bind_shape
-from sparsec.compiler.lowering import general
-from sparsec.compiler.lowering.general import render
 from sparsec.compiler.ops import OPS
 from sparsec.compiler.templates import read_template
 from sparsec.runtime import cpu

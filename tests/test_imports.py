@@ -157,6 +157,16 @@ def test_stages_of_the_compiler_import_no_later_one() -> None:
     assert not wrong
 
 
+def test_lowering_decides_and_holds_no_c() -> None:
+    """What prints C is in `compiler/codegen/`, which reads decisions and is not read by them."""
+    for module, path in _modules().items():
+        if _part(module) == "compiler" and _part(module, 2) == "lowering":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    assert not re.search(r";\s*$|^#include|\bv[fi]_\w+\(", node.value), module
+            assert "sparsec.compiler.templates" not in IMPORTS[module]
+
+
 def test_only_the_compiler_and_what_is_above_it_need_onnx() -> None:
     """An artifact is served where there is no ONNX."""
     for module, path in _modules().items():

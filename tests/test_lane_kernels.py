@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from sparsec import targets
 from sparsec.compiler import toolchain
+from sparsec.compiler.codegen.lanes import byte_scores, gelu
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, BatchDim, Graph
-from sparsec.compiler.lowering import byte_scores, gelu, lanes
+from sparsec.compiler.lowering import lanes
 from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
 from sparsec.compiler.templates import environment, read_template
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsec import targets
-from sparsec.compiler.lowering.byte_scores import decay_table
-from sparsec.compiler.lowering.requantize import accumulator_bounds, exact_factor
+from sparsec.compiler.codegen.lanes.byte_scores import decay_table
+from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds, exact_factor
 
 
 @settings(max_examples=150, deadline=None)

@@ -10,8 +10,9 @@ import numpy as np
 
 import sparsec
 from sparsec.compiler.codegen.bucket import BucketSource, emit_bucket
+from sparsec.compiler.codegen.general import check_supported
 from sparsec.compiler.ir import Graph
-from sparsec.compiler.lowering import check_supported, row_major_products
+from sparsec.compiler.lowering import row_major_products
 from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.tiling import LayerClass, Tilings

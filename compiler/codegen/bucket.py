@@ -10,22 +10,26 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.c_text import c_comment
-from sparsec.compiler.codegen import lane_kernels
-from sparsec.compiler.codegen.lane_kernels import LaneKernel, Slot
-from sparsec.compiler.ir import BatchDim, Graph, Node, Shape, element_count
-from sparsec.compiler.lowering import gelu, lanes
-from sparsec.compiler.lowering.batch import separable
-from sparsec.compiler.lowering.general import (
+from sparsec.compiler.codegen.general import (
     general_kernel,
     general_kernel_for_group,
     group_elementwise,
     group_interface,
     multiply_adds,
 )
-from sparsec.compiler.lowering.general.render import headers
+from sparsec.compiler.codegen.general.render import headers
+from sparsec.compiler.codegen.lanes import gelu
+from sparsec.compiler.codegen.lanes.attention import attention_kernel
+from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, Slot
+from sparsec.compiler.codegen.lanes.linear import linear_kernel
+from sparsec.compiler.codegen.lanes.map import map_kernel, unpack_kernel
+from sparsec.compiler.codegen.lanes.program import Number
+from sparsec.compiler.ir import BatchDim, Graph, Node, Shape, element_count
+from sparsec.compiler.lowering import lanes
+from sparsec.compiler.lowering.batch import separable
+from sparsec.compiler.lowering.elements import BYTES
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
-from sparsec.compiler.lowering.program import BYTES, Number
 from sparsec.compiler.templates import environment, read_template
 from sparsec.interface import ELEMENTS
 from sparsec.targets import Target
@@ -248,7 +252,7 @@ class _Emitter:
                 unpacks.append(name)
                 forms.add("byte" if self.graph.values[name].dtype in BYTES else "lane")
             outputs[name] = forms
-        body = lane_kernels.Body(
+        body = Body(
             graph=self.graph,
             choice=self.choice,
             group=group,
@@ -261,7 +265,7 @@ class _Emitter:
             anchor = group.nodes[0]
             panels = any(f.startswith("panel") for forms in outputs.values() for f in forms)
             plan = self.plans.get(anchor, self.graph, panels)
-            kernel = lane_kernels.linear_kernel(body, plan, self.target)
+            kernel = linear_kernel(body, plan, self.target)
             self.layers.append(
                 {
                     "name": anchor.source,
@@ -274,9 +278,9 @@ class _Emitter:
                 }
             )
         elif group.kind == "attention":
-            kernel = lane_kernels.attention_kernel(body, self.target)
+            kernel = attention_kernel(body, self.target)
         else:
-            kernel = lane_kernels.map_kernel(body)
+            kernel = map_kernel(body)
         source = group.source or ", ".join(group.copies)
         calls = [
             _Call(
@@ -295,7 +299,7 @@ class _Emitter:
         ]
         for name in unpacks:
             rows = self.choice.rows[name]
-            unpack = lane_kernels.unpack_kernel(name, self.graph, rows)
+            unpack = unpack_kernel(name, self.graph, rows)
             calls.append(
                 _Call(
                     unpack.title,

@@ -1,4 +1,4 @@
-"""Core IR -> kernels with concrete numbers: which nodes go where, how they are tiled and packed."""
+"""Decisions, no C: which nodes run where, how layers are tiled and packed; codegen prints it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,7 @@ import numpy as np
 
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.ir import Graph
-from sparsec.errors import UnsupportedError
-
-
-def check_supported(graph: Graph) -> None:
-    """Raise UnsupportedError with every node that no kernel covers."""
-    from sparsec.compiler.lowering.general import supported
-
-    bad = []
-    for node in graph.nodes:
-        reason = supported(node, graph)
-        if reason is not None:
-            bad.append((node.source or node.output, node.op, reason))
-    if bad:
-        listing = "\n".join(f"  {name} ({op}): {reason}" for name, op, reason in bad)
-        raise UnsupportedError(f"{len(bad)} node(s) cannot be compiled:\n{listing}", bad)
+from sparsec.compiler.lowering import lanes
 
 
 def row_major_products(graph: Graph) -> Graph:
@@ -28,8 +14,6 @@ def row_major_products(graph: Graph) -> Graph:
 
     Columns side by side are what the general kernel multiplies fastest.
     """
-    from sparsec.compiler.lowering import lanes
-
     taken = lanes.choose(graph).nodes
     edit = Editor(graph)
     for node in graph.nodes:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparsec.compiler.ir import BatchDim, Graph, Node, Value
-from sparsec.compiler.lowering import program
-from sparsec.compiler.lowering.program import BYTES, F32, I32
+from sparsec.compiler.lowering import elements
+from sparsec.compiler.lowering.elements import BYTES, F32, I32
 from sparsec.compiler.ops import OPS
 
 #: Elementwise nodes that one kernel takes at most (``lane_args`` has room for their constants).
@@ -69,7 +69,7 @@ def is_position_table(name: str, graph: Graph, rows: Rows) -> bool:
 
 def is_number(value: Value) -> bool:
     """Whether a value is a single number, which lane kernels read where it lies."""
-    return all(d == 1 for d in value.shape) and value.dtype in program.LANE_DTYPES
+    return all(d == 1 for d in value.shape) and value.dtype in elements.LANE_DTYPES
 
 
 def is_vector(value: Value, channels: int) -> bool:
@@ -115,7 +115,7 @@ def _fits(node: Node, graph: Graph, choice: Choice) -> bool:
     """Whether an elementwise node's operands are all usable in lanes."""
     out = graph.values[node.output]
     rows = choice.rows.get(node.output)
-    if rows is None or out.dtype == program.BOOL or not program.supported(node, graph):
+    if rows is None or out.dtype == elements.BOOL or not elements.supported(node, graph):
         return False
     operands = node.inputs[:1] if node.op in ("quantize", "dequantize") else node.inputs
     if node.op in ("quantize", "dequantize"):
@@ -133,7 +133,7 @@ def _fits(node: Node, graph: Graph, choice: Choice) -> bool:
             continue
         if name in graph.constants or value.shape != out.shape:
             return False
-        if value.dtype not in program.LANE_DTYPES:
+        if value.dtype not in elements.LANE_DTYPES:
             return False
         moving += 1
     return moving > 0
@@ -242,13 +242,13 @@ def _attention_misfit(node: Node, graph: Graph, rows: Rows) -> str:
     for name in node.inputs[3:]:
         extra = graph.values[name]
         shape = (1,) * (4 - len(extra.shape)) + extra.shape
-        if extra.dtype not in (F32, program.BOOL) or len(shape) > 4:
+        if extra.dtype not in (F32, elements.BOOL) or len(shape) > 4:
             return f"its scores meet {extra}"
         if any(d not in (1, f) for d, f in zip(shape, full, strict=True)):
             return f"its scores meet {extra}"
     for nested in (score, prob):
         for inner in nested.nodes:
-            if not program.supported(inner, nested):
+            if not elements.supported(inner, nested):
                 return f"its scores go through {inner.op}"
         if any(array.size != 1 for array in nested.constants.values()):
             return "its scores meet constants that are more than a number"
@@ -260,7 +260,7 @@ def choose(graph: Graph) -> Choice:
     choice = Choice()
     for name, value in graph.values.items():
         rows = rows_of(value, graph.tokens)
-        if rows is not None and value.dtype in program.LANE_DTYPES:
+        if rows is not None and value.dtype in elements.LANE_DTYPES:
             choice.rows[name] = rows
     consumers = graph.consumers()
     in_lanes: set[str] = set()

@@ -14,9 +14,9 @@ import onnx.compose
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsec.compiler import frontend, passes
+from sparsec.compiler.codegen.general import check_supported
 from sparsec.compiler.frontend.importer import IMPORTERS, STATIC, core_dtype
 from sparsec.compiler.frontend.tensor import Fail
-from sparsec.compiler.lowering import check_supported
 from sparsec.errors import SparsecError, UnsupportedError
 
 EXPANDED = "(function bodies)"

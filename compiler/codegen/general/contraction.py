@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sparsec.compiler.ir import Shape, Value
-from sparsec.compiler.lowering.general.extents import (
+from sparsec.compiler.codegen.general.extents import (
     ONE,
     ZERO,
     Extent,
@@ -14,7 +13,8 @@ from sparsec.compiler.lowering.general.extents import (
     product,
     strides,
 )
-from sparsec.compiler.lowering.general.render import Call, NotGeneral, c_type, suffix
+from sparsec.compiler.codegen.general.render import Call, NotGeneral, c_type, suffix
+from sparsec.compiler.ir import Shape, Value
 from sparsec.compiler.ops.elementwise import broadcast_shape
 
 

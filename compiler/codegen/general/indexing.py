@@ -5,7 +5,7 @@ An index outside of its axis is moved to the nearest element, and `rt->fault` sa
 
 from __future__ import annotations
 
-from sparsec.compiler.lowering.general.extents import (
+from sparsec.compiler.codegen.general.extents import (
     ONE,
     ZERO,
     Extent,
@@ -15,8 +15,8 @@ from sparsec.compiler.lowering.general.extents import (
     product,
     strides,
 )
-from sparsec.compiler.lowering.general.layout import outside
-from sparsec.compiler.lowering.general.render import Call, c_type, suffix
+from sparsec.compiler.codegen.general.layout import outside
+from sparsec.compiler.codegen.general.render import Call, c_type, suffix
 
 
 def emit_gather_elements(call: Call) -> str:

@@ -6,8 +6,8 @@ import itertools
 import math
 from typing import Any
 
-from sparsec.compiler.lowering.general.contraction import needs_sums, parameter_number
-from sparsec.compiler.lowering.general.extents import (
+from sparsec.compiler.codegen.general.contraction import needs_sums, parameter_number
+from sparsec.compiler.codegen.general.extents import (
     ONE,
     Extent,
     decode,
@@ -15,7 +15,7 @@ from sparsec.compiler.lowering.general.extents import (
     product,
     strides,
 )
-from sparsec.compiler.lowering.general.render import Call, NotGeneral, c_type, suffix
+from sparsec.compiler.codegen.general.render import Call, NotGeneral, c_type, suffix
 from sparsec.compiler.ops.contraction import conv_out
 
 # Elements of a line that a depthwise kernel sums up at a time.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparsec.compiler.lowering.general.extents import ONE, extents, product
-from sparsec.compiler.lowering.general.render import Call
+from sparsec.compiler.codegen.general.extents import ONE, extents, product
+from sparsec.compiler.codegen.general.render import Call
 
 
 def emit_lengths(call: Call) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.compiler.ir import Graph, Node, Shape, Value
-from sparsec.compiler.lowering.general.expressions import ELEMENTWISE, expression, is_square
-from sparsec.compiler.lowering.general.extents import (
+from sparsec.compiler.codegen.general.expressions import ELEMENTWISE, expression, is_square
+from sparsec.compiler.codegen.general.extents import (
     ONE,
     ZERO,
     Extent,
@@ -18,7 +17,8 @@ from sparsec.compiler.lowering.general.extents import (
     product,
     strides,
 )
-from sparsec.compiler.lowering.general.render import Call, NotGeneral, c_type
+from sparsec.compiler.codegen.general.render import Call, NotGeneral, c_type
+from sparsec.compiler.ir import Graph, Node, Shape, Value
 
 
 def operand_strides(node: Node, position: int, value: Value, graph: Graph) -> list[Extent]:

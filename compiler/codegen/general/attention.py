@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.codegen.general.elementwise import operand_strides
+from sparsec.compiler.codegen.general.expressions import ELEMENTWISE, expression
+from sparsec.compiler.codegen.general.extents import ZERO, Extent, offset, product
+from sparsec.compiler.codegen.general.render import Call, NotGeneral, c_type
 from sparsec.compiler.ir import Graph
-from sparsec.compiler.lowering.general.elementwise import operand_strides
-from sparsec.compiler.lowering.general.expressions import ELEMENTWISE, expression
-from sparsec.compiler.lowering.general.extents import ZERO, Extent, offset, product
-from sparsec.compiler.lowering.general.render import Call, NotGeneral, c_type
 
 # The rows of scores are on the stack: four of this length in float32 are 256 KiB.
 MAX_LENGTH = 16384

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.compiler.lowering.general.extents import (
+from sparsec.compiler.codegen.general.extents import (
     ONE,
     ZERO,
     Extent,
@@ -16,7 +16,7 @@ from sparsec.compiler.lowering.general.extents import (
     product,
     strides,
 )
-from sparsec.compiler.lowering.general.render import Call, c_type
+from sparsec.compiler.codegen.general.render import Call, c_type
 
 # Side of the square blocks in which two axes change places, in bytes: a cache line.
 BLOCK = 64

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.lowering.general.extents import (
+from sparsec.compiler.codegen.general.extents import (
     ONE,
     ZERO,
     Extent,
@@ -17,7 +17,7 @@ from sparsec.compiler.lowering.general.extents import (
     product,
     strides,
 )
-from sparsec.compiler.lowering.general.render import Call, c_type, suffix
+from sparsec.compiler.codegen.general.render import Call, c_type, suffix
 
 # Columns that are reduced together where the last axis is kept.
 COLUMNS = 64

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.codegen.general.render import NotGeneral, c_type, suffix
 from sparsec.compiler.ir import Graph, Node
-from sparsec.compiler.lowering.general.render import NotGeneral, c_type, suffix
 
 _TYPED = {"f": "op_{op}_{S}({a}, {b})", "i": "op_{op}_{S}({a}, {b})"}
 _TYPED_UNARY = {"f": "op_{op}_{S}({a})", "i": "op_{op}_{S}({a})"}

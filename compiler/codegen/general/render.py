@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.c_text import c_comment
+from sparsec.compiler.codegen.general.extents import Extent
 from sparsec.compiler.ir import Graph, Node, Value
-from sparsec.compiler.lowering.general.extents import Extent
 from sparsec.compiler.templates import environment, read_template
 from sparsec.interface import ELEMENTS, Element
 

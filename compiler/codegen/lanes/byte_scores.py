@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.codegen.lanes.requantize import exact_factor
 from sparsec.compiler.interpreter import run_node
 from sparsec.compiler.ir import Graph, Node
-from sparsec.compiler.lowering.program import BYTES, F32, S8
-from sparsec.compiler.lowering.requantize import exact_factor
+from sparsec.compiler.lowering.elements import BYTES, F32, S8
 from sparsec.targets import Vectors
 
 Array = np.ndarray[Any, Any]

@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from sparsec.compiler.codegen.general import contraction, elementwise, indexing, layout, reduction
+from sparsec.compiler.codegen.general.attention import emit_attention
+from sparsec.compiler.codegen.general.convolution import emit_conv, emit_conv_integer
+from sparsec.compiler.codegen.general.expressions import ELEMENTWISE
+from sparsec.compiler.codegen.general.render import Call, NotGeneral
+from sparsec.compiler.codegen.general.tokens import emit_lengths
 from sparsec.compiler.ir import BatchDim, Dim, Graph, Node
-from sparsec.compiler.lowering.general import contraction, elementwise, indexing, layout, reduction
-from sparsec.compiler.lowering.general.attention import emit_attention
-from sparsec.compiler.lowering.general.convolution import emit_conv, emit_conv_integer
-from sparsec.compiler.lowering.general.expressions import ELEMENTWISE
-from sparsec.compiler.lowering.general.render import Call, NotGeneral
-from sparsec.compiler.lowering.general.tokens import emit_lengths
+from sparsec.errors import UnsupportedError
 
 EMITTERS: dict[str, Callable[[Call], str]] = {
     **dict.fromkeys(sorted(ELEMENTWISE), elementwise.emit_group),
@@ -100,6 +101,18 @@ def supported(node: Node, graph: Graph) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def check_supported(graph: Graph) -> None:
+    """Raise UnsupportedError with every node that no kernel covers."""
+    bad = []
+    for node in graph.nodes:
+        reason = supported(node, graph)
+        if reason is not None:
+            bad.append((node.source or node.output, node.op, reason))
+    if bad:
+        listing = "\n".join(f"  {name} ({op}): {reason}" for name, op, reason in bad)
+        raise UnsupportedError(f"{len(bad)} node(s) cannot be compiled:\n{listing}", bad)
 
 
 def group_elementwise(graph: Graph, nodes: Sequence[Node]) -> list[list[Node]]:

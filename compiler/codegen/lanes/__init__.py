@@ -1,0 +1,1 @@
+"""Lane groups -> C functions and the arguments of their calls."""

@@ -1,0 +1,250 @@
+"""Lane groups -> C functions and the arguments of their calls.
+
+A function's text depends on the structure only (shapes, tiles, sparsity form, the sequence of
+elementwise operations); weights, tables and numbers arrive in ``lane_args``.  Layers that look
+alike therefore share one function, which keeps the C compiler's work small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sparsec.compiler.codegen.lanes.program import Accumulator, Args, Program
+from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering import lanes
+from sparsec.compiler.lowering.elements import BYTES, F32, S8, U8
+from sparsec.compiler.lowering.lanes import Choice, Group
+from sparsec.compiler.templates import environment
+from sparsec.interface import ELEMENTS
+
+#: A buffer: a value in one of its forms.  Forms: "flat" (row-major), "lane" (4-byte lanes), "byte"
+#: and "byte_s8" (byte lanes, as is or made signed), "panel_u8", "panel_s8" (made unsigned, signed).
+Slot = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class LaneKernel:
+    """A C function for a lane group, and what one call of it passes.
+
+    Attributes:
+        name: of the function; tiles of a linear kernel append ``_t<T>``.
+        text: the C source of the function and its helpers.
+        args: buffers, constant vectors and numbers of the call.
+        tiles: rows/16 of each tile variant, largest first (linear kernels only).
+        quads: groups of 4 output channels (linear kernels only).
+        scratch: bytes of scratch memory for one thread.
+        title: one line for comments and the manifest.
+        loops: the kernel takes several blocks of queries a call (attention only).
+        shape: input x output channels, or heads x channels of a head.
+        sparsity: share of all-zero packs of the weights (linear kernels only).
+        work_block, work_key: multiply-adds of 16 lanes (VPDPBUSD or FMA) that the non-zero weights
+            need for a block of 16 rows, and attention for 16 queries and one key.
+    """
+
+    name: str
+    text: str
+    args: Args
+    scratch: int
+    title: str
+    tiles: tuple[int, ...] = ()
+    quads: int = 0
+    heads: int = 0
+    loops: bool = False
+    shape: str = ""
+    sparsity: float = 0.0
+    work_block: int = 0
+    work_key: int = 0
+
+
+def named(base: str, template: str, context: Mapping[str, Any], helpers: str) -> tuple[str, str]:
+    """Render with a name made of `base` and a hash of the text."""
+    env = environment()
+    body = helpers + env.get_template(template).render(name="@NAME@", **context)
+    name = f"{base}_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
+    return name, body.replace("@NAME@", name)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An output in panels: its slot, the function that packs 4 channels, and what else it takes."""
+
+    slot: int
+    pack: str
+    zero: str
+
+
+@dataclass
+class Body:
+    """Shared by the kernels: programs over the graph with operands read from lanes."""
+
+    graph: Graph
+    choice: Choice
+    group: Group
+    outputs: Mapping[str, set[str]]
+    gathers: Mapping[str, Node]
+    lane_made: set[str]
+    args: Args = field(default_factory=Args)
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Statements that fetch what the program will read and write into the second-level cache (the
+    #: first is full of activations), for kernels that have the time.
+    lines_ahead: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.producers = {out: n for n in self.group.nodes for out in n.outputs}
+
+    @property
+    def padded(self) -> int:
+        return (self.group.channels + 3) // 4 * 4
+
+    def external(self, name: str) -> str | None:
+        """C expression that loads an operand made elsewhere; None for what this group computes."""
+        root = self.choice.root(name)
+        if root in self.producers:
+            return None
+        graph = self.graph
+        dtype = graph.values[name].dtype
+        rows = self.choice.rows.get(name)
+        if name in graph.constants:
+            if not lanes.is_position_table(
+                name, graph, lanes.Rows(self.group.domain, self.group.channels)
+            ):
+                return None
+            table = graph.constants[name].reshape(graph.tokens, -1)
+            return self._row_load(name, "float", f"cv[{self.args.vector(table)}]", "pos", F32)
+        if rows is None:
+            # The same for all rows: a number, or one for each channel.
+            letter = "f" if dtype == F32 else "i"
+            index = self.args.input((root, "flat"))
+            at = "0" if lanes.is_number(graph.values[root]) else self._column()
+            return f"v{letter}_set1(((const {ELEMENTS[dtype.name].c_type} *)a->in[{index}])[{at}])"
+        if root in self.gathers:
+            node = self.gathers[root]
+            table = graph.constants[node.inputs[0]]
+            ids = graph.values[node.inputs[1]]
+            index = self.args.input((self.choice.root(node.inputs[1]), "flat"))
+            ids_type = ELEMENTS[ids.dtype.name].c_type
+            at = f"((const {ids_type} *)a->in[{index}])[flat]"
+            site = f"a->site[{self.args.site(node)}]"
+            expression = f"sparsec_index(rt, {site}, {at}, {table.shape[0]}, place)"
+            slot = f"cv[{self.args.vector(table)}]"
+            return self._row_load(name, ELEMENTS[table.dtype.name].c_type, slot, expression, dtype)
+        if root not in self.lane_made:
+            slot = f"in[{self.args.input((root, 'flat'))}]"
+            return self._row_load(name, ELEMENTS[dtype.name].c_type, slot, "flat", dtype)
+        offset = f"(blk * {self.padded} + c) * 16 + s * VL"
+        if dtype in BYTES:
+            index = self.args.input((root, "byte"))
+            ctype, letter = ("uint8_t", "u8") if dtype == U8 else ("int8_t", "s8")
+            return f"vi_load_{letter}((const {ctype} *)a->in[{index}] + {offset})"
+        index = self.args.input((root, "lane"))
+        self.lines_ahead.add(f"__builtin_prefetch((const float *)a->in[{index}] + {offset}, 0, 2);")
+        return f"v{'f' if dtype == F32 else 'i'}_load((const float *)a->in[{index}] + {offset})"
+
+    def _row_load(self, name: str, ctype: str, slot: str, index: str, dtype: np.dtype[Any]) -> str:
+        key = f"r{len(self.fields)}"
+        self.fields[key] = {
+            "field": key,
+            "ctype": ctype,
+            "slot": slot,
+            "index": index,
+            "channels": self.group.channels,
+        }
+        return f"v{'f' if dtype == F32 else 'i'}_gather_{ctype}(r->{key}, {self._column()})"
+
+    def _column(self) -> str:
+        """C index of a channel; kernels also visit those that pad a group of 4."""
+        channels = self.group.channels
+        return "c" if channels % 4 == 0 else f"(c < {channels} ? c : 0)"
+
+    def program(
+        self,
+        leaf: Mapping[str, str],
+        accumulators: Mapping[str, Accumulator] | None = None,
+        inexact: Collection[str] = (),
+    ) -> Program:
+        """A program whose leaves are `leaf` and the operands made elsewhere."""
+
+        def find(name: str) -> str | None:
+            root = self.choice.root(name)
+            return leaf[root] if root in leaf else self.external(name)
+
+        producers = dict(self.producers)
+        for alias in self.choice.alias:
+            root = self.choice.root(alias)
+            if root in producers:
+                producers[alias] = producers[root]
+        return _AliasProgram(
+            self.graph, self.args, find, producers, accumulators, inexact, choice=self.choice
+        )
+
+    def stores(self, prog: Program, masked: bool) -> list[Panel]:
+        """Append stores of this group's outputs; returns those that are written as panels.
+
+        A panel's value is handed to the caller through ``*p<k>``, which packs 4 channels.
+        """
+        panels: list[Panel] = []
+        forms = [(name, form) for name in self.outputs for form in self.outputs[name]]
+        # Panels last: a value that nothing else asked for needs no saturation of its own.
+        for name, form in sorted(forms, key=lambda pair: (pair[1].startswith("panel"), pair)):
+            dtype = self.graph.values[name].dtype
+            slot = self.args.output((name, form))
+            at = f"a->out[{slot}] + (blk * {self.padded} + c) * 16 + s * VL"
+            steps = prog.steps(name) if form != "lane" else None
+            wants = _wanted(form, dtype)
+            if steps is not None:
+                value, zp = steps
+                zp += 128 * ((dtype == S8) - (wants == "s8"))
+                zero = f"(int32_t)a->cs[{self.args.scalar(zp)}]"
+            else:
+                value = prog.demand(name)
+                if wants != ("s8" if dtype == S8 else "u8") and form != "lane":
+                    value = f"({value} ^ 128)"  # the other signedness is 128 away
+            if form.startswith("panel"):
+                pack = ("vi_pack4", "") if steps is None else (f"vi_pack4_{wants}", f", {zero}")
+                prog.lines.append(f"*p{len(panels)} = {value};")
+                panels.append(Panel(slot, *pack))
+            elif form.startswith("byte"):
+                if steps is not None:
+                    value = f"vi_saturate_{wants}({value}, {zero})"
+                call = "vi_store_8_lanes" if masked else "vi_store_8"
+                prog.lines.append(f"{call}((char *){at}, {value}{', lo, hi' if masked else ''});")
+            elif masked:
+                prog.lines.append(f"vi_store_lanes((float *){at}, (vi){value}, lo, hi);")
+            else:
+                call = "vf_store" if dtype == F32 else "vi_store"
+                prog.lines.append(f"{call}((float *){at}, {value});")
+                self.lines_ahead.add(f"__builtin_prefetch((float *){at}, 0, 2);")
+        return panels
+
+
+class _AliasProgram(Program):
+    """A program that sees through reshapes which keep the rows."""
+
+    def __init__(self, *args: Any, choice: Choice) -> None:
+        self._choice = choice
+        super().__init__(*args)
+
+    def resolve(self, name: str) -> str:
+        return self._choice.root(name)
+
+    def demand(self, name: str) -> str:
+        return super().demand(self.resolve(name))
+
+
+def _wanted(form: str, dtype: np.dtype[Any]) -> str:
+    """Signedness of the bytes of a form: its own, or else the value's."""
+    last = form.rsplit("_", 1)[-1]
+    return last if last in ("u8", "s8") else "s8" if dtype == S8 else "u8"
+
+
+def function(head: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"SPARSEC_INLINE {head}", "{", *(f"    {line}" for line in lines), "}", ""])
+
+
+def panel_params(count: int) -> str:
+    return "".join(f", vi *p{k}" for k in range(count))

@@ -1,0 +1,93 @@
+"""Kernels of linear layers: weights as packs, the rest of the group as an epilogue."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, function, panel_params
+from sparsec.compiler.codegen.lanes.program import Accumulator
+from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds
+from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
+from sparsec.compiler.templates import environment
+from sparsec.targets import Target
+
+#: How far ahead of its use a sparse weight stream is fetched: the time that memory takes to answer,
+#: at the few bytes a cycle that the loop reads.
+PREFETCH_BYTES = 2048
+
+
+def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
+    """The kernel of a linear group, one function for each tile height."""
+    group, graph, args = body.group, body.graph, body.args
+    anchor = group.nodes[0]
+    x = body.choice.root(anchor.inputs[0])
+    in_x = args.input((x, "panel_u8" if plan.kind == "i8" else "lane"))
+    dot = "vi_dot4_pairs" if plan.pairs else "vi_dot4" if plan.kind == "i8" else "vf_fma_acc"
+    context: dict[str, Any] = {
+        "kind": plan.kind,
+        "in_x": in_x,
+        "sparse": plan.sparse,
+        "dot": dot,
+        "sub": 16 // target.lanes,
+        "stride": plan.block_bytes,
+        "packs": plan.packs,
+        "chunks": plan.chunks,
+        "chunk_packs": plan.chunk_packs,
+        "last_packs": plan.packs - (plan.chunks - 1) * plan.chunk_packs,
+        "quads": plan.quads,
+        "run": plan.run,
+        "slab": SLAB_QUADS,
+        "prefetch": PREFETCH_BYTES,
+        "fetch": -(-plan.weights.nbytes // (64 * plan.chunks * plan.quads)) + 1,
+        "cv_weights": args.vector(plan.weights),
+        "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
+        "cv_start": args.vector(plan.start) if plan.sparse else -1,
+        "cv_order": args.vector(plan.order) if plan.order.size else -1,
+        "cv_bias": args.vector(plan.bias_by_place) if plan.kind == "i8" else -1,
+    }
+    leaf: dict[str, str] = {}
+    if anchor.op == "qlinear":
+        scale = graph.constants[anchor.inputs[2]]
+        bounds = accumulator_bounds(graph.constants[anchor.inputs[1]], plan.bias[: plan.n])
+        prog = body.program(leaf, {anchor.output: Accumulator("acc", scale, *bounds)})
+        leaf[anchor.output] = f"(vf_cvt(acc) * {prog.constant(scale)})"
+    else:
+        leaf[anchor.output] = "acc"
+        prog = body.program(leaf)
+    panels = body.stores(prog, masked=False)
+    vt = "vi" if plan.kind == "i8" else "vf"
+    helpers = function(
+        "void @NAME@_ep(const lane_args *a, int64_t blk, int s, int64_t c, "
+        f"{vt} acc{panel_params(len(panels))})",
+        ["(void)a; (void)blk; (void)s; (void)c;", *prog.lines],
+    )
+    ahead = sorted(body.lines_ahead)
+    if ahead:
+        helpers += function(
+            "void @NAME@_ahead(const lane_args *a, int64_t blk, int64_t c)",
+            ["const int s = 0;", *ahead],
+        )
+    context |= {"panels": panels, "ahead": bool(ahead)}
+    title = plan.title
+    base = f"linear_{plan.kind}_{'sparse' if plan.sparse else 'dense'}_{plan.n}x{plan.k}"
+    body_text = helpers
+    env = environment()
+    for tile in plan.tiles:
+        body_text += env.get_template("lanes/linear.c.j2").render(
+            name="@NAME@", T=tile, comment=title, **context
+        )
+    name = f"{base}_{hashlib.sha256(body_text.encode()).hexdigest()[:8]}"
+    waiting = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
+    return LaneKernel(
+        name=name,
+        text=body_text.replace("@NAME@", name),
+        args=args,
+        scratch=4 * max(plan.tiles) * 16 * 4 * waiting,
+        title=title,
+        tiles=plan.tiles,
+        quads=plan.quads,
+        shape=f"{plan.k}x{plan.n}",
+        sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
+        work_block=plan.nonzero,
+    )
