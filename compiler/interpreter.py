@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Graph, Node
+from sparsec.compiler.ir import BatchDim, Graph, Node, bind_shape
 from sparsec.compiler.ops import OPS
 from sparsec.errors import UnsupportedError
 
@@ -62,8 +62,9 @@ def interpret(
         for out, result in zip(node.outputs, results, strict=True):
             value = graph.values[out]
             array = np.asarray(result)
-            if array.dtype != value.dtype:
-                raise TypeError(f"{node.op} ({node.source}) gave {array.dtype} for {value}")
+            if (array.dtype, array.shape) != (value.dtype, bind_shape(value.shape, batch)):
+                got = f"{array.dtype}{list(array.shape)}"
+                raise TypeError(f"{node.op} ({node.source}) gave {got} for {value}")
             env[out] = array
         for name in node.inputs:
             if last_use.get(name) == i and name not in keep:

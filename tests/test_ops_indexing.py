@@ -104,3 +104,14 @@ def test_whether_a_batch_can_be_cut(
 ) -> None:
     """A kernel that mixes sequences must see them all."""
     assert separable(emit(op, *inputs, **attrs).finish()) is apart
+
+
+def test_tuples_of_no_indices_name_everything() -> None:
+    x = np.arange(6, dtype=F32).reshape(1, 3, 2)
+    one, two = (I64, (1, 3, 4, 0)), (F32, (4, 1, 3, 2))
+    graph = emit("gather_nd", (F32, x.shape), one, batch_dims=2).finish()
+    (out,) = interpret(graph, [x, np.zeros(one[1], I64)])
+    np.testing.assert_array_equal(out, np.repeat(x[:, :, None], 4, 2))
+    graph = emit("scatter_nd", (F32, x.shape), (I64, (4, 0)), two, reduction="add").finish()
+    (out,) = interpret(graph, [x, np.zeros((4, 0), I64), np.ones(two[1], F32)])
+    np.testing.assert_array_equal(out, x + 4)

@@ -92,8 +92,7 @@ def _gather_nd(attrs: Attrs, x: np.ndarray, indices: np.ndarray) -> Arrays:
     where = [axis.reshape(*axis.shape, *spread) for axis in own]
     where += [_inside(indices[..., i], x.shape[shared + i]) for i in range(depth)]
     tail = x.shape[shared + depth :]
-    out = x[tuple(where)] if where else np.broadcast_to(x, (*indices.shape[:-1], *tail))
-    return (np.asarray(out),)
+    return (np.broadcast_to(x[tuple(where)], (*indices.shape[:-1], *tail)),)
 
 
 def _check_reduction(op: str, attrs: Attrs, x: Value, updates: Value) -> None:
@@ -126,8 +125,10 @@ def _scatter(out: np.ndarray, where: tuple[Any, ...], updates: np.ndarray, how: 
 
 def _scatter_nd(attrs: Attrs, x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> Arrays:
     out = np.array(x)
-    where = tuple(_inside(indices[..., i], x.shape[i]) for i in range(indices.shape[-1]))
-    _scatter(out, where or (...,), updates, attrs["reduction"])
+    where = [_inside(indices[..., i], x.shape[i]) for i in range(indices.shape[-1])]
+    # An extent of 1 in front, so that tuples of no indices name all of x.
+    first = np.zeros(indices.shape[:-1], np.int64)
+    _scatter(out[None], (first, *where), updates, attrs["reduction"])
     return (out,)
 
 
