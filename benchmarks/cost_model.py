@@ -22,9 +22,15 @@ if __package__ in (None, ""):  # run as a script
 
 from sparsec import targets  # noqa: E402
 from sparsec.compiler import toolchain  # noqa: E402
-from sparsec.compiler.lowering.tiling import LayerClass, features  # noqa: E402
+from sparsec.compiler.lowering.tiling import (  # noqa: E402
+    LayerClass,
+    Tiling,
+    features,
+    matrix_features,
+)
 from sparsec.compiler.tune import measure  # noqa: E402
 from sparsec.runtime import cpu  # noqa: E402
+from sparsec.targets import Target  # noqa: E402
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (384, 384), (1536, 384))
 DENSITIES = (1.0, 0.5, 0.35, 0.2, 0.1, 0.05)
@@ -59,6 +65,14 @@ def nonnegative_fit(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         free[np.argmin(x)] = False
 
 
+def made_of(layer: LayerClass, tiling: Tiling, blocks: int, target: Target) -> np.ndarray:
+    """What the time of a layer is made of, for the unit that computes it."""
+    if tiling.matrix:
+        assert target.matrix is not None
+        return matrix_features(layer, blocks, target.matrix.sweep)
+    return features(layer, tiling, blocks, target.lanes)
+
+
 def main() -> None:
     """Measure, fit, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -66,19 +80,22 @@ def main() -> None:
     args = parser.parse_args()
     target = targets.choose(args.target, cpu.detect())
     for kind in ("i8", "f32"):
-        lanes = target.lanes
         times = measure(layers(kind), {b: b for b in BLOCKS}, target, toolchain.find())
         points = [(la, t, b, s) for (la, t), row in times.items() for b, s in row.items()]
-        seconds = np.array([s for *_, s in points])
-        a = np.array([features(la, t, b, lanes) for la, t, b, _ in points])
-        x = nonnegative_fit(a / seconds[:, None], np.ones(len(points)))
-        error = np.abs(a @ x / seconds - 1)
-        print(f"{target.name} {kind}: {', '.join(f'{v * 1e9:.3g}' for v in x)}  # ns")
-        print(f"  error of the model: median {np.median(error):.1%}, worst {error.max():.1%}")
+        factors = {}
+        for matrix in sorted({t.matrix for _, t, *_ in points}):
+            mine = [p for p in points if p[1].matrix == matrix]
+            seconds = np.array([s for *_, s in mine])
+            a = np.array([made_of(la, t, b, target) for la, t, b, _ in mine])
+            x = factors[matrix] = nonnegative_fit(a / seconds[:, None], np.ones(len(mine)))
+            error = np.abs(a @ x / seconds - 1)
+            name = "matrix" if matrix else kind
+            print(f"{target.name} {name}: {', '.join(f'{v * 1e9:.3g}' for v in x)}  # ns")
+            print(f"  error of the model: median {np.median(error):.1%}, worst {error.max():.1%}")
         loss = {}
         for layer, b in {(la, b) for la, _, b, _ in points}:
             mine = [
-                (features(la, t, c, lanes) @ x, s, t)
+                (made_of(la, t, c, target) @ factors[t.matrix], s, t)
                 for la, t, c, s in points
                 if la == layer and c == b
             ]

@@ -92,7 +92,7 @@ def measure(
         layers, target, compiler, jobs, progress: as for :func:`tune`.
     """
     tell = progress or (lambda _: None)
-    count = len(candidates(1, target.tiles))
+    count = max((len(candidates(layer, target)) for layer in layers), default=0)
     measured: dict[tuple[LayerClass, Tiling], dict[int, float]] = {}
     with scratch.temporary("sparsec-tune-") as folder:
 
@@ -107,13 +107,9 @@ def measure(
             tell(f"measuring tiling {index + 1} of {count}")
             times = {b: _measure(candidate, b) for b in sorted(set(rows.values()))}
             for i, layer in enumerate(layers):
-                tiling = _tilings(layer, target)[index]
+                tiling = candidates(layer, target)[index]
                 measured[layer, tiling] = {n: times[b][i] for n, b in rows.items()}
     return measured
-
-
-def _tilings(layer: LayerClass, target: Target) -> list[Tiling]:
-    return candidates(layer.packs, target.tiles)
 
 
 def _graph(layers: Layers) -> Graph:
@@ -156,7 +152,7 @@ def _compile(
 ) -> _Candidate:
     """Every layer with its candidate of this index."""
     graph = _graph(layers)
-    tilings = Tilings({(layer, ROWS): _tilings(layer, target)[index] for layer in layers})
+    tilings = Tilings({(layer, ROWS): candidates(layer, target)[index] for layer in layers})
 
     def spec(name: str) -> TensorSpec:
         value = graph.values[name]

@@ -70,15 +70,32 @@ class Tiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Factors of ``lowering.tiling.features`` in nanoseconds; only their ratios matter.
+class Matrix:
+    """A unit that multiplies tiles of 16 x 64 bytes.
 
     Attributes:
-        i8, f32: for layers with products of bytes, and of floats.
+        header: the file in ``templates/lanes/`` with its operations.
+        weights: bytes of weights that layers keep in the first-level cache while they meet rows.
+        sweep: blocks of 16 rows that weights meet each time they come from further away.
+    """
+
+    header: str
+    weights: int
+    sweep: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Factors of the cost model in nanoseconds; only their ratios matter.
+
+    Attributes:
+        i8, f32: of ``lowering.tiling.features``, for layers with products of bytes, and of floats.
+        matrix: of ``lowering.tiling.matrix_features``; empty where there is no such unit.
     """
 
     i8: tuple[float, ...]
     f32: tuple[float, ...]
+    matrix: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +110,7 @@ class Target:
         tuning: extra compiler flags that change speed, never meaning.
         vectors: its vector operations.
         tiles: how much its registers hold.
+        matrix: its unit for products of tiles, or None.
         adds_pairs: whether its byte products are fastest by VPMADDUBSW, which adds pairs in 16
             bits.
         costs: factors of the cost model, which benchmarks/cost_model.py fits; or the name of the
@@ -110,6 +128,7 @@ class Target:
     tuning: tuple[str, ...]
     vectors: Vectors
     tiles: Tiles
+    matrix: Matrix | None
     adds_pairs: bool
     costs: Costs | str
     prepare: Callable[[], None] | None
@@ -151,6 +170,9 @@ def table(*rows: Target) -> tuple[Target, ...]:
             raise ValueError(f"{row.name} is like {row.costs!r}, which has no cost factors")
         if not isinstance(row.costs, str) and {len(row.costs.i8), len(row.costs.f32)} != {11}:
             raise ValueError(f"{row.name} does not have 11 cost factors of each kind")
+        costs = measured[row.costs] if isinstance(row.costs, str) else row.costs
+        if row.matrix is not None and len(costs.matrix) != 5:
+            raise ValueError(f"{row.name} does not have 5 cost factors of products of tiles")
         if 16 % row.lanes:
             raise ValueError(f"{row.name} has {row.lanes} lanes, which do not divide 16 rows")
     if rows[-1].arch or rows[-1].features:
@@ -172,10 +194,12 @@ TARGETS: tuple[Target, ...] = table(
         tuning=("-mprefer-vector-width=512",),
         vectors=AVX512,
         tiles=REGISTERS_32,
+        matrix=None,
         adds_pairs=False,
         costs=Costs(
             i8=(0.309, 0.249, 0.066, 0.341, 1.81, 1.25, 2.47, 0.281, 0.122, 0.0, 0.0),
             f32=(0.308, 0.308, 0.0570, 0.159, 1.18, 1.14, 5.88, 0.243, 0.576, 0.0, 0.0),
+            matrix=(),
         ),
         prepare=None,
         summary="64-byte vectors with VPDPBUSD: Intel servers since Ice Lake, AMD since Zen 4",
@@ -187,6 +211,7 @@ TARGETS: tuple[Target, ...] = table(
         tuning=("-mprefer-vector-width=256",),
         vectors=AVX2,
         tiles=REGISTERS_16,
+        matrix=None,
         adds_pairs=False,
         costs="avx512_vnni",
         prepare=None,
@@ -199,10 +224,12 @@ TARGETS: tuple[Target, ...] = table(
         tuning=("-mprefer-vector-width=256",),
         vectors=AVX2,
         tiles=REGISTERS_16,
+        matrix=None,
         adds_pairs=True,
         costs=Costs(
             i8=(0.336, 0.292, 0.0691, 0.149, 2.98, 0.599, 1.44, 0.295, 0.0, 0.0, 0.0),
             f32=(0.189, 0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.216, 0.0, 0.0, 0.0),
+            matrix=(),
         ),
         prepare=None,
         summary="32-byte vectors: any x86-64 since 2015",
@@ -214,6 +241,7 @@ TARGETS: tuple[Target, ...] = table(
         tuning=(),
         vectors=GENERIC,
         tiles=REGISTERS_16,
+        matrix=None,
         adds_pairs=False,
         costs="avx2",
         prepare=None,

@@ -373,14 +373,21 @@ def test_a_target_that_lacks_a_fact_cannot_be_made(field: str) -> None:
     "changes, match",
     [
         ({"costs": "generic"}, "x is like 'generic', which has no cost factors"),
-        ({"costs": targets.Costs(i8=(1.0,), f32=(1.0,))}, "x does not have 11 cost factors"),
+        (
+            {"costs": targets.Costs(i8=(1.0,), f32=(1.0,), matrix=())},
+            "x does not have 11 cost factors",
+        ),
         ({"name": "generic"}, "two targets have one name"),
+        (
+            {"matrix": targets.Matrix(header="x.h", weights=1, sweep=1)},
+            "x does not have 5 cost factors of products of tiles",
+        ),
         (
             {"vectors": dataclasses.replace(GENERIC.vectors, lanes=3)},
             "x has 3 lanes, which do not divide 16 rows",
         ),
     ],
-    ids=["alike", "factors", "name", "lanes"],
+    ids=["alike", "factors", "name", "matrix", "lanes"],
 )
 def test_rows_that_do_not_fit_the_table(changes: dict[str, Any], match: str) -> None:
     row = dataclasses.replace(GENERIC, **{"name": "x", **changes})

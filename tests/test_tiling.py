@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,21 @@ from sparsec.compiler.lowering.tiling import (
     by_model,
     candidates,
     choose,
+    estimate,
 )
 from sparsec.compiler.tune import measure, tune
 from sparsec.errors import HardwareError, InputError
 from sparsec.runtime import cpu
 
 CONFIG = EncoderConfig(layers=1, hidden=32, heads=2, intermediate=64, vocab=50, max_position=16)
+
+#: A machine with a unit for products of tiles, with rates as measured on a Xeon of 2023.
+TILED = replace(
+    targets.get("avx512_vnni"),
+    name="tiled",
+    matrix=targets.Matrix(header="tiles_emulated.h", weights=32 << 10, sweep=8),
+    costs=replace(targets.costs(targets.get("avx512_vnni")), matrix=(5.0, 8.0, 20.0, 2.47, 350.0)),
+)
 LAYER = LayerClass.of("i8", 768, 768, 0.2, True)
 
 
@@ -55,14 +65,45 @@ def test_cost_model_prefers_work_to_rows() -> None:
     assert blocks_of([16, 20, 0], 3) == {16: 3, 20: 4, 0: 1}
 
 
-@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("target", (*targets.TARGETS, TILED), ids=lambda t: t.name)
 def test_candidates_are_alike(target: targets.Target) -> None:
     """The same number for every layer, in the same order: they are compiled side by side."""
-    for packs in (1, 9, 192, 768, 4000):
-        found = candidates(packs, target.tiles)
-        assert [(t.sparse, t.tile) for t in found] == [
-            (t.sparse, t.tile) for t in candidates(1, target.tiles)
-        ]
+    layers = [
+        LayerClass.of(kind, 64, k, 0.5, False)
+        for kind in ("i8", "f32")
+        for k in (1, 36, 60, 61, 768, 16000)
+    ]
+    first = candidates(layers[0], target)
+    for layer in layers:
+        found = candidates(layer, target)
+        forms = [(t.sparse, t.tile) for t in found if not t.matrix]
+        assert forms == [(t.sparse, t.tile) for t in first][: len(forms)]
+        assert len(found) == len(first)
+        fits = target.matrix is not None and layer.kind == "i8" and layer.k > 60
+        assert [t.matrix for t in found[len(forms) :]] == [True] * fits
+
+
+def test_tiles_are_for_many_rows_and_full_layers() -> None:
+    """Where the products of a sparse layer are few, or its rows, vectors compute it."""
+
+    def chosen(rows: int, zeros: float, k: int = 768, kind: str = "i8") -> Tiling:
+        layer = LayerClass.of(kind, 768, k, 1 - zeros, True)
+        return by_model(layer, TILED, blocks_of([rows], 1))[layer, rows]
+
+    assert chosen(64, 0.0).matrix and chosen(128, 0.8).matrix and chosen(16, 0.0).matrix
+    assert chosen(4096, 0.95).sparse and chosen(16, 0.8).sparse
+    assert not chosen(128, 0.0, kind="f32").matrix and not chosen(128, 0.0, k=60).matrix
+    # Weights of 32 channels stay in the first-level cache.
+    assert [chosen(128, 0.0, k=k).chunks for k in (768, 1024, 3072, 4096)] == [1, 1, 3, 4]
+
+
+def test_rows_that_weights_do_not_meet_again_cost_more() -> None:
+    layer = LayerClass.of("i8", 768, 768, 1.0, True)
+    (tiling,) = (t for t in candidates(layer, TILED) if t.matrix)
+    times = [estimate(layer, tiling, blocks, TILED) for blocks in range(1, 25)]
+    assert all(x < y for x, y in itertools.pairwise(times))
+    # The first block brings the weights; the second meets them on the way.
+    assert times[0] > times[1] - times[0] and times[7] / 8 < times[3] / 4 < times[0]
 
 
 def test_choices_share_the_form_between_buckets() -> None:
@@ -79,8 +120,18 @@ def test_choices_share_the_form_between_buckets() -> None:
     assert dict(choose(measured)) == {(LAYER, 16): short, (LAYER, 128): short}
 
 
+def test_another_unit_is_worth_another_form() -> None:
+    """Few rows may go to vectors and many to tiles, where that is much faster than one of them."""
+    vectors, tiles = Tiling(True, 1, 2), Tiling(False, 1, 2, matrix=True)
+    measured = {(LAYER, vectors): {16: 1.0, 128: 9.0}, (LAYER, tiles): {16: 2.0, 128: 4.0}}
+    assert dict(choose(measured)) == {(LAYER, 16): vectors, (LAYER, 128): tiles}
+    measured[LAYER, tiles][16] = 1.2
+    assert dict(choose(measured)) == {(LAYER, 16): tiles, (LAYER, 128): tiles}
+
+
 def test_record_comes_back() -> None:
-    chosen = Tilings({(LAYER, 16): Tiling(True, 1, 2), (LAYER, 128): Tiling(True, 1, 3)})
+    many = Tiling(False, 3, 2, matrix=True)
+    chosen = Tilings({(LAYER, 16): Tiling(True, 1, 2), (LAYER, 128): many})
     again = Tilings.from_json(json.loads(json.dumps(chosen.to_json())), "here")
     assert dict(again) == dict(chosen)
 
@@ -151,10 +202,10 @@ def test_every_tiling_computes_the_same(tmp_path: Path) -> None:
     with sparsec.Engine(first.path) as engine:
         want = engine.run(inputs)
     target = targets.get(first.target.name)
-    for index in range(len(candidates(1, target.tiles))):
+    for index in range(len(candidates(LAYER, target))):
         for row in record:
-            packs = row["k"] if row["kind"] == "f32" else -(-row["k"] // 4)
-            row.update(vars(candidates(packs, target.tiles)[index]))
+            layer = LayerClass(*(row[f.name] for f in fields(LayerClass)))
+            row.update(vars(candidates(layer, target)[index]))
             row["chunks"] = 2 if row["sparse"] and index % 2 else row["chunks"]
         file = tmp_path / f"{index}.json"
         file.write_text(json.dumps({"tuning": record}))

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from sparsec import targets
+from sparsec.compiler.lowering import tile_packing
 from sparsec.errors import InputError
-from sparsec.targets import Target, Tiles
+from sparsec.targets import Matrix, Target
 
 Array = np.ndarray[Any, Any]
 
@@ -24,6 +25,16 @@ BUDGETS = (24 * 1024, 36 * 1024)
 
 #: Times that differ by less are taken for equal; the model is off by 3 % in the middle.
 NOISE = 0.04
+
+#: Output channels that the kernel on tiles computes together: two tiles of weights.
+MATRIX_CHANNELS = 2 * tile_packing.CHANNELS
+
+#: Blocks of rows whose products take as long as their weights from the third-level cache.
+FETCHED_MEANWHILE = 4
+
+#: How many times faster a bucket must be with a form of the weights of its own, on another unit, to
+#: be worth storing them twice.
+WORTH_STORING = 1.25
 
 #: Layers whose densities differ by less than this are tuned together.
 DENSITY_STEP = 0.05
@@ -37,11 +48,13 @@ class Tiling:
         sparse: whether only non-zero packs are stored.
         chunks: pieces of the input channels, each swept for all output channels before the next.
         tile: blocks of 16 rows whose sums are in registers together.
+        matrix: whether the unit for products of tiles computes it; then it is not sparse.
     """
 
     sparse: bool
     chunks: int
     tile: int
+    matrix: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,15 +92,25 @@ def chunks_for(packs: int, tile: int, budget: int) -> int:
     return max(1, -(-tile * packs * 64 // budget))
 
 
-def candidates(packs: int, tiles: Tiles) -> list[Tiling]:
+def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
     """What is worth measuring for a layer; the same number and order for every layer."""
     found = []
-    for tile in tiles.sparse:
+    for tile in target.tiles.sparse:
         for budget in BUDGETS:
-            found.append(Tiling(True, chunks_for(packs, tile, budget), tile))
-    for tile in tiles.dense:
+            found.append(Tiling(True, chunks_for(layer.packs, tile, budget), tile))
+    for tile in target.tiles.dense:
         found.append(Tiling(False, 1, tile))
+    if target.matrix is not None:
+        found.append(_on_matrix(layer, target.matrix) or found[-1])
     return found
+
+
+def _on_matrix(layer: LayerClass, matrix: Matrix) -> Tiling | None:
+    """How products of tiles compute a layer, unless they cannot."""
+    if layer.kind != "i8" or layer.k < tile_packing.LEAST_INPUTS:
+        return None
+    weights = tile_packing.tile_count(layer.k) * MATRIX_CHANNELS * 64
+    return Tiling(False, -(-weights // matrix.weights), 2, matrix=True)
 
 
 def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Array:
@@ -133,6 +156,42 @@ def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Arra
     return np.array(row + [0.0] * 4)
 
 
+def matrix_features(layer: LayerClass, blocks: int, sweep: int) -> Array:
+    """What the time of a layer on tiles is made of, as :func:`features`.
+
+    Args:
+        blocks: blocks of 16 rows.
+        sweep: those that weights meet each time they come from further away.
+
+    Returns:
+        Float64: products of tiles, loads of weights for two blocks, those that there is no time to
+        fetch before, results (vectors of 16 rows), calls.
+    """
+    weights = float(-(-layer.n // tile_packing.CHANNELS) * tile_packing.tile_count(layer.k))
+    whole, rest = divmod(blocks, sweep)
+    sweeps = [sweep] * whole + [rest] * (rest > 0)
+    late = sum(max(0.0, 1 - rows / FETCHED_MEANWHILE) for rows in sweeps)
+    pairs = sum(-(-rows // 2) for rows in sweeps)
+    results = -(-layer.n // 4) * 4 * blocks
+    return np.array([weights * blocks, weights * pairs, weights * late, results, 1.0])
+
+
+def estimate(layer: LayerClass, tiling: Tiling, blocks: int, target: Target) -> float:
+    """What a layer takes by the cost model, in its nanoseconds.
+
+    Args:
+        blocks: blocks of 16 rows.
+    """
+    factors = targets.costs(target)
+    if tiling.matrix:
+        assert target.matrix is not None
+        made_of = matrix_features(layer, blocks, target.matrix.sweep)
+        return float(made_of @ np.array(factors.matrix))
+    return float(
+        features(layer, tiling, blocks, target.lanes) @ np.array(getattr(factors, layer.kind))
+    )
+
+
 class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
     """Choices by layer class and bucket length."""
 
@@ -172,7 +231,12 @@ class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
         try:
             for row in _rows(rows):
                 layer = LayerClass(*(row[name] for name in layer_fields))
-                tiling = Tiling(bool(row["sparse"]), int(row["chunks"]), int(row["tile"]))
+                tiling = Tiling(
+                    bool(row["sparse"]),
+                    int(row["chunks"]),
+                    int(row["tile"]),
+                    bool(row.get("matrix", False)),
+                )
                 if not 1 <= tiling.tile <= 4 or not 1 <= tiling.chunks <= layer.k:
                     raise ValueError(f"a tile of {tiling.tile}, {tiling.chunks} chunks")
                 chosen[layer, int(row["bucket"])] = tiling
@@ -190,29 +254,48 @@ def _rows(rows: object) -> Iterable[Mapping[str, Any]]:
 def choose(measured: Mapping[tuple[LayerClass, Tiling], Mapping[int, float]]) -> Tilings:
     """The best tilings: one form and number of chunks per class, one tile per class and bucket.
 
+    A bucket has a form of its own only where another unit is much faster than the one which is best
+    for all: few rows are for vectors, many for products of tiles.
+
     Args:
         measured: seconds, or what is proportional to them, by class, tiling and bucket length.
     """
     chosen: dict[tuple[LayerClass, int], Tiling] = {}
     for layer in dict.fromkeys(layer for layer, _ in measured):
         mine = {tiling: times for (of, tiling), times in measured.items() if of == layer}
-        lengths = list(next(iter(mine.values())))
-        fastest = {n: min(times[n] for times in mine.values()) for n in lengths}
-        options: list[tuple[float, float, dict[int, Tiling]]] = []
-        for stored in dict.fromkeys((t.sparse, t.chunks) for t in mine):
-            tiles = {}
-            for n in lengths:
-                like = [t for t in mine if (t.sparse, t.chunks) == stored]
-                enough = min(mine[t][n] for t in like) * (1 + NOISE)
-                # The lowest of those that are as fast: it has the fewest variants of code.
-                tiles[n] = min((t for t in like if mine[t][n] <= enough), key=lambda t: t.tile)
-            cost = sum(mine[t][n] / fastest[n] for n, t in tiles.items())
-            options.append((cost, mine[tiles[max(lengths)]][max(lengths)], tiles))
-        # Of those that are as good for all buckets, the best for the longest.
-        enough = min(cost for cost, *_ in options) * (1 + NOISE)
-        _, tiles = min((o[1:] for o in options if o[0] <= enough), key=lambda o: o[0])
-        chosen.update({(layer, n): tiling for n, tiling in tiles.items()})
+        chosen.update({(layer, n): tiling for n, tiling in _choose(mine).items()})
     return Tilings(chosen)
+
+
+def _choose(times: Mapping[Tiling, Mapping[int, float]]) -> dict[int, Tiling]:
+    """The best tilings of one class by bucket length."""
+    lengths = list(next(iter(times.values())))
+    fastest = {n: min(of[n] for of in times.values()) for n in lengths}
+    options: list[tuple[float, float, dict[int, Tiling]]] = []
+    for stored in dict.fromkeys(_stored(t) for t in times):
+        like = [t for t in times if _stored(t) == stored]
+        tiles = {}
+        for n in lengths:
+            enough = min(times[t][n] for t in like) * (1 + NOISE)
+            # The lowest of those that are as fast: it has the fewest variants of code.
+            tiles[n] = min((t for t in like if times[t][n] <= enough), key=lambda t: t.tile)
+        cost = sum(times[t][n] / fastest[n] for n, t in tiles.items())
+        options.append((cost, times[tiles[max(lengths)]][max(lengths)], tiles))
+    # Of those that are as good for all buckets, the best for the longest.
+    enough = min(cost for cost, *_ in options) * (1 + NOISE)
+    _, tiles = min((o[1:] for o in options if o[0] <= enough), key=lambda o: o[0])
+    chosen = {}
+    for n, tiling in tiles.items():
+        others = [t[n] for *_, t in options if t[n].matrix != tiling.matrix]
+        took = {t: times[t][n] for t in (tiling, *others)}
+        best = min(took, key=lambda t: took[t])
+        chosen[n] = best if took[best] * WORTH_STORING < took[tiling] else tiling
+    return chosen
+
+
+def _stored(tiling: Tiling) -> tuple[bool, bool, int]:
+    """What decides how weights are stored."""
+    return tiling.sparse, tiling.matrix, tiling.chunks
 
 
 def blocks_of(lengths: Iterable[int], batch_size: int) -> dict[int, int]:
@@ -226,13 +309,11 @@ def by_model(layer: LayerClass, target: Target, blocks: Mapping[int, int]) -> Ti
     Args:
         blocks: from :func:`blocks_of`.
     """
-    factors = np.array(getattr(targets.costs(target), layer.kind))
     return choose(
         {
             (layer, tiling): {
-                length: float(features(layer, tiling, count, target.lanes) @ factors)
-                for length, count in blocks.items()
+                length: estimate(layer, tiling, count, target) for length, count in blocks.items()
             }
-            for tiling in candidates(layer.packs, target.tiles)
+            for tiling in candidates(layer, target)
         }
     )
