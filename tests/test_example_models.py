@@ -20,13 +20,9 @@ tokenizers = pytest.importorskip("tokenizers", reason="examples need tokenizers"
 pytest.importorskip("onnxruntime", reason="the reference")
 
 from tests.ort_reference import session  # noqa: E402
+from tests.shipped_models import shipped  # noqa: E402
 
-MODELS = Path(__file__).parent.parent / "examples" / "models"
 LENGTH = 64
-needs_qa = pytest.mark.skipif(
-    not (MODELS / "qa" / "model.onnx").exists(),
-    reason="examples/models/qa is not made: examples/qa/train.py --state build/train/qa",
-)
 SENTENCE = "Mary is flying from Nairobi to New York to attend a conference"
 
 
@@ -34,7 +30,7 @@ class Compiled:
     """A shipped model, compiled and in ONNX Runtime, with its tokenizer and labels."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        source = MODELS / name
+        source = shipped(name)
         self.tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         names = config.get("id2label", {})
@@ -210,7 +206,6 @@ ANSWERS = [
 ]
 
 
-@needs_qa
 @pytest.mark.parametrize(("passage", "question", "answer"), ANSWERS)
 def test_answers(qa: Compiled, passage: str, question: str, answer: str) -> None:
     encoding = qa.encode(question, passage)
@@ -278,11 +273,9 @@ def test_gaps(fill_mask: Compiled, text: str) -> None:
     assert fill_mask.tokenizer.id_to_token(found) == GAPS[text]
 
 
-@pytest.mark.parametrize(
-    "name", ["ner", "sentiment", "nli", "fill_mask", pytest.param("qa", marks=needs_qa)]
-)
+@pytest.mark.parametrize("name", ["ner", "sentiment", "nli", "fill_mask", "qa"])
 def test_files_fit_together(name: str) -> None:
-    source = MODELS / name
+    source = shipped(name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == config["vocab_size"]

@@ -14,6 +14,7 @@ import sysconfig
 import tarfile
 import urllib.request
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,44 @@ def test_sdist_holds_all_sources(sdist: Path) -> None:
         for name in listing
         if name.startswith(folders) and (ROOT / name).exists() and name not in names
     ]
-    assert missing == []
+    # The models of the examples come with a git clone only.
+    assert [name for name in missing if not re.fullmatch(r"examples/models/.*\.onnx", name)] == []
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"} <= names
     built = [name for name in names if name.endswith((".so", ".pyc", "/_engine.c", "/_loader.c"))]
     assert built == []
+
+
+def test_sdist_is_light(sdist: Path) -> None:
+    """No models: they are 40 MB, and who installs the package does not need them."""
+    assert sdist.stat().st_size < 3_000_000
+    with tarfile.open(sdist) as archive:
+        heavy = {m.name: m.size for m in archive.getmembers() if m.size > 400_000}
+        models = {
+            m.name: m.size
+            for m in archive.getmembers()
+            if m.name.endswith((".onnx", ".data")) and m.size > 10_000
+        }
+    assert heavy == models == {}
+
+
+def test_wheel_is_the_same_from_tree_and_sdist(sdist: Path, tmp_path: Path) -> None:
+    copy_tree(tmp_path / "tree")
+    (tmp_path / "sdist").mkdir()
+    checked(["tar", "xzf", str(sdist)], cwd=tmp_path / "sdist")
+    (unpacked,) = (tmp_path / "sdist").iterdir()
+    found = {}
+    for source in (tmp_path / "tree", unpacked):
+        out = tmp_path / f"wheel of {source.name}"
+        code = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+        checked([sys.executable, "-c", code], cwd=source)
+        (wheel,) = out.glob("sparsec-*.whl")
+        assert wheel.stat().st_size < 3_000_000
+        with zipfile.ZipFile(wheel) as archive:
+            found[source] = sorted(archive.namelist())
+    from_tree, from_sdist = found.values()
+    assert from_tree == from_sdist
+    top = {name.split("/")[0] for name in from_tree}
+    assert {name for name in top if not name.startswith("sparsec-0")} == {"sparsec"}
 
 
 @pytest.fixture(scope="module")
