@@ -145,12 +145,13 @@ def compile_tree(
             for done, future in enumerate(as_completed(waiting), start=1):
                 future.result()
                 tell(f"compiled {waiting[future]} ({done} of {len(units)})")
+            for library, objects, needed in _links(tree):
+                link = toolchain.link_command(objects, library, needed)
+                pool.submit(runner.run, link).result()
+                tell(f"linked {library}")
         except BaseException:
             runner.stop()
             raise
-    for library, objects, needed in _links(tree):
-        runner.run(toolchain.link_command(objects, library, needed))
-        tell(f"linked {library}")
     return tuple(tree.folder / library for library in tree.libraries)
 
 

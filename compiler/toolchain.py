@@ -239,6 +239,8 @@ class Runner:
     def run(self, command: Sequence[str]) -> None:
         """Run a compiler or linker command to its end.
 
+        Not for the main thread: there Ctrl-C may come when a process runs and is not known yet.
+
         Raises:
             ToolchainError: it failed, with the first lines of what it said; or it was stopped.
         """
@@ -263,15 +265,9 @@ class Runner:
             except OSError as error:
                 raise ToolchainError(f"cannot start {command[0]}: {error.strerror}") from error
             self._running.add(process)
-        try:
-            out, err = process.communicate()
-        except BaseException:  # Ctrl-C: in a session of its own, the compiler does not notice it
-            _kill(process)
-            process.communicate()
-            raise
-        finally:
-            with self._lock:
-                self._running.discard(process)
+        out, err = process.communicate()
+        with self._lock:
+            self._running.discard(process)
         if process.returncode:
             said = (err or out).strip().splitlines()
             where = f"the C is in {self.kept}" if self.kept else "see the C with --emit-c DIR"
