@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sparsec.arguments import whole, wholes
 from sparsec.errors import InputError
 from sparsec.interface import MANIFEST
-from sparsec.paths import user_path
+from sparsec.paths import config_folder, user_path
+from sparsec.positions import read_positions
 
 if TYPE_CHECKING:
     from sparsec.compiler.frontend import Model, Signature
@@ -104,6 +105,10 @@ def compile(
     signature = frontend.signature(loaded)
     dump = user_path(dump_ir) if dump_ir else None
     settled = settle_buckets(loaded, signature, buckets, progress=tell)
+    places = read_positions(config_folder(loaded.path))
+    for graph in settled.graphs:
+        if places.longest is not None and graph.length > places.longest:
+            tell(f"bucket {graph.length} is longer than a text can be: {places.why()}")
     graphs = optimize(settled, dump)
     signature = replace(signature, mask_input=settled.mask_input)
 

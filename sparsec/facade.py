@@ -15,7 +15,7 @@ from sparsec import cache, runtime
 from sparsec.arguments import anchored, whole
 from sparsec.errors import InputError
 from sparsec.interface import MANIFEST
-from sparsec.paths import around, user_path
+from sparsec.paths import config_folder, user_path
 from sparsec.positions import read_positions
 from sparsec.runtime import Artifact
 
@@ -168,8 +168,7 @@ def generate_random_inputs(
         signature = frontend.signature(loaded)
         specs, mask = signature.inputs, signature.mask_input
         fixed, usual = signature.fixed_length, DEFAULT_LENGTH
-        folders = [place for place in around(loaded.path) if (place / "config.json").is_file()]
-        folder = folders[0] if folders else loaded.folder
+        folder = config_folder(loaded.path)
         limits = {**_config_limits(folder), **_table_limits(loaded)}
     known = read_positions(folder)
     ends = [limits[s.name] - known.first for s in specs if _places(s.name) and s.name in limits]

@@ -81,6 +81,15 @@ def around(path: Path) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
+def config_folder(model: Path) -> Path:
+    """The folder of a model's config.json; its own folder where there is none.
+
+    Args:
+        model: the .onnx file.
+    """
+    return next((p for p in around(model) if (p / "config.json").is_file()), model.parent)
+
+
 def belongs_to(file: Path, folder: Path) -> bool:
     """Whether a file, all its links followed, is one of those in a model's folder.
 

@@ -181,7 +181,15 @@ def test_an_artifact_with_a_longer_bucket(
 ) -> None:
     """It was compiled for all rows of the table: texts end where positions do."""
     folder = roberta[form]
-    artifact = sparsec.compile(folder, buckets=[20], output=tmp_path / "long.sparsec")
+    said: list[str] = []
+    artifact = sparsec.compile(
+        folder, buckets=[18, 20], output=tmp_path / "long.sparsec", progress=said.append
+    )
+    warned = [line for line in said if "longer than a text" in line]
+    assert warned == [
+        "bucket 20 is longer than a text can be: the model has positions for 18 tokens: of the 20 "
+        "in its table the first 2 are padding's"
+    ]
     with create(artifact.path) as long, create(folder, sequence_length=18) as right:
         got, want = (pipeline("x" * 40).embeddings[0] for pipeline in (long, right))
         assert np.asarray(got) == pytest.approx(np.asarray(want), abs=1e-5)
