@@ -22,6 +22,7 @@ from onnx import helper
 from sparsec.compiler.frontend import Model, import_graph, signature
 from sparsec.compiler.frontend.load import needed_values, tensor_bytes, tensors
 from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.ops import OPS
 from sparsec.compiler.passes import PIPELINE
 from sparsec.errors import InputError, ModelError
 
@@ -32,7 +33,7 @@ _PROBE = 8
 _TRANSPARENT = ("quantize", "dequantize", "cast", "reshape")
 
 # Ops that mix channels or tokens: behind an encoder's end there is none of them but for its heads.
-_PRODUCTS = ("matmul", "matmul_integer", "linear", "linear_integer", "qlinear", "conv", "gather")
+_PRODUCTS = {"gather", *(name for name, op in OPS.items() if op.terms)}
 
 # Sums of a layer, where there is only one layer to judge by.
 _SUMS = 2

@@ -15,10 +15,7 @@ from sparsec.compiler.passes.fuse_attention import why_not
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 #: Ops of which each one is named if it runs on a general kernel: there the time goes.
-_HEAVY = (
-    *("matmul", "matmul_integer", "conv", "conv_integer", "softmax"),
-    *(op.name for op in OPS.values() if op.layer),
-)
+_HEAVY = {"softmax", *(name for name, op in OPS.items() if op.layer or op.terms)}
 
 
 def fusions(graph: Graph) -> dict[str, int]:
@@ -40,8 +37,9 @@ def fusions(graph: Graph) -> dict[str, int]:
         elif node.op in ("layernorm", "gelu"):
             found[node.op] += 1
         elif OPS[node.op].linear:
-            kinds = {"linear": "float", "qlinear": "int8", "linear_integer": "int8, sums"}
-            found[f"linear {kinds[node.op]}"] += 1
+            kind = {"f32": "float", "i8": "int8"}[OPS[node.op].linear]
+            sums = ", sums" if graph.values[node.output].dtype == np.int32 else ""
+            found[f"linear {kind}{sums}"] += 1
     return dict(sorted(found.items()))
 
 

@@ -24,6 +24,7 @@ from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, BatchDim, Graph
 from sparsec.compiler.lowering import lanes
 from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
+from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.templates import environment, read_template
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params
 
@@ -210,22 +211,38 @@ def test_pairs_never_saturate(weights: list[int]) -> None:
     assert not exceeds_pairs(split).any()
 
 
+def emitted(e: Editor, op: str, options: list[list[str]], to_bool: bool) -> list[str]:
+    """An op on those operands that it takes in lanes; `to_bool`: results that are truth values."""
+    row, made = OPS[op].elementwise, []
+    for names in options if row is not None and op != "cast" else []:
+        values = [e.values[name] for name in names]
+        try:
+            ((dtype, _),) = infer(op, values, {})
+        except (TypeError, ValueError):
+            continue
+        assert row is not None
+        fits = row.vector(op, {}, [v.dtype for v in values]) is not None
+        if fits and (np.dtype(dtype) == np.bool_) is to_bool:
+            made.append(e.emit(op, names))
+    return made
+
+
 def elementwise_graph(channels: int, length: int) -> Graph:
-    """Every op that lane programs know, behind an identity layer that brings x into lanes."""
+    """Every op of numbers with an expression for lanes, behind a layer that brings x there.
+
+    Truth values are in lanes inside attention only.
+    """
     e = Editor(name="ops", length=length)
     x = e.input("x", np.float32, (BATCH, length, channels))
     y = e.emit("linear", [x, e.constant(np.eye(channels, dtype=np.float32))])
     rng = np.random.default_rng(1)
     c = e.constant(rng.uniform(0.5, 2.0, channels).astype(np.float32))
     s = e.constant(np.float32(0.75))
-    for op in ("neg", "abs", "exp", "erf", "tanh", "sigmoid", "relu", "reciprocal", "floor"):
-        e.outputs.append(e.emit(op, [y]))
-    for op in ("ceil", "round"):
-        e.outputs.append(e.emit(op, [y]))
-    e.outputs.append(e.emit("sqrt", [e.emit("abs", [y])]))
-    for op in ("add", "sub", "mul", "div", "min", "max"):
-        e.outputs.append(e.emit(op, [y, c]))
-        e.outputs.append(e.emit(op, [s, y]))
+    byte = [e.constant(np.float32(0.05)), e.constant(np.uint8(100))]
+    whole = e.emit("cast", [e.emit("quantize", [y, *byte])], to="int32")
+    pairs = [[y, c], [s, y], [whole, e.constant(np.int32(90))]]
+    for op in OPS:
+        e.outputs += emitted(e, op, [*pairs, [y], [whole]], to_bool=False)
     e.outputs.append(e.emit("pow", [y, e.constant(np.float32(2.0))]))
     for approximate in ("none", "tanh"):
         e.outputs.append(e.emit("gelu", [y], approximate=approximate))
@@ -258,6 +275,45 @@ def test_elementwise_programs(tmp_path: Path, target: str) -> None:
             np.testing.assert_allclose(have, want, rtol=2e-6, atol=1e-6, err_msg=name)
         else:
             np.testing.assert_array_equal(have, want, err_msg=name)
+
+
+def truths_graph(length: int) -> Graph:
+    """Attention whose scores are where(t, s, s / 2), again for each op that makes a t."""
+    shape = (BATCH, 2, length, length)
+    score, prob = Editor(name="score"), Editor(name="prob")
+    prob.outputs = [prob.input("p", np.float32, shape)]
+    s = first = score.input("s", np.float32, shape)
+    half = score.constant(np.float32(0.5))
+    whole = score.emit("cast", [score.emit("less", [s, half])], to="float32")
+    byte = [score.constant(np.float32(0.25)), score.constant(np.uint8(3))]
+    whole = score.emit("cast", [score.emit("quantize", [whole, *byte])], to="int32")
+    five = score.constant(np.int32(5))
+    truths = [score.emit("less", [s, half]), score.emit("less", [whole, five])]
+    options = [[s, half], [whole, five], truths, [s], truths[:1]]
+    for op in OPS:
+        for truth in emitted(score, op, options, to_bool=True):
+            s = score.emit("where", [truth, s, score.emit("mul", [s, half])])
+    level = score.emit("cast", [score.emit("where", [truths[0], whole, five])], to="float32")
+    score.outputs = [score.emit("add", [s, score.emit("mul", [level, first])])]
+    e = Editor(name="truths", length=length)
+    q, k, v = (e.input(name, np.float32, (BATCH, length, 8)) for name in "qkv")
+    zero = dict.fromkeys(("q_zp", "k_zp", "v_zp", "p_zp"), 0)
+    graphs = {"score": score.finish(), "prob": prob.finish()}
+    scales = {"qk_scale": 1.0, "pv_scale": 1.0}
+    e.outputs = [e.emit("attention", [q, k, v], heads=2, **graphs, **scales, **zero)]
+    return e.finish()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_truth_values_in_scores(tmp_path: Path, target: str) -> None:
+    graph = truths_graph(5)
+    assert lane_ops(graph) == {"attention"}
+    tested = {n.op for n in graph.nodes[0].attrs["score"].nodes}
+    assert tested >= {"and", "or", "not", "isnan", "equal", "less", "greater_equal", "where"}
+    rng = np.random.default_rng(6)
+    inputs = [rng.standard_normal((3, 5, 8)).astype(np.float32) for _ in range(3)]
+    (have,) = compile_graph(tmp_path, graph, target, []).run(inputs)
+    np.testing.assert_allclose(have, interpret(graph, inputs)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from sparsec.compiler.ir import BATCH, BatchDim, FrozenAttrs, Value, bind_shape
 from sparsec.compiler.ops import OPS, elementwise, infer, layout, reduction
+from sparsec.interface import ELEMENTS
 
 RNG = np.random.default_rng(7)
 
@@ -210,3 +212,23 @@ def test_cumsum() -> None:
     assert run("cumsum", x, axis=1, exclusive=1, reverse=0).tolist() == [[0, 1, 3], [0, 4, 9]]
     assert run("cumsum", x, axis=1, exclusive=0, reverse=1).tolist() == [[6, 5, 3], [15, 11, 6]]
     assert run("cumsum", x, axis=0, exclusive=1, reverse=1).tolist() == [[4, 5, 6], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("name", [name for name, row in OPS.items() if row.elementwise])
+def test_what_an_op_takes_it_has_an_expression_for(name: str) -> None:
+    row = OPS[name].elementwise
+    assert row is not None
+    shapes = [(2,), (2,), (2,)]
+    written = 0
+    for arity in (1, 2, 3):
+        for dtypes in itertools.product(map(np.dtype, ELEMENTS), repeat=arity):
+            values = [value(d, *shape) for d, shape in zip(dtypes, shapes, strict=False)]
+            attrs = {"to": dtypes[-1], "axis": 0}
+            try:
+                infer(name, values, at(**attrs))
+            except (TypeError, ValueError):
+                continue
+            text = row.element(name, attrs, dtypes, ["p", "q", "r"][:arity])
+            assert text and "{" not in text, dtypes
+            written += 1
+    assert written

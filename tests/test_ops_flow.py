@@ -150,6 +150,17 @@ def _numbers(graph: Graph, rng: np.random.Generator) -> list[np.ndarray]:
     return arrays
 
 
+@pytest.mark.parametrize("op", [name for name, row in OPS.items() if row.last_axis])
+def test_ops_over_the_last_axis_mix_no_other(op: str) -> None:
+    inputs, attrs = EXAMPLES[op][0]
+    last = len(inputs[0][1]) - 1
+    (node,) = (graph := _graph(op, (inputs, {**attrs, "axis": last}))).nodes
+    flow = flow_of(node, graph.values)
+    (lines,) = flow.lines
+    assert {axis for i, axis in flow.mixed if i == 0} == {last}
+    assert list(lines[:last]) == [((0, axis),) for axis in range(last)]
+
+
 @pytest.mark.parametrize(
     ("op", "graph"), CASES, ids=[f"{i}-{op}" for i, (op, _) in enumerate(CASES)]
 )

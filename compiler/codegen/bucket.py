@@ -30,6 +30,7 @@ from sparsec.compiler.lowering.batch import separable
 from sparsec.compiler.lowering.elements import BYTES
 from sparsec.compiler.lowering.linear import SLAB_QUADS, Plans
 from sparsec.compiler.lowering.pool import WeightPool
+from sparsec.compiler.ops import OPS
 from sparsec.compiler.templates import environment, read_template
 from sparsec.interface import ELEMENTS
 from sparsec.targets import Target
@@ -41,9 +42,6 @@ CHUNK_ROWS = 512
 #: Blocks of rows that a thread takes through a stage at a time: what they leave behind from kernel
 #: to kernel should stay in the second-level cache.
 TALL = 4
-
-#: Row-major ops that look elements up: a table, then indices into it.
-INDEXED = ("gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd")
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,7 @@ class _Emitter:
     def _form(self, node: Node, position: int, name: str) -> str | None:
         """The form in which a lane node reads an operand; None for row-major ones."""
         dtype = self.graph.values[name].dtype
-        if node.op in ("qlinear", "linear_integer"):
+        if OPS[node.op].linear == "i8":
             return "panel_u8" if position == 0 else None
         if node.op == "attention":
             if position > 2:
@@ -235,7 +233,7 @@ class _Emitter:
             if dtype not in BYTES:
                 return "lane"
             return ("panel_u8", "panel_s8", "byte_s8")[position]
-        if self.choice.root(name) in self.lane_made or node.op == "linear":
+        if self.choice.root(name) in self.lane_made or OPS[node.op].linear == "f32":
             return "byte" if dtype in BYTES else "lane"
         return None
 
@@ -657,7 +655,7 @@ static void {name}(const sparsec_rt *rt)
                         call.nodes[0],
                         graph,
                         call.function,
-                        self._site(call.nodes[0]) if call.family in INDEXED else 0,
+                        self._site(call.nodes[0]) if OPS[call.nodes[0].op].lookup else 0,
                     )
                     if len(call.nodes) == 1
                     else general_kernel_for_group(call.nodes, graph, call.function)

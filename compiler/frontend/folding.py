@@ -107,7 +107,7 @@ class Folder:
         """The result of an elementwise op; it has extent 1 where all its operands have."""
         arrays = [t.contents() if t else None for t in work.inputs]
         # Scale and zero point are along an axis.
-        sides = work.known[:1] if work.op in ("quantize", "dequantize") else work.known
+        sides = work.known[:1] if OPS[work.op].quantizes else work.known
         self._check(np.broadcast_shapes(*(t.contents().shape for t in sides)), work.dtypes[0], work)
         if work.symbolic:
             present = [a for a in arrays if a is not None]

@@ -215,7 +215,7 @@ class Importer:
             if folded is not None:
                 return folded
         operands = list(inputs)
-        if OPS[op].elementwise and op not in ("quantize", "dequantize"):
+        if OPS[op].elementwise and not OPS[op].quantizes:
             operands = [self._compact(t, inputs, types[0][1]) if t else None for t in inputs]
         names = [self.name(t) if t else "" for t in operands]
         outs = [self.edit.fresh(self._hint or op)]

@@ -7,6 +7,7 @@ import numpy as np
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.ir import Graph
 from sparsec.compiler.lowering import lanes
+from sparsec.compiler.ops import OPS
 
 
 def row_major_products(graph: Graph) -> Graph:
@@ -17,7 +18,7 @@ def row_major_products(graph: Graph) -> Graph:
     taken = lanes.choose(graph).nodes
     edit = Editor(graph)
     for node in graph.nodes:
-        weights = graph.constants.get(node.inputs[-1]) if node.op == "linear" else None
+        weights = graph.constants.get(node.inputs[-1]) if OPS[node.op].linear == "f32" else None
         if weights is not None and id(node) not in taken:
             turned = edit.constant(np.ascontiguousarray(weights.T), node.inputs[-1])
             made = edit.emit("matmul", [node.inputs[0], turned], source=node.source)

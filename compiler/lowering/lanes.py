@@ -117,8 +117,8 @@ def _fits(node: Node, graph: Graph, choice: Choice) -> bool:
     rows = choice.rows.get(node.output)
     if rows is None or out.dtype == elements.BOOL or not elements.supported(node, graph):
         return False
-    operands = node.inputs[:1] if node.op in ("quantize", "dequantize") else node.inputs
-    if node.op in ("quantize", "dequantize"):
+    operands = _lane_operands(node)
+    if OPS[node.op].quantizes:
         scale = graph.constants.get(node.inputs[1], np.ones(1))
         if scale.size != 1 and (scale.size != rows.channels or out.shape[-1] != rows.channels):
             return False
@@ -187,7 +187,7 @@ def _reorders(node: Node, graph: Graph, choice: Choice, consumers: dict[str, lis
         and before.channels == len(order)
         and node.output not in graph.outputs
         and all(
-            u.op in ("qlinear", "linear_integer") and _anchor_fits(u, graph, choice)
+            OPS[u.op].linear == "i8" and _anchor_fits(u, graph, choice)
             for u in consumers[node.output]
         )
     )
@@ -310,11 +310,7 @@ def choose(graph: Graph) -> Choice:
 
 def _lane_operands(node: Node) -> tuple[str, ...]:
     """Inputs that a lane node reads as rows in lanes."""
-    if OPS[node.op].linear or node.op in ("layernorm", "quantize", "dequantize", "gather"):
-        return node.inputs[:1]
-    if node.op == "attention":
-        return node.inputs[:3]
-    return node.inputs
+    return node.inputs[: OPS[node.op].row_operands]
 
 
 def _names_of(name: str, choice: Choice, consumers: dict[str, list[Node]]) -> set[str]:
@@ -403,7 +399,7 @@ def group(graph: Graph, choice: Choice) -> list[Step]:
     in_order = {
         choice.root(name)
         for node in graph.nodes
-        if id(node) in choice.nodes and node.op in ("qlinear", "linear_integer", "attention")
+        if id(node) in choice.nodes and (OPS[node.op].linear == "i8" or node.op == "attention")
         for name in _lane_operands(node)
     }
     gathers: dict[str, Node] = {}

@@ -24,6 +24,7 @@ from sparsec.compiler.lowering.tiling import (
     by_model,
     chunks_for,
 )
+from sparsec.compiler.ops import OPS
 from sparsec.targets import Target
 
 Array = np.ndarray[Any, Any]
@@ -244,7 +245,7 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
     w = graph.constants[node.inputs[1]]
     n, k = w.shape
     quads = -(-n // 4)
-    kind = "f32" if node.op == "linear" else "i8"
+    kind = OPS[node.op].linear
     bias = np.zeros(0, np.int32)
     rows = packs_of(w)
     packs = rows.shape[1]
@@ -346,7 +347,7 @@ class Plans:
             weights = graph.constants[node.inputs[1]]
             n, k = weights.shape
             density = float((packs_of(weights)[:n] != 0).mean()) if weights.size else 0.0
-            kind = "f32" if node.op == "linear" else "i8"
+            kind = OPS[node.op].linear
             layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels)
             self.classes.setdefault(layer, weights)
             if any((layer, length) not in self._tilings for length in self._blocks):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.ir import BatchDim, Shape, Value
+from sparsec.compiler.ir import BatchDim, Dim, Shape, Value
 from sparsec.compiler.ops import flow
 from sparsec.compiler.ops.elementwise import broadcast_shape
-from sparsec.compiler.ops.row import Op
+from sparsec.compiler.ops.row import Op, TypeRule
 
 Attrs = Mapping[str, Any]
 
@@ -180,18 +180,42 @@ def _conv_integer(
     return (integer_product(weights, columns).reshape(x.shape[0], w.shape[0], *out),)
 
 
-ROWS = [
-    Op("matmul", _infer_matmul, _matmul, flow.matmul),
-    Op("matmul_integer", _infer_matmul_integer, _matmul_integer, flow.matmul),
-    Op("conv", _infer_conv, _conv, flow.conv),
-    Op("conv_integer", _infer_conv_integer, _conv_integer, flow.conv),
-    Op("linear", _infer_linear, _linear, flow.layer, linear=True, layer=True),
-    Op(
-        "linear_integer",
-        _infer_linear_integer,
-        _linear_integer,
+def depth(attrs: Attrs, shapes: Sequence[Shape]) -> int:
+    """The extent that a product of matrices sums over."""
+    return _extent(shapes[0][-1])
+
+
+def _patch(attrs: Attrs, shapes: Sequence[Shape]) -> int:
+    return math.prod(map(_extent, shapes[1][1:]))
+
+
+def _extent(dim: Dim) -> int:
+    """An extent, for a batch of one."""
+    return dim.coef if isinstance(dim, BatchDim) else dim
+
+
+def linear_row(
+    name: str, infer: TypeRule, reference: Callable[..., tuple[np.ndarray]], weights: str
+) -> Op:
+    """The row of a layer that multiplies rows with weights of that type."""
+    return Op(
+        name,
+        infer,
+        reference,
         flow.layer,
-        linear=True,
+        linear=weights,
         layer=True,
-    ),
+        last_axis=True,
+        row_operands=1,
+        terms=depth,
+    )
+
+
+ROWS = [
+    Op("matmul", _infer_matmul, _matmul, flow.matmul, terms=depth),
+    Op("matmul_integer", _infer_matmul_integer, _matmul_integer, flow.matmul, terms=depth),
+    Op("conv", _infer_conv, _conv, flow.conv, terms=_patch),
+    Op("conv_integer", _infer_conv_integer, _conv_integer, flow.conv, terms=_patch),
+    linear_row("linear", _infer_linear, _linear, "f32"),
+    linear_row("linear_integer", _infer_linear_integer, _linear_integer, "i8"),
 ]

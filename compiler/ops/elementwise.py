@@ -7,18 +7,27 @@ divisor unless ``fmod``.  ``round`` rounds halves to even.  Float ops stay in th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sparsec.compiler.ir import Dim, Shape, Value
 from sparsec.compiler.ops import flow
+from sparsec.compiler.ops.expressions import (
+    BOOL,
+    BYTES,
+    F32,
+    I32,
+    Elementwise,
+    cast,
+    library_suffix,
+    suffix,
+)
 from sparsec.compiler.ops.row import Op
 
 Attrs = Mapping[str, Any]
 Types = list[tuple[Any, Shape]]
-_BOOL = np.dtype(np.bool_)
 
 
 def broadcast_dim(a: Dim, b: Dim) -> Dim:
@@ -151,7 +160,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 def _cast(attrs: Attrs, x: np.ndarray) -> np.ndarray:
     to = np.dtype(attrs["to"])
-    return np.asarray(x != 0 if to == _BOOL else x.astype(to))
+    return np.asarray(x != 0 if to == BOOL else x.astype(to))
 
 
 def _check_kinds(op: str, kinds: str, *values: Value) -> None:
@@ -172,6 +181,7 @@ def _row(
     function: Callable[[Attrs, tuple[np.ndarray, ...]], np.ndarray],
     arity: int,
     kinds: str,
+    code: Elementwise,
     result: Any = None,
     mixed: bool = False,
 ) -> Op:
@@ -189,15 +199,35 @@ def _row(
         with np.errstate(all="ignore"):
             return (np.asarray(function(attrs, arrays)),)
 
-    return Op(name, infer, reference, flow.elementwise, elementwise=True)
+    return Op(name, infer, reference, flow.elementwise, elementwise=code)
 
 
-def _binary(name: str, f: Callable[..., np.ndarray], kinds: str = "iuf", result: Any = None) -> Op:
-    return _row(name, lambda attrs, v: f(v[0], v[1]), 2, kinds, result)
+def _binary(
+    name: str,
+    f: Callable[..., np.ndarray],
+    code: Elementwise,
+    kinds: str = "iuf",
+    result: Any = None,
+) -> Op:
+    return _row(name, lambda attrs, v: f(v[0], v[1]), 2, kinds, code, result)
 
 
-def _unary(name: str, f: Callable[..., np.ndarray], kinds: str = "iuf", result: Any = None) -> Op:
-    return _row(name, lambda attrs, v: f(v[0]), 1, kinds, result)
+def _unary(
+    name: str,
+    f: Callable[..., np.ndarray],
+    code: Elementwise,
+    kinds: str = "f",
+    result: Any = None,
+) -> Op:
+    return _row(name, lambda attrs, v: f(v[0]), 1, kinds, code, result)
+
+
+def _compared(name: str, f: Callable[..., np.ndarray], operator: str, kinds: str = "iuf") -> Op:
+    code = Elementwise(
+        dict.fromkeys("fib", f"{{a}} {operator} {{b}}"),
+        dict.fromkeys("fi", f"(vi)({{a}} {operator} {{b}})"),
+    )
+    return _binary(name, f, code, kinds, BOOL)
 
 
 def _mod(attrs: Attrs, v: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -205,7 +235,7 @@ def _mod(attrs: Attrs, v: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 def _infer_where(attrs: Attrs, cond: Value, a: Value, b: Value) -> Types:
-    if cond.dtype != _BOOL:
+    if cond.dtype != BOOL:
         raise ValueError(f"where needs a bool condition, got {cond.dtype.name}")
     return [(_same_dtype("where", a, b), broadcast_shape(cond.shape, a.shape, b.shape))]
 
@@ -225,41 +255,156 @@ def _reference_cast(attrs: Attrs, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (_cast(attrs, x),)
 
 
+# -- C
+
+_ARITHMETIC = {"f": "op_{op}_{S}({a}, {b})", "i": "op_{op}_{S}({a}, {b})"}
+_ARITHMETIC_OF_ONE = {"f": "op_{op}_{S}({a})", "i": "op_{op}_{S}({a})"}
+
+
+def _operator(operator: str, lanes: str = "f") -> Elementwise:
+    """An operator of C on floats; integers wrap, or divide by anything, in a function.
+
+    Args:
+        lanes: kinds of vectors that have it.
+    """
+    vectors = dict.fromkeys(lanes, f"({{a}} {operator} {{b}})")
+    return Elementwise({**_ARITHMETIC, "f": f"{{a}} {operator} {{b}}"}, vectors)
+
+
+def _library(name: str, inexact: bool = False) -> Elementwise:
+    """A function of the C library."""
+    return Elementwise({"f": f"{name}{{F}}({{a}})"}, {"f": "vf_{op}({a})"}, inexact=inexact)
+
+
+def _function(lanes: bool, variant: Callable[[Attrs], str] | None = None) -> Elementwise:
+    """A function that the project has itself, of floats and perhaps of vectors of them."""
+    vectors = {"f": "vf_{op}({a})"} if lanes else None
+    return Elementwise({"f": "op_{op}_{S}({a})"}, vectors, variant, inexact=lanes)
+
+
+def _power(attrs: Attrs, types: Sequence[np.dtype[Any]]) -> str:
+    base, exponent = types
+    if base.kind == "f":
+        return f"pow{library_suffix(base)}({{a}}, {cast('{b}', exponent, base)})"
+    if exponent.kind == "f":
+        return cast("pow((double){a}, {b})", np.dtype(np.float64), base)
+    return f"op_power_{suffix(base)}({{a}}, {{b}})"
+
+
+def _cast_element(attrs: Attrs, types: Sequence[np.dtype[Any]]) -> str:
+    return cast("{a}", types[0], np.dtype(attrs["to"]))
+
+
+def _cast_lanes(attrs: Attrs, types: Sequence[np.dtype[Any]]) -> str | None:
+    """Wider ones only, and truth values as floats; bytes are int32 in lanes already."""
+    source, to = types[0], np.dtype(attrs["to"])
+    if source == BOOL:
+        return "vf_cvt(-{a})" if to == F32 else None
+    if source not in (I32, *BYTES) or to not in (F32, I32) or source == to:
+        return None
+    return "vf_cvt({a})" if to == F32 else "{a}"
+
+
 ROWS = [
-    _binary("add", np.add),
-    _binary("sub", np.subtract),
-    _binary("mul", np.multiply),
-    _binary("div", _div),
-    _row("pow", lambda attrs, v: _pow(v[0], v[1]), 2, "iuf", mixed=True),
-    _row("mod", _mod, 2, "iuf"),
-    _binary("min", np.minimum),
-    _binary("max", np.maximum),
-    _unary("neg", np.negative, "if"),
-    _unary("abs", np.abs),
-    _unary("sqrt", np.sqrt, "f"),
-    _unary("exp", np.exp, "f"),
-    _unary("log", np.log, "f"),
-    _unary("sin", np.sin, "f"),
-    _unary("cos", np.cos, "f"),
-    _unary("erf", erf, "f"),
-    _unary("tanh", np.tanh, "f"),
-    _unary("sigmoid", _sigmoid, "f"),
-    _unary("relu", lambda x: np.maximum(x, x.dtype.type(0)), "if"),
-    _unary("reciprocal", lambda x: x.dtype.type(1) / x, "f"),
-    _unary("floor", np.floor, "f"),
-    _unary("ceil", np.ceil, "f"),
-    _unary("round", np.rint, "f"),
-    _unary("sign", np.sign),
-    _unary("not", np.logical_not, "b", _BOOL),
-    _unary("isnan", np.isnan, "f", _BOOL),
-    _binary("and", np.logical_and, "b", _BOOL),
-    _binary("or", np.logical_or, "b", _BOOL),
-    _binary("equal", np.equal, "biuf", _BOOL),
-    _binary("less", np.less, "iuf", _BOOL),
-    _binary("less_equal", np.less_equal, "iuf", _BOOL),
-    _binary("greater", np.greater, "iuf", _BOOL),
-    _binary("greater_equal", np.greater_equal, "iuf", _BOOL),
-    Op("where", _infer_where, _reference_where, flow.elementwise, elementwise=True),
-    Op("cast", _infer_cast, _reference_cast, flow.elementwise, elementwise=True),
-    _row("gelu", lambda attrs, v: gelu(v[0], attrs.get("approximate", "none")), 1, "f"),
+    _binary("add", np.add, _operator("+", lanes="fi")),
+    _binary("sub", np.subtract, _operator("-", lanes="fi")),
+    _binary("mul", np.multiply, _operator("*", lanes="fi")),
+    _binary("div", _div, _operator("/")),
+    _row(
+        "pow",
+        lambda attrs, v: _pow(v[0], v[1]),
+        2,
+        "iuf",
+        Elementwise(_power, lanes=None),
+        mixed=True,
+    ),
+    _row(
+        "mod",
+        _mod,
+        2,
+        "iuf",
+        Elementwise(_ARITHMETIC, None, lambda attrs: "fmod" if attrs.get("fmod") else "mod"),
+    ),
+    _binary("min", np.minimum, Elementwise(_ARITHMETIC, {"f": "vf_min_nan({a}, {b})"})),
+    _binary("max", np.maximum, Elementwise(_ARITHMETIC, {"f": "vf_max_nan({a}, {b})"})),
+    _unary(
+        "neg",
+        np.negative,
+        Elementwise({**_ARITHMETIC_OF_ONE, "f": "-{a}"}, {"f": "vf_neg({a})"}),
+        "if",
+    ),
+    _unary(
+        "abs",
+        np.abs,
+        Elementwise({**_ARITHMETIC_OF_ONE, "f": "fabs{F}({a})"}, {"f": "vf_abs({a})"}),
+        "iuf",
+    ),
+    _unary("sqrt", np.sqrt, _library("sqrt", inexact=True)),
+    _unary("exp", np.exp, _function(lanes=True)),
+    _unary("log", np.log, _function(lanes=False)),
+    _unary("sin", np.sin, _function(lanes=False)),
+    _unary("cos", np.cos, _function(lanes=False)),
+    _unary("erf", erf, _function(lanes=True)),
+    _unary("tanh", np.tanh, _function(lanes=True)),
+    _unary("sigmoid", _sigmoid, _function(lanes=True)),
+    _unary(
+        "relu",
+        lambda x: np.maximum(x, x.dtype.type(0)),
+        Elementwise(
+            {"f": "op_relu_{S}({a})", "i": "op_max_{S}({a}, 0)"},
+            {"f": "vf_max_nan({a}, vf_set1(0.0f))"},
+        ),
+        "if",
+    ),
+    _unary(
+        "reciprocal",
+        lambda x: x.dtype.type(1) / x,
+        Elementwise({"f": "1 / {a}"}, {"f": "(1.0f / {a})"}, inexact=True),
+    ),
+    _unary("floor", np.floor, _library("floor")),
+    _unary("ceil", np.ceil, _library("ceil")),
+    _unary("round", np.rint, _library("rint")),
+    _unary("sign", np.sign, Elementwise(_ARITHMETIC_OF_ONE, lanes=None), "iuf"),
+    _unary("not", np.logical_not, Elementwise({"b": "!{a}"}, {"b": "(~{a})"}), "b", BOOL),
+    _unary(
+        "isnan", np.isnan, Elementwise({"f": "{a} != {a}"}, {"f": "(vi)({a} != {a})"}), "f", BOOL
+    ),
+    _binary(
+        "and", np.logical_and, Elementwise({"b": "{a} & {b}"}, {"b": "({a} & {b})"}), "b", BOOL
+    ),
+    _binary("or", np.logical_or, Elementwise({"b": "{a} | {b}"}, {"b": "({a} | {b})"}), "b", BOOL),
+    _compared("equal", np.equal, "==", "biuf"),
+    _compared("less", np.less, "<"),
+    _compared("less_equal", np.less_equal, "<="),
+    _compared("greater", np.greater, ">"),
+    _compared("greater_equal", np.greater_equal, ">="),
+    Op(
+        "where",
+        _infer_where,
+        _reference_where,
+        flow.elementwise,
+        elementwise=Elementwise(
+            dict.fromkeys("fib", "{a} ? {b} : {c}"),
+            {"f": "vf_sel({a}, {b}, {c})", "i": "vi_sel({a}, {b}, {c})"},
+        ),
+    ),
+    Op(
+        "cast",
+        _infer_cast,
+        _reference_cast,
+        flow.elementwise,
+        elementwise=Elementwise(_cast_element, _cast_lanes),
+    ),
+    _row(
+        "gelu",
+        lambda attrs, v: gelu(v[0], attrs.get("approximate", "none")),
+        1,
+        "f",
+        _function(
+            lanes=True,
+            variant=lambda attrs: (
+                "gelu_tanh" if attrs.get("approximate", "none") == "tanh" else "gelu"
+            ),
+        ),
+    ),
 ]

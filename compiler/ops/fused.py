@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsec.compiler.ir import Graph, Shape, Value
 from sparsec.compiler.ops import flow
-from sparsec.compiler.ops.contraction import BYTES, integer_product
+from sparsec.compiler.ops.contraction import BYTES, integer_product, linear_row
 from sparsec.compiler.ops.reduction import softmax
 from sparsec.compiler.ops.row import Op
 
@@ -113,6 +113,15 @@ def _attention(
 
 
 ROWS = [
-    Op("qlinear", _infer_qlinear, _qlinear, flow.layer, linear=True, layer=True),
-    Op("attention", _infer_attention, _attention, flow.attention, layer=True),
+    linear_row("qlinear", _infer_qlinear, _qlinear, "i8"),
+    Op(
+        "attention",
+        _infer_attention,
+        _attention,
+        flow.attention,
+        layer=True,
+        row_operands=3,
+        # Scores, and their products with the values.
+        terms=lambda attrs, shapes: 2 * int(str(shapes[1][1])),
+    ),
 ]

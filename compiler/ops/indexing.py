@@ -201,10 +201,22 @@ def _topk(attrs: Attrs, x: np.ndarray) -> Arrays:
 
 
 ROWS = [
-    Op("gather_elements", _infer_gather_elements, _gather_elements, flow.gather_elements),
-    Op("gather_nd", _infer_gather_nd, _gather_nd, flow.gather_nd),
-    Op("scatter_elements", _infer_scatter_elements, _scatter_elements, flow.scatter_elements),
-    Op("scatter_nd", _infer_scatter_nd, _scatter_nd, flow.scatter_nd),
+    Op(
+        "gather_elements",
+        _infer_gather_elements,
+        _gather_elements,
+        flow.gather_elements,
+        lookup="read",
+    ),
+    Op("gather_nd", _infer_gather_nd, _gather_nd, flow.gather_nd, lookup="read"),
+    Op(
+        "scatter_elements",
+        _infer_scatter_elements,
+        _scatter_elements,
+        flow.scatter_elements,
+        lookup="write",
+    ),
+    Op("scatter_nd", _infer_scatter_nd, _scatter_nd, flow.scatter_nd, lookup="write"),
     Op("argmax", _infer_extreme_index, _argmax, flow.reduced),
     Op("argmin", _infer_extreme_index, _argmin, flow.reduced),
     Op("topk", _infer_topk, _topk, flow.along(lost=True)),

@@ -141,6 +141,6 @@ ROWS = [
     Op("expand", _infer_expand, _expand, flow.elementwise, layout=True),
     Op("concat", _infer_concat, _concat, flow.along(lost=True), layout=True),
     Op("slice", _infer_slice, _slice, flow.slices, layout=True),
-    Op("gather", _infer_gather, _gather, flow.gather, layout=True),
+    Op("gather", _infer_gather, _gather, flow.gather, layout=True, row_operands=1, lookup="read"),
     Op("split", _infer_split, _split, flow.along(lost=True), layout=True),
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sparsec.compiler.ir import Shape, Value
 from sparsec.compiler.ops import flow
-from sparsec.compiler.ops.row import Op
+from sparsec.compiler.ops.expressions import Elementwise, Rule, suffix
+from sparsec.compiler.ops.row import Op, TypeRule
 
 Attrs = Mapping[str, Any]
 
@@ -71,7 +72,26 @@ def _dequantize(
     return (shifted.astype(np.float32) * _along(attrs, scale, q.ndim),)
 
 
+def _element(name: str) -> Rule:
+    def template(attrs: Attrs, types: Sequence[np.dtype[Any]]) -> str:
+        return f"op_{name}_{suffix(types[2])}({{a}}, {{b}}, {{c}})"
+
+    return template
+
+
+def _row(name: str, infer: TypeRule, reference: Callable[..., tuple[np.ndarray]]) -> Op:
+    return Op(
+        name,
+        infer,
+        reference,
+        flow.per_axis,
+        elementwise=Elementwise(_element(name), lanes=None),
+        quantizes=True,
+        row_operands=1,
+    )
+
+
 ROWS = [
-    Op("quantize", _infer_quantize, _quantize, flow.per_axis, elementwise=True),
-    Op("dequantize", _infer_dequantize, _dequantize, flow.per_axis, elementwise=True),
+    _row("quantize", _infer_quantize, _quantize),
+    _row("dequantize", _infer_dequantize, _dequantize),
 ]

@@ -131,7 +131,7 @@ ROWS = [
     Op("reduce_prod", _infer_reduce, _reduce(_product), flow.reduced),
     Op("reduce_max", _infer_reduce, _reduce(_extreme(np.max, True)), flow.reduced),
     Op("reduce_min", _infer_reduce, _reduce(_extreme(np.min, False)), flow.reduced),
-    Op("softmax", _infer_softmax, _softmax, flow.along(lost=False)),
+    Op("softmax", _infer_softmax, _softmax, flow.along(lost=False), last_axis=True),
     Op("cumsum", _infer_cumsum, _cumsum, flow.along(lost=False)),
     Op(
         "layernorm",
@@ -139,5 +139,7 @@ ROWS = [
         lambda attrs, x, gamma, beta: (layernorm(x, gamma, beta, attrs["eps"]),),
         flow.layernorm,
         layer=True,
+        last_axis=True,
+        row_operands=1,
     ),
 ]

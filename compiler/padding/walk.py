@@ -22,6 +22,7 @@ from sparsec.compiler.axes import (
 )
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.ops import OPS
+from sparsec.compiler.ops.flow import layer, matmul
 from sparsec.compiler.padding.pads import (
     FINITE,
     LOST_PAD,
@@ -161,7 +162,8 @@ class Walk:
                 operands = self.repairs.apply(position, node, operands, leaks)
         flow = flow_of(node, self.graph.values)
         moving = any(o is not None and o.moves for o in operands)
-        if moving and node.op not in ("reshape", "expand", "transpose", *_LOOKUPS):
+        looks_up = OPS[node.op].lookup == "read"
+        if moving and not looks_up and node.op not in ("reshape", "expand", "transpose"):
             raise Unclear("it reads a constant that is another one at another length")
         if flow.regroups:
             (axes,) = self.lengths.results(node, flow, [operands[0].axes if operands[0] else None])
@@ -200,7 +202,7 @@ class Walk:
                 number = self._pad(node, [o.elsewhere() if o else None for o in operands]).number
             elif OPS[node.op].layout and len(operands) == 1 and operands[0] is not None:
                 number = operands[0].number
-            moves = moving and node.op not in _LOOKUPS
+            moves = moving and not looks_up
             self.known[name] = Info(axes, pads_of_axes, level, number, moves)
 
     def _edge(self, node: Node, operands: Sequence[Info | None], axis: int) -> Pad:
@@ -281,7 +283,7 @@ class Walk:
             if node.attrs["last"]:
                 return Leak("it looks for the last of equal tokens")
             return Leak("it looks at padding", 0, limit(dtype, low))
-        if node.op in ("matmul", "matmul_integer", "linear", "qlinear", "linear_integer"):
+        if OPS[node.op].flow in (matmul, layer):
             return self._product_leak(node, operands, i)
         if node.op == "slice":
             return self._slice_leak(node, axis)
@@ -289,7 +291,7 @@ class Walk:
             return self._concat_leak(operands, i, axis)
         if node.op in ("conv", "conv_integer") and i == 0 and node.attrs["strides"][axis - 2] == 1:
             return None  # the first results read the first elements only
-        if node.op in _LOOKUPS:
+        if OPS[node.op].lookup == "read":
             return self._lookup_leak(node, i, axis, operands)
         return Leak("it works along the tokens")
 
@@ -424,9 +426,6 @@ class Walk:
         return name
 
 
-_LOOKUPS = ("gather", "gather_elements", "gather_nd")
-
-
 def _taking(tokens_taken: tuple[int, int]) -> str:
     first, end = tokens_taken
     return (
@@ -440,7 +439,7 @@ def _contracted(node: Node, operands: Sequence[Info | None], side: int) -> Pad |
     if info is None:
         return None
     rank = len(info.axes)
-    by_rows = side == 1 and node.op in ("matmul", "matmul_integer")
+    by_rows = side == 1 and OPS[node.op].flow is matmul
     axis = max(rank - 2, 0) if by_rows else rank - 1
     pads = info.pads[axis]
     return joined(pads) if pads else info.elsewhere()

@@ -159,7 +159,7 @@ def _region(m: Match, start: str, end: str, spaces: tuple[Shape, ...]) -> _Regio
             array = m.constant(name)
             if name in made or (array is not None and array.size == 1):
                 continue
-            if node.op in ("quantize", "dequantize"):
+            if OPS[node.op].quantizes:
                 return None
             extras.append(name)
     return _Region(tuple(order), tuple(dict.fromkeys(extras)))
@@ -170,7 +170,7 @@ def _is_step(m: Match, node: Node, spaces: tuple[Shape, ...]) -> bool:
         return False
     if node.op == "reshape":
         return m.type(node.inputs[0]).shape in spaces
-    return OPS[node.op].elementwise
+    return OPS[node.op].elementwise is not None
 
 
 def _extra(m: Match, name: str, reader: Node, heads: _Heads) -> str:

@@ -184,7 +184,7 @@ class _Permuting:
         """Whether an elementwise node leaves channels apart: its constants can be reordered too."""
         rank = len(self.graph.values[node.output].shape)
         channels = self.channels(node.output)
-        if node.op in ("quantize", "dequantize"):
+        if OPS[node.op].quantizes:
             parameters = [self.graph.constants.get(n) for n in node.inputs[1:] if n]
             last = int(node.attrs.get("axis", 1)) % max(rank, 1) == rank - 1
             return all(p is not None and (p.size == 1 or last) for p in parameters)

@@ -87,7 +87,8 @@ def _requantize(m: Match, node: Node) -> bool:
 
 
 def _expand(m: Match, node: Node) -> bool:
-    if not OPS[node.op].elementwise or len(node.inputs) < 2 or node.op.endswith("quantize"):
+    row = OPS[node.op]
+    if not row.elementwise or row.quantizes or len(node.inputs) < 2:
         return False
     inputs = list(node.inputs)
     for i, name in enumerate(inputs):

@@ -25,8 +25,6 @@ from sparsec.compiler.ops import OPS
 from sparsec.compiler.passes.layout_chain import Step, shorten
 from sparsec.compiler.passes.patterns import last_axis_vector
 
-_LAST_AXIS = ("linear", "qlinear", "linear_integer", "layernorm", "softmax")
-
 
 @dataclass(frozen=True)
 class _Moved:
@@ -116,7 +114,7 @@ class _Sinking:
             fits = bool(carriers) and self.shape(node.output) == self.shape(carriers[0])
         else:
             carriers = [n for n in node.inputs[:1] if self.steps(n)]
-            fits = bool(carriers) and node.op in _LAST_AXIS
+            fits = bool(carriers) and OPS[node.op].last_axis
         return fits and self.past(node, carriers)
 
     def steps(self, name: str) -> tuple[Step, ...]:
@@ -138,12 +136,12 @@ class _Sinking:
                 continue
             source = self.moved[carriers[0]].source
             attrs = dict(node.attrs)
-            if node.op == "softmax":
+            if "axis" in attrs and OPS[node.op].last_axis:
                 attrs["axis"] = len(shape) - 1
             inner = self.edit.emit(
                 node.op, [make() for make in operands], source=node.source, **attrs
             )
-            if node.op in _LAST_AXIS:
+            if OPS[node.op].last_axis:
                 extent = self.shape(inner)[-1]
                 suffix = tuple(step.with_last_extent(extent) for step in suffix)
             self.moved[node.output] = _Moved(inner, suffix, source)
@@ -155,9 +153,9 @@ class _Sinking:
     ) -> list[Callable[[], str]] | None:
         """How the node reads its operands in front of `suffix`; None if it cannot be there."""
         keeps = _keep_last_axis(suffix, shape)
-        if node.op in _LAST_AXIS:
-            rank = len(self.shape(carriers[0]))
-            if not keeps or (node.op == "softmax" and node.attrs["axis"] != rank - 1):
+        if OPS[node.op].last_axis:
+            last = len(self.shape(carriers[0])) - 1
+            if not keeps or node.attrs.get("axis", last) != last:
                 return None
             rest = [partial(self.settle, name) for name in node.inputs[1:]]
             return [partial(self.cut, carriers[0], len(suffix)), *rest]
@@ -178,7 +176,7 @@ class _Sinking:
             extent: of the last axis, if the layout leaves that axis alone.
         """
         shape, array = self.shape(name), self.edit.constants.get(name)
-        quantizes = node.op in ("quantize", "dequantize")
+        quantizes = OPS[node.op].quantizes
         if shape == () or (quantizes and shape == (1,)):
             return partial(self.settle, name)
         if quantizes or array is None:

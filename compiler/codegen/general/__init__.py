@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence
 from sparsec.compiler.codegen.general import contraction, elementwise, indexing, layout, reduction
 from sparsec.compiler.codegen.general.attention import emit_attention
 from sparsec.compiler.codegen.general.convolution import emit_conv, emit_conv_integer
-from sparsec.compiler.codegen.general.expressions import ELEMENTWISE
 from sparsec.compiler.codegen.general.render import Call, NotGeneral
 from sparsec.compiler.codegen.general.tokens import emit_lengths
-from sparsec.compiler.ir import BatchDim, Dim, Graph, Node
+from sparsec.compiler.ir import BatchDim, Graph, Node
+from sparsec.compiler.ops import OPS
 from sparsec.errors import UnsupportedError
 
 EMITTERS: dict[str, Callable[[Call], str]] = {
-    **dict.fromkeys(sorted(ELEMENTWISE), elementwise.emit_group),
+    **{op: elementwise.emit_group for op, row in OPS.items() if row.elementwise},
     "reshape": layout.emit_reshape,
     "transpose": layout.emit_transpose,
     "expand": layout.emit_expand,
@@ -79,19 +79,13 @@ def general_kernel(node: Node, graph: Graph, function: str, site: int = 0) -> st
 def multiply_adds(node: Node, graph: Graph) -> int:
     """Multiplications that the general kernel of a node makes for each sample; 0 where it makes
     none to speak of."""
-
-    def size(shape: Sequence[Dim]) -> int:
-        return math.prod(d.coef if isinstance(d, BatchDim) else int(d) for d in shape)
-
+    terms = OPS[node.op].terms
+    if terms is None:
+        return 0
     shapes = [graph.values[name].shape for name in node.inputs if name]
-    made = size(graph.values[node.outputs[0]].shape)
-    if node.op in ("matmul", "matmul_integer", "linear", "linear_integer", "qlinear"):
-        return made * size(shapes[0][-1:])
-    if node.op in ("conv", "conv_integer"):
-        return made * size(shapes[1][1:])
-    if node.op == "attention":  # scores, and their products with the values
-        return 2 * made * size(shapes[1][1:2])
-    return 0
+    result = graph.values[node.output].shape
+    made = math.prod(d.coef if isinstance(d, BatchDim) else d for d in result)
+    return made * terms(node.attrs, shapes)
 
 
 def supported(node: Node, graph: Graph) -> str | None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.codegen.general.elementwise import operand_strides
-from sparsec.compiler.codegen.general.expressions import ELEMENTWISE, expression
+from sparsec.compiler.codegen.general.elementwise import expression, operand_strides
 from sparsec.compiler.codegen.general.extents import ZERO, Extent, offset, product
 from sparsec.compiler.codegen.general.render import Call, NotGeneral, c_type
 from sparsec.compiler.ir import Graph
+from sparsec.compiler.ops import OPS
 
 # The rows of scores are on the stack: four of this length in float32 are 256 KiB.
 MAX_LENGTH = 16384
@@ -89,7 +89,7 @@ def _nested(graph: Graph, extras: list[str], prefix: str) -> Nested:
             tables.append(_table(sources[name], array))
     loads: dict[tuple[str, tuple[Extent, ...]], str] = {}
     for n, node in enumerate(graph.nodes):
-        if node.op not in ELEMENTWISE:
+        if OPS[node.op].elementwise is None:
             raise NotGeneral(f"{graph.name}: {node.op} inside attention is not elementwise")
         operands = []
         for position, name in enumerate(node.inputs):

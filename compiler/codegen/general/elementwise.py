@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.compiler.codegen.general.expressions import ELEMENTWISE, expression, is_square
 from sparsec.compiler.codegen.general.extents import (
     ONE,
     ZERO,
@@ -19,16 +18,41 @@ from sparsec.compiler.codegen.general.extents import (
 )
 from sparsec.compiler.codegen.general.render import Call, NotGeneral, c_type
 from sparsec.compiler.ir import Graph, Node, Shape, Value
+from sparsec.compiler.lowering.elements import is_square
+from sparsec.compiler.ops import OPS
+
+
+def expression(node: Node, graph: Graph, operands: Sequence[str]) -> str:
+    """The C expression of one element of an elementwise node.
+
+    Args:
+        node: its op is elementwise.
+        graph: has the types of its inputs, and exponents that are constant.
+        operands: C names of its inputs' elements.
+
+    Raises:
+        NotGeneral: the op has no expression for these types.
+    """
+    if is_square(node, graph):
+        return f"{operands[0]} * {operands[0]}"
+    types = [graph.values[n].dtype for n in node.inputs]
+    for dtype in (*types, graph.values[node.output].dtype):
+        c_type(dtype)  # is it one that C has
+    row = OPS[node.op].elementwise
+    text = row.element(node.op, node.attrs, types, operands) if row is not None else None
+    if text is None:
+        raise NotGeneral(f"{node.op} of {types[0].name} is not supported")
+    return text
 
 
 def operand_strides(node: Node, position: int, value: Value, graph: Graph) -> list[Extent]:
     """Strides of an elementwise node's input over the node's result.
 
-    Inputs broadcast from the right, but for the parameters of `quantize` and `dequantize`, which
-    lie along an axis.
+    Inputs broadcast from the right, but for the parameters of a quantization, which lie along an
+    axis.
     """
     rank = len(graph.values[node.output].shape)
-    if node.op in ("quantize", "dequantize") and position:
+    if OPS[node.op].quantizes and position:
         steps = [ZERO] * rank
         if value.shape not in ((), (1,)):
             steps[int(node.attrs.get("axis", 1)) % rank] = strides(extents(value.shape))[0]
@@ -46,6 +70,18 @@ def group_outputs(nodes: Sequence[Node], graph: Graph) -> list[str]:
     return [node.output for node in nodes if node.output in needed]
 
 
+_Read = tuple[str, tuple[Extent, ...]]
+
+
+def _reads(node: Node, graph: Graph) -> list[_Read]:
+    """The values that a node reads, and their strides over its result."""
+    count = 1 if is_square(node, graph) else len(node.inputs)
+    return [
+        (name, tuple(operand_strides(node, i, graph.values[name], graph)))
+        for i, name in enumerate(node.inputs[:count])
+    ]
+
+
 def emit_group(call: Call) -> str:
     """One loop for all nodes of the call; they have one result shape.
 
@@ -55,18 +91,17 @@ def emit_group(call: Call) -> str:
     graph = call.graph
     shape = graph.values[call.nodes[0].output].shape
     for node in call.nodes:
-        if node.op not in ELEMENTWISE:
+        if OPS[node.op].elementwise is None:
             raise NotGeneral(f"{node.op} is not elementwise")
         if graph.values[node.output].shape != shape:
             raise ValueError(f"group of results {list(shape)} with {graph.values[node.output]}")
     parameter = {value.name: i for i, value in reversed(list(enumerate(call.inputs)))}
     made = {node.output for node in call.nodes}
-    loads: dict[tuple[str, tuple[Extent, ...]], int] = {}
+    loads: dict[_Read, int] = {}
     for node in call.nodes:
-        for position, name in enumerate(node.inputs):
-            if name not in made and not (position and is_square(node, graph)):
-                steps = operand_strides(node, position, graph.values[name], graph)
-                loads.setdefault((name, tuple(steps)), len(loads))
+        for read in _reads(node, graph):
+            if read[0] not in made:
+                loads.setdefault(read, len(loads))
     dims, collapsed = collapse(
         extents(shape), [strides(extents(shape)), *(list(key[1]) for key in loads)]
     )
@@ -88,13 +123,9 @@ def emit_group(call: Call) -> str:
     names: dict[str, str] = {}
     statements = []
     for i, node in enumerate(call.nodes):
-        operands = []
-        for position, name in enumerate(node.inputs):
-            if name in made:
-                operands.append(names[name])
-            elif not (position and is_square(node, graph)):
-                steps = operand_strides(node, position, graph.values[name], graph)
-                operands.append(f"v{loads[name, tuple(steps)]}")
+        operands = [
+            names[read[0]] if read[0] in made else f"v{loads[read]}" for read in _reads(node, graph)
+        ]
         names[node.output] = f"r{i}"
         result = c_type(graph.values[node.output].dtype)
         statements.append(f"const {result} r{i} = {expression(node, graph, operands)};")
@@ -127,7 +158,7 @@ def partition(graph: Graph, nodes: Sequence[Node]) -> list[list[Node]]:
     shape: Shape | None = None
     touched: set[str] = set()
     for node in nodes:
-        fusable = node.op in ELEMENTWISE and len(node.outputs) == 1
+        fusable = OPS[node.op].elementwise is not None and len(node.outputs) == 1
         own = graph.values[node.output].shape if fusable else None
         room = groups and len(groups[-1]) < _MOST
         if fusable and room and own == shape and touched & set(node.inputs):

@@ -17,47 +17,8 @@ import numpy as np
 from sparsec.compiler.codegen.lanes.gelu import steps_table
 from sparsec.compiler.codegen.lanes.requantize import exact_factor
 from sparsec.compiler.ir import Graph, Node
-from sparsec.compiler.lowering.elements import BOOL, F32, I32
-
-_FLOAT: dict[str, str] = {
-    "add": "({0} + {1})",
-    "sub": "({0} - {1})",
-    "mul": "({0} * {1})",
-    "div": "({0} / {1})",
-    "neg": "vf_neg({0})",
-    "abs": "vf_abs({0})",
-    "sqrt": "vf_sqrt({0})",
-    "exp": "vf_exp({0})",
-    "erf": "vf_erf({0})",
-    "tanh": "vf_tanh({0})",
-    "sigmoid": "vf_sigmoid({0})",
-    "relu": "vf_max_nan({0}, vf_set1(0.0f))",
-    "reciprocal": "(1.0f / {0})",
-    "floor": "vf_floor({0})",
-    "ceil": "vf_ceil({0})",
-    "round": "vf_round({0})",
-    "min": "vf_min_nan({0}, {1})",
-    "max": "vf_max_nan({0}, {1})",
-    "isnan": "(vi)({0} != {0})",
-    "equal": "(vi)({0} == {1})",
-    "less": "(vi)({0} < {1})",
-    "less_equal": "(vi)({0} <= {1})",
-    "greater": "(vi)({0} > {1})",
-    "greater_equal": "(vi)({0} >= {1})",
-}
-_INT: dict[str, str] = {
-    "add": "({0} + {1})",
-    "sub": "({0} - {1})",
-    "mul": "({0} * {1})",
-    "equal": "(vi)({0} == {1})",
-    "less": "(vi)({0} < {1})",
-    "less_equal": "(vi)({0} <= {1})",
-    "greater": "(vi)({0} > {1})",
-    "greater_equal": "(vi)({0} >= {1})",
-}
-#: Ops whose results are rounded otherwise than in other implementations.
-_INEXACT = ("exp", "erf", "tanh", "sigmoid", "gelu", "sqrt", "reciprocal")
-_BOOL: dict[str, str] = {"and": "({0} & {1})", "or": "({0} | {1})", "not": "(~{0})"}
+from sparsec.compiler.lowering.elements import BOOL, F32, I32, is_square
+from sparsec.compiler.ops import OPS
 
 
 @dataclass(frozen=True)
@@ -115,9 +76,9 @@ class Args:
         return len(self.sites) - 1
 
 
-def _is_power_of_two(array: np.ndarray | None) -> bool:
+def _is_power_of_two(array: np.ndarray) -> bool:
     """Whether a constant is one power of two, far from the ends of the range."""
-    if array is None or array.size != 1:
+    if array.size != 1:
         return False
     fraction, exponent = np.frexp(float(array.reshape(-1)[0]))
     return bool(fraction == 0.5 and abs(exponent) < 100)
@@ -320,64 +281,61 @@ class Program:
         node = self.producers.get(name)
         if node is None or self.leaf(name) or node.op in ("quantize", "cast"):
             return False
-        if node.op in _INEXACT:
+        row = OPS[node.op].elementwise
+        if row is not None and row.inexact:
             return True
         return any(self._is_inexact(n) for n in node.inputs if n not in self.graph.constants)
 
     def _node(self, node: Node) -> str:
         graph = self.graph
-        dtype = graph.values[node.inputs[0]].dtype
         if node.op == "quantize":
-            x = self.demand(node.inputs[0])
-            scale = graph.constants.get(node.inputs[1])
-            out = graph.values[node.output].dtype
-            info = np.iinfo(out)
-            if scale is None or scale.size == 1:
-                step = f"vf_set1({self.number(node.inputs[1])})"
-                inverse = f"vf_set1({self.number(node.inputs[1], reciprocal=True)})"
-            else:
-                step = self.constant(scale)
-                inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32))
-            zp = f"(int32_t){self.number(node.inputs[2])}"
-            return f"v_quantize({x}, {step}, {inverse}, {zp}, {info.min}, {info.max})"
+            return self._quantized(node)
         if node.op == "dequantize":
-            x = self.demand(node.inputs[0])
-            scale = graph.constants.get(node.inputs[1])
-            if scale is None:
-                factor = f"vf_set1({self.number(node.inputs[1])})"
-            else:
-                factor = self.constant(scale)
-            zero = graph.constants.get(node.inputs[2])
-            if zero is None:
-                x = f"({x} - vi_set1((int32_t){self.number(node.inputs[2])}))"
-            elif np.any(zero):
-                x = f"({x} - {self.constant(zero.astype(np.int32))})"
-            return f"(vf_cvt({x}) * {factor})"
-        if (
-            node.op == "div"
-            and dtype == F32
-            and _is_power_of_two(graph.constants.get(node.inputs[1]))
-        ):
-            # The same number to the last bit, without a division.
-            inverse = _inverse(graph.constants[node.inputs[1]])
-            return f"({self.demand(node.inputs[0])} * {self.constant(inverse)})"
+            return self._dequantized(node)
+        first = node.inputs[0]
         if node.op == "gather":
             # Of channels: the kernel visits them in that order.
-            return self.demand(node.inputs[0])
-        args = [self.demand(n) for n in node.inputs if n] if node.op != "pow" else []
-        if node.op == "gelu":
-            tanh = node.attrs.get("approximate", "none") == "tanh"
-            return f"{'vf_gelu_tanh' if tanh else 'vf_gelu'}({args[0]})"
-        if node.op == "pow":
-            x = self.demand(node.inputs[0])
+            return self.demand(first)
+        if is_square(node, graph):
+            x = self.demand(first)
             return f"({x} * {x})"
-        if node.op == "cast":
-            out = graph.values[node.output].dtype
-            if dtype == BOOL:
-                return f"vf_cvt(-{args[0]})"
-            return f"vf_cvt({args[0]})" if out == F32 else args[0]
-        if node.op == "where":
-            letter = "f" if graph.values[node.output].dtype == F32 else "i"
-            return f"v{letter}_sel({', '.join(args)})"
-        table = _FLOAT if dtype == F32 else _BOOL if dtype == BOOL else _INT
-        return table[node.op].format(*args)
+        types = [graph.values[n].dtype for n in node.inputs]
+        divisor = graph.constants.get(node.inputs[1]) if node.op == "div" else None
+        if divisor is not None and types[0] == F32 and _is_power_of_two(divisor):
+            # The same number to the last bit, without a division.
+            return f"({self.demand(first)} * {self.constant(_inverse(divisor))})"
+        row = OPS[node.op].elementwise
+        template = row.vector(node.op, node.attrs, types) if row is not None else None
+        if template is None:
+            raise ValueError(f"{node.op} of {types[0]} cannot be computed in lanes")
+        operands = map(self.demand, node.inputs)
+        return template.format(**dict(zip("abc", operands, strict=False)))
+
+    def _quantized(self, node: Node) -> str:
+        graph = self.graph
+        x = self.demand(node.inputs[0])
+        scale = graph.constants.get(node.inputs[1])
+        info = np.iinfo(graph.values[node.output].dtype)
+        if scale is None or scale.size == 1:
+            step = f"vf_set1({self.number(node.inputs[1])})"
+            inverse = f"vf_set1({self.number(node.inputs[1], reciprocal=True)})"
+        else:
+            step = self.constant(scale)
+            inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32))
+        zp = f"(int32_t){self.number(node.inputs[2])}"
+        return f"v_quantize({x}, {step}, {inverse}, {zp}, {info.min}, {info.max})"
+
+    def _dequantized(self, node: Node) -> str:
+        graph = self.graph
+        x = self.demand(node.inputs[0])
+        scale = graph.constants.get(node.inputs[1])
+        if scale is None:
+            factor = f"vf_set1({self.number(node.inputs[1])})"
+        else:
+            factor = self.constant(scale)
+        zero = graph.constants.get(node.inputs[2])
+        if zero is None:
+            x = f"({x} - vi_set1((int32_t){self.number(node.inputs[2])}))"
+        elif np.any(zero):
+            x = f"({x} - {self.constant(zero.astype(np.int32))})"
+        return f"(vf_cvt({x}) * {factor})"
