@@ -1,4 +1,9 @@
-"""Optimized graphs -> C files and packed weights."""
+"""Optimized graphs -> C files and packed weights.
+
+A bucket goes through the files of this folder in order: :mod:`kernels` (what its steps need becomes
+calls of kernels), :mod:`schedule` (when they run), :mod:`buffers` (where values are), :mod:`plan`
+(all of it, printed and checked), :mod:`bucket` (C).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sparsec
-from sparsec.compiler.codegen.bucket import BucketSource, emit_bucket
+from sparsec.compiler.codegen import buffers, kernels, schedule
+from sparsec.compiler.codegen.bucket import BucketSource, render
 from sparsec.compiler.codegen.general import check_supported
+from sparsec.compiler.codegen.plan import Copy, Plan, Port
 from sparsec.compiler.ir import Graph
-from sparsec.compiler.lowering import row_major_products
+from sparsec.compiler.lowering import lanes, row_major_products
 from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.tiling import LayerClass, Tilings
@@ -90,9 +97,51 @@ def emit_buckets(
         "padding": f"SPARSEC_PADDING_{padding.upper()}",
         "mask_input": inputs.index(signature.mask_input) if signature.mask_input in inputs else -1,
     }
-    buckets = tuple(emit_bucket(graph, target, pool, plans, context, profile) for graph in graphs)
+    takes_lengths = padding != "exact"
+    buckets = []
+    for graph in graphs:
+        plan = plan_bucket(graph, target, pool, plans, takes_lengths)
+        buckets.append(render(plan, target, {**context, "weights": pool.size > 0}, profile))
     layers = buckets[-1].layers if buckets else ()
-    return Emission(buckets, pool.data(), layers, plans.classes)
+    return Emission(tuple(buckets), pool.data(), layers, plans.classes)
 
 
-__all__ = ["BucketSource", "Emission", "emit_buckets"]
+def plan_bucket(
+    graph: Graph, target: Target, pool: WeightPool, layers: Plans, takes_lengths: bool = True
+) -> Plan:
+    """What the code of one bucket does: its kernels, then when they run, then where values are.
+
+    Args:
+        graph: optimized, specialized to the bucket.
+        target: the ISA to emit for.
+        pool: where constants are collected.
+        layers: packed linear layers, shared by the buckets.
+        takes_lengths: results stay the same where padding is left out.
+    """
+    choice = lanes.choose(graph)
+    setting = kernels.Setting(graph, choice, target, pool, layers)
+    made = kernels.make(setting)
+    stages = schedule.stages(made.calls)
+    ends = buffers.ends(graph, choice)
+    memory = buffers.allocate(stages, ends, buffers.sizes(stages, ends, graph, choice))
+    copies = tuple(Copy(kernels.operand(slot, setting), i) for slot, i in ends.copied)
+    token_rows = any(call.domain == "token" for call in made.calls)
+    counts = any(node.op == "lengths" for node in graph.nodes)
+    plan = Plan(
+        length=graph.length,
+        tokens=graph.tokens,
+        inputs=tuple(Port(name, buffers.flat_size(name, graph)) for name in graph.inputs),
+        outputs=tuple(Port(name, buffers.flat_size(name, graph)) for name in graph.outputs),
+        kernels=made.texts,
+        stages=stages,
+        memory=memory,
+        copies=copies,
+        sites=made.sites,
+        chunk=schedule.chunk(graph),
+        skips=takes_lengths and graph.length > 0 and (token_rows or counts),
+    )
+    plan.verify()
+    return plan
+
+
+__all__ = ["BucketSource", "Emission", "emit_buckets", "plan_bucket"]

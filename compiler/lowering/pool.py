@@ -15,7 +15,8 @@ class WeightPool:
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
-        self._size = 0
+        #: Bytes stored so far.
+        self.size = 0
         self._known: dict[tuple[int, bytes], int] = {}
 
     def add(self, array: np.ndarray[Any, Any]) -> int:
@@ -24,9 +25,9 @@ class WeightPool:
         key = (len(data), hashlib.sha256(data).digest())
         if key not in self._known:
             padding = -len(data) % ALIGN
-            self._known[key] = self._size
+            self._known[key] = self.size
             self._chunks.append(data + b"\0" * padding)
-            self._size += len(data) + padding
+            self.size += len(data) + padding
         return self._known[key]
 
     def data(self) -> bytes:

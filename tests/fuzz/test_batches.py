@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 import sparsec
 from sparsec.compiler import frontend, import_buckets
-from sparsec.compiler.codegen.bucket import CHUNK_ROWS
+from sparsec.compiler.codegen.schedule import CHUNK_ROWS
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import Graph
 from tests.conformance import runner

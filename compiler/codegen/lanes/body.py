@@ -85,9 +85,9 @@ class Body:
     graph: Graph
     choice: Choice
     group: Group
-    outputs: Mapping[str, set[str]]
+    outputs: Mapping[str, frozenset[str]]
     gathers: Mapping[str, Node]
-    lane_made: set[str]
+    lane_made: frozenset[str]
     args: Args = field(default_factory=Args)
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Statements that fetch what the program will read and write into the second-level cache (the

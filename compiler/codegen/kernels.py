@@ -1,0 +1,272 @@
+"""Steps of a graph -> calls of kernels: the C text of each, and what it is given.
+
+:data:`LANE_KERNELS` says who writes the kernel of which kind of group; row-major nodes all go to
+:mod:`sparsec.compiler.codegen.general`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sparsec.compiler.codegen.general import (
+    general_kernel,
+    general_kernel_for_group,
+    group_elementwise,
+    group_interface,
+    multiply_adds,
+)
+from sparsec.compiler.codegen.lanes.attention import attention_kernel
+from sparsec.compiler.codegen.lanes.body import Body, LaneKernel
+from sparsec.compiler.codegen.lanes.linear import linear_kernel
+from sparsec.compiler.codegen.lanes.map import map_kernel, unpack_kernel
+from sparsec.compiler.codegen.lanes.program import Args, Number
+from sparsec.compiler.codegen.plan import (
+    Argument,
+    Call,
+    Layer,
+    Loaded,
+    Operand,
+    Site,
+    Slot,
+    Weights,
+    Work,
+)
+from sparsec.compiler.codegen.sites import site_of
+from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering import forms, lanes
+from sparsec.compiler.lowering.lanes import Choice, Group
+from sparsec.compiler.lowering.linear import Plans
+from sparsec.compiler.lowering.pool import WeightPool
+from sparsec.compiler.ops import OPS
+from sparsec.interface import ELEMENTS
+from sparsec.targets import Target
+
+Built = tuple[LaneKernel, Layer | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What kernels are made for: the bucket's graph, the target, and what all buckets share."""
+
+    graph: Graph
+    choice: Choice
+    target: Target
+    pool: WeightPool
+    layers: Plans
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """All calls of a bucket, and what they need.
+
+    Attributes:
+        calls: in an order that respects every dependence.
+        texts: C text of the kernels by the name of the function, each once.
+        sites: by number.
+    """
+
+    calls: tuple[Call, ...]
+    texts: Mapping[str, str]
+    sites: tuple[Site, ...]
+
+
+def make(setting: Setting) -> Kernels:
+    """The kernels of a bucket; constants go into the pool, in the order of the calls."""
+    return _Maker(setting).make()
+
+
+def operand(slot: Slot, setting: Setting) -> Slot | Weights:
+    """What a call passes for a value: its buffer, or where it is in the pool."""
+    constants = setting.graph.constants
+    if slot[1] == "flat" and slot[0] in constants:
+        return Weights(setting.pool.add(constants[slot[0]]))
+    return slot
+
+
+def _buffers(operands: Iterable[Operand]) -> tuple[Slot, ...]:
+    """The buffers among operands, each once."""
+    return tuple(dict.fromkeys(value for value in operands if isinstance(value, tuple)))
+
+
+def _linear(body: Body, setting: Setting) -> Built:
+    anchor = body.group.nodes[0]
+    panels = any(form.startswith("panel") for forms in body.outputs.values() for form in forms)
+    plan = setting.layers.get(anchor, setting.graph, panels)
+    kernel = linear_kernel(body, plan, setting.target)
+    layer = Layer(
+        name=anchor.source,
+        op=anchor.op,
+        n=plan.n,
+        k=plan.k,
+        sparsity=round(plan.sparsity, 4),
+        block4_sparsity=round(plan.block4_sparsity, 4),
+        kernel=kernel.name,
+    )
+    return kernel, layer
+
+
+def _attention(body: Body, setting: Setting) -> Built:
+    return attention_kernel(body, setting.target), None
+
+
+def _map(body: Body, setting: Setting) -> Built:
+    return map_kernel(body), None
+
+
+#: Kind of a group -> who makes its kernel.
+LANE_KERNELS: Mapping[str, Callable[[Body, Setting], Built]] = {
+    "linear": _linear,
+    "attention": _attention,
+    "map": _map,
+}
+
+
+class _Maker:
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.steps = lanes.group(setting.graph, setting.choice)
+        self.forms = forms.find(setting.graph, setting.choice, self.steps)
+        self.calls: list[Call] = []
+        self.texts: dict[str, str] = {}
+        self.sites: list[Site] = []
+
+    def make(self) -> Kernels:
+        for step in self._fused_steps():
+            if isinstance(step, Group):
+                self._lane_group(step)
+            else:
+                self._row_major(step)
+        return Kernels(tuple(self.calls), self.texts, tuple(self.sites))
+
+    def _fused_steps(self) -> Iterator[Group | list[Node]]:
+        """The steps, with neighbouring row-major nodes in groups that are one loop each."""
+        waiting: list[Node] = []
+        for step in self.steps:
+            if step.node is not None:
+                waiting.append(step.node)
+            elif step.group is not None:
+                yield from group_elementwise(self.setting.graph, waiting)
+                waiting = []
+                yield step.group
+        yield from group_elementwise(self.setting.graph, waiting)
+
+    # -- rows in lanes
+
+    def _lane_group(self, group: Group) -> None:
+        setting = self.setting
+        stores = forms.stores(group, self.forms, setting.graph)
+        body = Body(
+            graph=setting.graph,
+            choice=setting.choice,
+            group=group,
+            outputs=stores.forms,
+            gathers=self.forms.gathers,
+            # A copy reads its value row-major; everyone else finds the copied value in lanes.
+            lane_made=self.forms.in_lanes,
+        )
+        source = group.source or ", ".join(group.copies)
+        kernel, layer = LANE_KERNELS[group.kind](body, setting)
+        work = Work(
+            shape=kernel.shape,
+            sparsity=kernel.sparsity,
+            rows=setting.graph.tokens if group.domain == "token" else 1,
+            work_block=kernel.work_block,
+            work_key=kernel.work_key,
+        )
+        self._lane_call(kernel, group.domain, source, work, layer)
+        for name in stores.flat:
+            rows = setting.choice.rows[name]
+            self._lane_call(unpack_kernel(name, setting.graph, rows), rows.domain, source, Work())
+
+    def _lane_call(
+        self, kernel: LaneKernel, domain: str, source: str, work: Work, layer: Layer | None = None
+    ) -> None:
+        self.texts[kernel.name] = kernel.text
+        self.calls.append(
+            Call(
+                function=f"call_{len(self.calls)}_{_identifier(source.split(', ')[0])}",
+                kind="attention" if kernel.heads else "rows",
+                reads=_buffers(operand(slot, self.setting) for slot in kernel.args.inputs),
+                writes=tuple(kernel.args.outputs),
+                kernel=kernel.name,
+                arguments=self._arguments(kernel.args, source),
+                domain=domain,
+                title=kernel.title,
+                source=source,
+                tiles=kernel.tiles,
+                quads=kernel.quads,
+                heads=kernel.heads,
+                loops=kernel.loops,
+                scratch=kernel.scratch,
+                work=work,
+                layer=layer,
+            )
+        )
+
+    def _arguments(self, args: Args, source: str) -> tuple[Argument, ...]:
+        """What a call passes in ``lane_args``.
+
+        Raises:
+            ValueError: it is more than there is room for.
+        """
+        groups: tuple[tuple[str, int, Sequence[Operand]], ...] = (
+            ("in", 24, [operand(slot, self.setting) for slot in args.inputs]),
+            ("out", 20, args.outputs),
+            ("cv", 40, [Weights(self.setting.pool.add(array)) for array in args.vectors]),
+            ("cs", 64, [self._number(number) for number in args.scalars]),
+            ("site", 24, [self._site(node) for node in args.sites]),
+        )
+        if any(len(values) > most for _, most, values in groups):
+            raise ValueError(f"{source}: too many operands for one lane kernel")
+        return tuple(Argument(name, value) for name, _, values in groups for value in values)
+
+    def _number(self, number: float | Number) -> float | Loaded:
+        """A number: known, or the only one of a buffer."""
+        if not isinstance(number, Number):
+            return number
+        source = operand(number.slot, self.setting)
+        return Loaded(source, ELEMENTS[number.dtype.name].c_type, number.reciprocal)
+
+    def _site(self, node: Node) -> int:
+        """The number of a place where `node` looks its indices up."""
+        self.sites.append(site_of(node, self.setting.graph))
+        return len(self.sites) - 1
+
+    # -- row by row
+
+    def _row_major(self, nodes: Sequence[Node]) -> None:
+        """The call of a row-major node, or of several elementwise ones in one loop."""
+        graph, choice = self.setting.graph, self.setting.choice
+        single = len(nodes) == 1
+        family = nodes[0].op if single else "elementwise"
+        source = ", ".join(dict.fromkeys(n.source for n in nodes if n.source))
+        function = f"general_{len(self.calls)}_{_identifier(source or family)}"
+        if single:
+            reads, writes = tuple(n for n in nodes[0].inputs if n), nodes[0].outputs
+            site = self._site(nodes[0]) if OPS[family].lookup else 0
+            self.texts[function] = general_kernel(nodes[0], graph, function, site)
+        else:
+            reads, writes = group_interface(nodes, graph)
+            self.texts[function] = general_kernel_for_group(nodes, graph, function)
+        slots = [(name, "flat") for name in writes]
+        operands = [operand((choice.root(name), "flat"), self.setting) for name in reads]
+        self.calls.append(
+            Call(
+                function=function,
+                kind="general",
+                reads=_buffers(operands),
+                writes=tuple(slots),
+                kernel=f"general_{family}",
+                arguments=tuple(Argument("", value) for value in (*slots, *operands)),
+                title=", ".join(node.op for node in nodes),
+                source=source,
+                work=Work(work_sample=-(-sum(multiply_adds(n, graph) for n in nodes) // 16)),
+            )
+        )
+
+
+def _identifier(text: str) -> str:
+    """A C identifier made of an ONNX name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[-60:].strip("_") or "node"
