@@ -36,16 +36,10 @@ def test_examples(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_every_task_and_option_is_documented() -> None:
     index = (ROOT / "docs" / "pipelines" / "README.md").read_text(encoding="utf-8")
     for task, kind in base.tasks().items():
-        link = re.search(rf"^\| `{task}` \|.*\]\(([\w-]+\.md)\) \|$", index, re.M)
+        link = re.search(rf"^- \[`{task}`\]\(([\w-]+\.md)\)", index, re.M)
         assert link, task
         page = (ROOT / "docs" / "pipelines" / link[1]).read_text(encoding="utf-8")
         for name in (*base.options_of(kind), *kind.aliases):
             assert f"`{name}`" in page, (task, name)
         for name in kind.output_schema.model_fields:
             assert f"`{name}`" in page, (task, name)
-
-
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / link).exists(), link

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,8 +71,8 @@ _INTRODUCTION = """\
 Made by `python -m tests.conformance --write` from the table of importers, the core ops and the
 node tests of onnx {version}; do not edit.
 
-{passing} of the {total} node tests whose ops are known pass, compiled for {targets}. The others
-are refused with a reason (last column); no case gives a wrong result.
+{passing} of the {total} node tests whose ops are known pass, compiled for {targets}.
+The others are refused with a reason (last column); no case gives a wrong result.
 
 - **Types**: of the first input. Half floats (`f16`, `bf16`) are taken and given as `f32`, and
   computed in it. Strings, 8-bit and 4-bit floats, 2-bit and 4-bit integers, sequences and optionals
@@ -120,7 +121,8 @@ def page(results: Published) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Contributed ops of ONNX Runtime", ""]
     contributed = sorted(name for domain, name in IMPORTERS if domain == "com.microsoft")
-    lines += ["Of the domain `com.microsoft`: " + _code(contributed) + ".", ""]
+    sentence = "Of the domain `com.microsoft`: " + _code(contributed) + "."
+    lines += [*textwrap.wrap(sentence, 100), ""]
     return "\n".join(lines)
 
 
