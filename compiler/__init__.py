@@ -20,6 +20,7 @@ from sparsec.paths import config_folder, user_path
 from sparsec.positions import read_positions
 
 if TYPE_CHECKING:
+    from sparsec.compiler.codegen import Emission
     from sparsec.compiler.frontend import Model, Signature
     from sparsec.compiler.ir import Graph
     from sparsec.compiler.lowering.tiling import Tilings
@@ -61,7 +62,8 @@ def compile(
         cc: the C compiler's command; found when absent.
         jobs: compilers to run at once; as many as usable cores when absent.
         emit_c: keep the generated C in this folder, with a Makefile.
-        dump_ir: write the IR after the import and after every pass to this folder.
+        dump_ir: write the IR after the import and after every pass to this folder, and last what
+            the generated code does: calls of kernels, and the buffers between them.
         force: replace an artifact that is at `output`.
         profile: compile counters in, for ``sparsec benchmark --profile``; costs a little speed.
         tune: measure on this machine how to cut the linear layers, instead of going by rules made
@@ -123,6 +125,7 @@ def compile(
         lengths = [graph.tokens for graph in graphs]
         tilings = measure(emission.classes, lengths, batch_size, isa, compiler, jobs, tell)
         emission = emit(tilings)
+    _dump_plans(dump, emission)
 
     with artifact.staging(destination) as stage:
         tree = build.write_tree(stage / "c", emission, compiler, isa)
@@ -280,12 +283,27 @@ class _Dump:
             folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, index: int, step: str, graph: Graph) -> None:
-        from sparsec.compiler.artifact import writing
         from sparsec.compiler.ir import to_text
 
-        path = self.folder / f"{index + 1:02d}-{step}.txt"
+        self.write(index + 1, step, to_text(graph))
+
+    def write(self, number: int, step: str, text: str) -> None:
+        from sparsec.compiler.artifact import writing
+
+        path = self.folder / f"{number:02d}-{step}.txt"
         with writing(path):
-            path.write_text(to_text(graph), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
+
+
+def _dump_plans(folder: Path | None, emission: Emission) -> None:
+    """Write what the code of each bucket does, as the step after the last pass."""
+    from sparsec.compiler import passes
+
+    if folder is None:
+        return
+    for bucket in emission.buckets:
+        dump = _Dump(folder / f"bucket_{bucket.length}")
+        dump.write(len(passes.PIPELINE) + 1, "plan", bucket.plan.to_text())
 
 
 def _check_buckets(buckets: Sequence[int], signature: Signature) -> list[int]:

@@ -173,7 +173,10 @@ def test_compile_keeps_the_c_and_the_ir(micro_model: Path, tmp_path: Path) -> No
     steps = sorted(path.name for path in (dump / "bucket_8").iterdir())
     assert steps[0] == "00-import.txt" and len(steps) > 3
     assert steps == [f"{i:02d}-{name.split('-', 1)[1]}" for i, name in enumerate(steps)]
-    assert "linear(" in (dump / "bucket_8" / steps[-1]).read_text()
+    assert "linear(" in (dump / "bucket_8" / steps[-2]).read_text()
+    assert steps[-1].endswith("-plan.txt")
+    plan = (dump / "bucket_8" / steps[-1]).read_text()
+    assert "bucket of 8 tokens" in plan and "project" in plan and "buffers" in plan
 
     env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
     command = ["make", "-s", f"CC={shlex.join(toolchain.find().command)}"]

@@ -130,8 +130,8 @@ def plan_bucket(
     plan = Plan(
         length=graph.length,
         tokens=graph.tokens,
-        inputs=tuple(Port(name, buffers.flat_size(name, graph)) for name in graph.inputs),
-        outputs=tuple(Port(name, buffers.flat_size(name, graph)) for name in graph.outputs),
+        inputs=_ports(graph.inputs, graph.inputs, graph),
+        outputs=_ports(graph.output_names or graph.outputs, graph.outputs, graph),
         kernels=made.texts,
         stages=stages,
         memory=memory,
@@ -142,6 +142,12 @@ def plan_bucket(
     )
     plan.verify()
     return plan
+
+
+def _ports(names: Sequence[str], values: Sequence[str], graph: Graph) -> tuple[Port, ...]:
+    """Inputs or outputs: what the model calls them, and how large they are."""
+    pairs = zip(names, values, strict=True)
+    return tuple(Port(name, buffers.flat_size(value, graph)) for name, value in pairs)
 
 
 __all__ = ["BucketSource", "Emission", "emit_buckets", "plan_bucket"]

@@ -475,7 +475,7 @@ def _head(plan: Plan) -> list[str]:
 
 def _stages(plan: Plan) -> Iterator[str]:
     for i, stage in enumerate(plan.stages):
-        rows = f", rows are {stage.domain}s" if stage.kind == "rows" else ""
+        rows = {"token": " of tokens", "item": " of sequences"}.get(stage.domain, "")
         yield f"stage {i}: {stage.kind}{rows}"
         for k, wave in enumerate(stage.waves):
             if len(stage.waves) > 1:
@@ -495,9 +495,10 @@ def _call(call: Call) -> Iterator[str]:
     yield f"        kernel {call.kernel}{tiles}"
     if call.source:
         yield f"        from   {call.source}"
-    constants = [a.value for a in call.arguments if isinstance(a.value, Weights)]
-    reads = [*map(show, call.reads), *map(show, constants)]
-    yield f"        reads  {', '.join(reads) or 'nothing'}"
+    yield f"        reads  {', '.join(map(show, call.reads)) or 'nothing'}"
+    constants = [str(a.value.offset) for a in call.arguments if isinstance(a.value, Weights)]
+    if constants:
+        yield f"               weights at {', '.join(constants)}"
     yield f"        writes {', '.join(map(show, call.writes)) or 'nothing'}"
 
 

@@ -65,7 +65,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         "--emit-c", metavar="DIR", help="keep the generated C there, with a Makefile"
     )
     parser.add_argument(
-        "--dump-ir", metavar="DIR", help="write the IR there, after import and after every pass"
+        "--dump-ir",
+        metavar="DIR",
+        help="write the IR there, after import and after every pass, and the plan of the code",
     )
     parser.add_argument(
         "--profile", action="store_true", help="compile counters in, for benchmark --profile"
