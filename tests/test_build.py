@@ -342,15 +342,6 @@ def test_named_target_need_not_run_here() -> None:
         targets.choose("sse", cpu())
 
 
-def test_lanes_fill_a_vector() -> None:
-    assert {t.name: t.lanes for t in targets.TARGETS} == {
-        "avx512_vnni": 16,
-        "avx_vnni": 8,
-        "avx2": 8,
-        "generic": 4,
-    }
-
-
 def test_a_machine_lists_its_targets_fastest_first() -> None:
     features = sorted({f for t in targets.TARGETS for f in t.features} | {"f16c"})
     for target in targets.TARGETS:

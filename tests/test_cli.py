@@ -460,7 +460,7 @@ def test_check_hardware(
     assert run("check-hardware", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["target"] == "generic" and report["features"] == []
-    assert [row["runs"] for row in report["targets"]] == [False, False, False, True]
+    assert [row["name"] for row in report["targets"] if row["runs"]] == ["generic"]
     avx2 = next(row for row in report["targets"] if row["name"] == "avx2")
     assert avx2["missing"] == ["avx2", "fma"]
 

@@ -131,7 +131,7 @@ def test_plans_cover_both_forms_and_chunks() -> None:
     n=st.integers(1, 40),
     k=st.integers(1, 600),
     density=st.floats(0.0, 1.0),
-    target=st.sampled_from(["generic", "avx2", "avx_vnni", "avx512_vnni"]),
+    target=st.sampled_from(targets.NAMES),
     panels=st.booleans(),
     kind=st.sampled_from(["i8", "f32"]),
     block=st.sampled_from([1, 4]),

@@ -24,6 +24,7 @@ import pytest
 
 from tests import docs_server
 from tests.server_support import TOKEN, Server, TextModels, endpoint
+from tests.shipped_models import shipped
 
 TEXTS = ["Mary is flying from Nairobi to New York", "東京 😀", ""]
 
@@ -474,6 +475,7 @@ def test_openapi_is_valid(server: Server) -> None:
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_the_guide_prints_what_it_says(tmp_path: Path) -> None:
+    shipped("ner")
     page = docs_server.PAGE.read_text(encoding="utf-8")
     got = docs_server.rendered(page, tmp_path)
     assert docs_server.rounded(got) == docs_server.rounded(page)

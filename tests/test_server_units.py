@@ -24,6 +24,7 @@ from sparsec.serving.pipelines import Pipeline, base, tasks
 from sparsec.serving.pipelines.base import Job
 from sparsec.serving.runner import BatchingRunner, Features, Outputs, Runner
 from sparsec.serving.server import config, cores, datalog, docs, inference, oip, tensors
+from sparsec.serving.server.app import Service
 from sparsec.serving.server.batching import ModelQueue, QueueFullError, Scheduler
 from sparsec.serving.server.config import Batching, EndpointConfig
 from sparsec.serving.server.errors import HttpError
@@ -617,9 +618,29 @@ def test_the_server_names_no_task() -> None:
                 assert node.value not in words, (path.name, node.lineno, node.value)
 
 
+def test_every_task_has_a_model_to_be_served_with() -> None:
+    ours = {kind for kind in tasks().values() if kind.__module__.startswith("sparsec.")}
+    assert {base.find(task) for task in TASKS} == ours
+
+
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_a_task_answers_its_example(task: str, tmp_path: Path) -> None:
     head, settings = TASKS[task]
     pipelines_support.make(tmp_path, head, **settings)
     with Pipeline.create(task, tmp_path, engine_type="onnxruntime") as pipeline:
         assert pipeline(pipeline.example())
+
+
+# ---- routes --------------------------------------------------------------------------------------
+
+
+def test_a_path_of_the_server_is_no_endpoints_and_documented() -> None:
+    service = Service(config.ServerConfig(), None, None)  # type: ignore[arg-type]
+    described = docs.document([], admin=True)["paths"]
+    for path, handlers in service.fixed.items():
+        if path != "/":
+            with pytest.raises(ValueError, match="is the server's own"):
+                EndpointConfig(task="ner", model="m", route=path)
+        # What people look at, the list of endpoints a second time, and their removal by a body.
+        if path not in ("/docs", "/openapi.json", "/endpoints"):
+            assert {method.lower() for method in handlers} <= set(described[path])
