@@ -55,7 +55,7 @@ def general(graph: Graph) -> tuple[list[dict[str, str]], dict[str, int]]:
     named: list[dict[str, str]] = []
     others: Counter[str] = Counter()
     for node in graph.nodes:
-        if id(node) in choice.nodes or node.op == "reshape":
+        if choice.has(node) or node.op == "reshape":
             continue
         if node.op in _HEAVY:
             reason = attention.get(node.output) or _reason(node, graph, choice)

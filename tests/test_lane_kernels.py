@@ -22,7 +22,7 @@ from sparsec.compiler.codegen.lanes import byte_scores, gelu
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, BatchDim, Graph
-from sparsec.compiler.lowering import lanes
+from sparsec.compiler.lowering import groups, lanes
 from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
 from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.templates import environment, read_template
@@ -44,7 +44,7 @@ PATTERNS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
 def lane_ops(graph: Graph) -> set[str]:
     """Ops that lowering puts into lanes."""
     choice = lanes.choose(graph)
-    return {n.op for n in graph.nodes if id(n) in choice.nodes}
+    return {n.op for n in graph.nodes if choice.has(n)}
 
 
 def int8_layers(rng: np.random.Generator, k: int, zp: int, dtype: type, length: int) -> Graph:
@@ -689,11 +689,11 @@ def test_numbers_known_at_run_time(tmp_path: Path, target: str, channels: int) -
     e.outputs = [y, back]
     graph = e.finish()
     chosen = lanes.choose(graph)
-    lanes_ops = {n.op for n in graph.nodes if id(n) in chosen.nodes}
+    lanes_ops = {n.op for n in graph.nodes if chosen.has(n)}
     assert lanes_ops >= {"linear_integer", "quantize", "dequantize", "sub"}
     (layer,) = (
         {n.op for n in step.group.nodes}
-        for step in lanes.group(graph, chosen)
+        for step in groups.group(graph, chosen)
         if step.group is not None and "linear_integer" in {n.op for n in step.group.nodes}
     )
     assert layer == {"linear_integer", "sub", "cast", "mul"}  # no pass of its own for the rest

@@ -35,8 +35,9 @@ from sparsec.compiler.codegen.plan import (
 )
 from sparsec.compiler.codegen.sites import site_of
 from sparsec.compiler.ir import Graph, Node
-from sparsec.compiler.lowering import forms, lanes
-from sparsec.compiler.lowering.lanes import Choice, Group
+from sparsec.compiler.lowering import forms, groups
+from sparsec.compiler.lowering.groups import Group
+from sparsec.compiler.lowering.lanes import Choice
 from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.ops import OPS
@@ -126,7 +127,7 @@ LANE_KERNELS: Mapping[str, Callable[[Body, Setting], Built]] = {
 class _Maker:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.steps = lanes.group(setting.graph, setting.choice)
+        self.steps = groups.group(setting.graph, setting.choice)
         self.forms = forms.find(setting.graph, setting.choice, self.steps)
         self.calls: list[Call] = []
         self.texts: dict[str, str] = {}

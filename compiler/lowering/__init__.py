@@ -15,11 +15,11 @@ def row_major_products(graph: Graph) -> Graph:
 
     Columns side by side are what the general kernel multiplies fastest.
     """
-    taken = lanes.choose(graph).nodes
+    choice = lanes.choose(graph)
     edit = Editor(graph)
     for node in graph.nodes:
         weights = graph.constants.get(node.inputs[-1]) if OPS[node.op].linear == "f32" else None
-        if weights is not None and id(node) not in taken:
+        if weights is not None and not choice.has(node):
             turned = edit.constant(np.ascontiguousarray(weights.T), node.inputs[-1])
             made = edit.emit("matmul", [node.inputs[0], turned], source=node.source)
             edit.replace_uses(node.output, made)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering.elements import BYTES
-from sparsec.compiler.lowering.lanes import Choice, Group, Step
+from sparsec.compiler.lowering.groups import Group, Step
+from sparsec.compiler.lowering.lanes import Choice
 from sparsec.compiler.ops import OPS
 
 
@@ -35,9 +36,7 @@ def find(graph: Graph, choice: Choice, steps: Sequence[Step]) -> Forms:
     gathers = {
         node.output: node
         for node in graph.nodes
-        if node.op == "gather"
-        and id(node) in choice.nodes
-        and node.output not in in_lanes | row_major
+        if node.op == "gather" and choice.has(node) and node.output not in in_lanes | row_major
     }
     needed: dict[str, set[str]] = {}
     for step in steps:

@@ -18,7 +18,8 @@ from sparsec.compiler.codegen.lanes.program import Accumulator, Args, Program
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering import lanes
 from sparsec.compiler.lowering.elements import BYTES, F32, S8, U8
-from sparsec.compiler.lowering.lanes import Choice, Group
+from sparsec.compiler.lowering.groups import Group
+from sparsec.compiler.lowering.lanes import Choice
 from sparsec.compiler.templates import environment
 from sparsec.interface import ELEMENTS
 
