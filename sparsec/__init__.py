@@ -31,6 +31,7 @@ from sparsec.errors import (
 if TYPE_CHECKING:
     from sparsec.compiler import compile
     from sparsec.facade import Engine, generate_random_inputs
+    from sparsec.pruning.evaluation import Evaluation, evaluate
     from sparsec.runtime import Artifact
     from sparsec.serving.pipelines import Pipeline
 
@@ -41,6 +42,7 @@ __all__ = [
     "ArtifactError",
     "Engine",
     "EngineClosedError",
+    "Evaluation",
     "HardwareError",
     "InputError",
     "ModelError",
@@ -51,14 +53,17 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "compile",
+    "evaluate",
     "generate_random_inputs",
 ]
 
 _LAZY = {
     "Artifact": "sparsec.runtime",
     "Engine": "sparsec.facade",
+    "Evaluation": "sparsec.pruning.evaluation",
     "Pipeline": "sparsec.serving.pipelines",
     "compile": "sparsec.compiler",
+    "evaluate": "sparsec.pruning.evaluation",
     "generate_random_inputs": "sparsec.facade",
 }
 

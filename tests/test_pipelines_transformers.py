@@ -588,3 +588,20 @@ def test_fill_mask(cases: Callable[..., Case], kind: str, engine: str) -> None:
 
     for text, rows in zip(texts, got, strict=True):
         compare(rows, theirs(text))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_are_compared_as_squad_does(seed: int) -> None:
+    """What `sparsec evaluate` counts for question answering."""
+    pytest.importorskip("scipy", reason="evaluation needs it")
+    from transformers.data.metrics import squad_metrics
+
+    from sparsec.pruning.evaluation.answers import overlap, squad
+
+    rng = np.random.default_rng(seed)
+    parts = ["the", "a", "Cat", "cat.", "hat,", "in", "1990", "—", "an", "Thé", "U.S."]
+    for _ in range(50):
+        right, mine = (" ".join(rng.choice(parts, rng.integers(0, 5))) for _ in range(2))
+        assert overlap(right, mine) == pytest.approx(squad_metrics.compute_f1(right, mine))
+        exact = squad([mine], [[right]])["exact_match"]
+        assert exact == squad_metrics.compute_exact(right, mine)

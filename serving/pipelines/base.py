@@ -140,7 +140,7 @@ class Pipeline(abc.ABC):
     @classmethod
     def create(
         cls,
-        task: str,
+        task: str | type[Pipeline],
         model_path: str | os.PathLike[str] | None = None,
         *,
         batch_size: int | None = 1,
@@ -157,7 +157,8 @@ class Pipeline(abc.ABC):
         """A pipeline for a task.
 
         Args:
-            task: name or alias, dashes and underscores alike, in any case.
+            task: name or alias, dashes and underscores alike, in any case; or a subclass, which
+                need not be registered.
             model_path: an artifact; a folder with ``model.onnx``, ``tokenizer.json`` and
                 ``config.json``, or with the model in ``onnx/``; an .onnx file beside those;
                 ``hf:org/name[@revision]`` or ``hf:org/name/onnx/file.onnx[@revision]``; or a
@@ -183,7 +184,7 @@ class Pipeline(abc.ABC):
             ModelError: the model is missing, or is not one for this task.  Besides, what compiling
                 and loading raise.
         """
-        kind = find(task)
+        kind = task if isinstance(task, type) else find(task)
         if model_path is None:
             raise InputError("model_path is needed: tasks have no default models")
         made_by = {
@@ -410,8 +411,7 @@ class Pipeline(abc.ABC):
 
 
 def _create_again(kind: type[Pipeline], arguments: Mapping[str, Any]) -> Pipeline:
-    # The class comes with its module, which registers it.
-    return Pipeline.create(kind.task, **arguments)
+    return Pipeline.create(kind, **arguments)
 
 
 def spellings(name: str, entry: FieldInfo) -> list[str]:
