@@ -51,3 +51,16 @@ def test_links_lead_somewhere(page: str) -> None:
     folder = (ROOT / page).parent
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (folder / link).exists(), link
+
+
+# A path of ours, in a span of code.
+_PATH = re.compile(
+    r"`((?:benchmarks|compiler|docs|examples|runtime|serving|sparsec|templates|tests)/[\w./-]+)`"
+)
+
+
+@pytest.mark.parametrize("page", ["docs/adding.md", "docs/architecture.md", "docs/glossary.md"])
+def test_files_that_are_named_exist(page: str) -> None:
+    named = set(_PATH.findall((ROOT / page).read_text(encoding="utf-8")))
+    assert len(named) >= 15
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
