@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sparsec.arguments import whole, wholes
 from sparsec.errors import InputError
 from sparsec.interface import MANIFEST
-from sparsec.paths import config_folder, user_path
+from sparsec.paths import config_folder, input_path, user_path
 from sparsec.positions import read_positions
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def compile(
     jobs = None if jobs is None else whole("jobs", jobs, 1)
     if tune and tuning is not None:
         raise InputError("give --tune to measure or --tuning to repeat, not both")
-    tilings = _recorded(user_path(tuning)) if tuning is not None else None
+    tilings = _recorded(input_path(tuning)) if tuning is not None else None
     isa = targets.choose(target, cpu.detect())
     compiler = toolchain.find(cc)
 

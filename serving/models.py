@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sparsec.errors import InputError, ModelError
-from sparsec.paths import PLACES, around, choose_onnx, find_onnx, user_path
+from sparsec.paths import PLACES, around, choose_onnx, find_onnx, input_path, user_path
 from sparsec.positions import Positions, positions
 
 Progress = Callable[[str], None]
@@ -63,7 +63,7 @@ class ModelFiles:
         elif name.startswith("hf:"):
             path = _hub(name, tell)
         else:
-            path = user_path(name)
+            path = input_path(name)
         if not path.exists():
             raise ModelError(f"{path} does not exist")
         path, folders = _places(path, artifacts=not name.startswith("hf:"))
@@ -199,7 +199,7 @@ def _places(path: Path, artifacts: bool) -> tuple[Path, list[Path]]:
 
 def _tokenizer(given: str | os.PathLike[str] | None, folders: list[Path]) -> Path:
     if given is not None:
-        path = user_path(given)
+        path = input_path(given)
         if path.is_file():
             return path
         folders = [path]
@@ -218,7 +218,7 @@ def _config(
     if isinstance(given, Mapping):
         return MappingProxyType(dict(given))
     if given is not None:
-        path = user_path(given)
+        path = input_path(given)
         folders = [path] if path.is_dir() else []
         if not path.exists():
             raise ModelError(f"{path} does not exist")

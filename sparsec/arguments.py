@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from sparsec.errors import InputError
-from sparsec.paths import user_path
+from sparsec.paths import input_path
 
 
 def anchored(path: Any) -> Any:
@@ -15,7 +15,7 @@ def anchored(path: Any) -> Any:
     absolute, everything else (a stub, a mapping, None) stays."""
     if not isinstance(path, (str, os.PathLike)):
         return path
-    found = user_path(path)
+    found = input_path(path)
     return str(found.absolute()) if found.exists() else str(path)
 
 

@@ -15,7 +15,7 @@ from sparsec import cache, runtime
 from sparsec.arguments import anchored, whole
 from sparsec.errors import InputError
 from sparsec.interface import MANIFEST
-from sparsec.paths import config_folder, user_path
+from sparsec.paths import config_folder, input_path
 from sparsec.positions import read_positions
 from sparsec.runtime import Artifact
 
@@ -113,7 +113,7 @@ def _default_buckets(model: Model) -> tuple[int, ...]:
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """Whether a path is meant as an artifact: a folder that is not a model's."""
-    folder = user_path(path)
+    folder = input_path(path)
     if (folder / MANIFEST).exists():
         return True
     return folder.suffix == ".sparsec" and not (folder / "model.onnx").exists()

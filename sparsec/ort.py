@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.errors import InputError, ModelError
-from sparsec.paths import find_onnx, user_path
+from sparsec.paths import find_onnx, input_path
 
 
 def session(model: str | os.PathLike[str], threads: int) -> Any:
@@ -34,7 +34,7 @@ def session(model: str | os.PathLike[str], threads: int) -> Any:
         options.log_severity_level = 3
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
-    path = user_path(model)
+    path = input_path(model)
     if path.is_dir():
         path = find_onnx(path)
     try:

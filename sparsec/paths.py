@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,6 +28,25 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"{path} begins with ~, but no such home folder is known: give the whole path, or ./~"
         ) from None
+
+
+def input_path(path: str | os.PathLike[str]) -> Path:
+    """A path of something to read, as the user means it; whether it exists is for others to say.
+
+    Raises:
+        InputError: it begins with the home folder of somebody who has none, or it is out of reach:
+            a folder that may not be entered, a name too long.
+    """
+    found = user_path(path)
+    try:
+        folder = stat.S_ISDIR(found.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL is a ValueError
+        return found
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if folder and not os.access(found, os.R_OK | os.X_OK):
+        raise InputError(f"cannot read {path}: {os.strerror(errno.EACCES)}")
+    return found
 
 
 def choose_onnx(files: Iterable[str]) -> str | None:

@@ -105,7 +105,7 @@ class Server:
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = 180) -> re.Match[str]:
         """The first line that matches."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:

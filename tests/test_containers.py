@@ -8,7 +8,8 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,27 +96,63 @@ def as_nobody() -> None:
     os.setuid(NOBODY)
 
 
-def test_a_user_without_a_name_and_a_home(
-    micro_model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    # Somebody else must be able to read all of it.
-    place = Path(shutil.copytree(micro_model, tmp_path / "model"))
-    for path in (place, *place.iterdir(), *tmp_path.parents):
-        if path.stat().st_uid == 0 and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o055)
-    program = "import sys, sparsec; from sparsec import cache; "
-    program += "e = sparsec.Engine(sys.argv[1], buckets=[4], target='generic'); "
-    program += "print(e.artifact.path.parent == cache.folder(), cache.folder())"
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "tmp").chmod(0o1777)
+@pytest.fixture
+def common() -> Iterator[Path]:
+    """A folder that other users may enter, which pytest's are not; and no test without them."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
     try:
         run("pass", prepare=as_nobody)
     except (PermissionError, subprocess.SubprocessError):
-        pytest.skip("this user cannot become another, or the other not run this interpreter")
+        pytest.skip("another user cannot run this interpreter")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def for_all(folder: Path) -> Path:
+    """Let everyone read a folder and what is in it."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o055)
+    return folder
+
+
+READ = """
+import sys
+from sparsec import Engine, InputError, ModelError, Pipeline, compile
+from sparsec.ort import session
+sys.argv.pop(0)
+for act in (Engine, compile, lambda p: session(p, 1), lambda p: Pipeline.create("embedding", p),
+            lambda p: Pipeline.create("embedding", sys.argv[0], tokenizer=p),
+            lambda p: Pipeline.create("embedding", sys.argv[0], config=p),
+            lambda p: compile(sys.argv[0], tuning=p, buckets=[8], output="o")):
+    for path in (*sys.argv[1:], "x" * 300):
+        try:
+            act(path)
+        except (InputError, ModelError) as error:
+            print(error)
+"""
+
+
+def test_paths_out_of_reach(micro_model: Path, common: Path) -> None:
+    model = for_all(Path(shutil.copytree(micro_model, common / "model")))
+    closed = for_all(Path(shutil.copytree(micro_model, common / "closed" / "model")))
+    closed.parent.chmod(0o700)
+    code, said = run(READ, model, closed, closed / "model.onnx", prepare=as_nobody)
+    assert (code, said.count("cannot read")) == (0, 7 * 3), said
+
+
+def test_a_user_without_a_name_and_a_home(micro_model: Path, common: Path) -> None:
+    place = for_all(Path(shutil.copytree(micro_model, common / "model")))
+    program = "import sys, sparsec; from sparsec import cache; "
+    program += "e = sparsec.Engine(sys.argv[1], buckets=[4], target='generic'); "
+    program += "print(e.artifact.path.parent == cache.folder(), cache.folder())"
+    (common / "tmp").mkdir()
+    (common / "tmp").chmod(0o1777)
     for home in ({}, {"HOME": "/"}, {"HOME": "/no/such/home"}):
-        code, said = run(program, place, prepare=as_nobody, TMPDIR=str(tmp_path / "tmp"), **home)
-        assert (code, said) == (0, f"True {tmp_path}/tmp/sparsec-cache-{NOBODY}\n")
-    made = tmp_path / "tmp" / f"sparsec-cache-{NOBODY}"
+        code, said = run(program, place, prepare=as_nobody, TMPDIR=str(common / "tmp"), **home)
+        assert (code, said) == (0, f"True {common}/tmp/sparsec-cache-{NOBODY}\n")
+    made = common / "tmp" / f"sparsec-cache-{NOBODY}"
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
