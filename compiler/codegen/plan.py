@@ -6,7 +6,7 @@ without deciding anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from itertools import combinations, groupby, pairwise
 
@@ -380,16 +380,25 @@ def _check_order(plan: Plan) -> None:
     for _, wave in _times(plan.stages):
         made: set[Slot] = set()
         for call in wave:
-            for slot in call.reads:
-                if slot not in known:
-                    raise PlanError(f"{call} reads {show(slot)}, which is not yet written")
-            for slot in call.writes:
-                if slot in inputs:
-                    raise PlanError(f"{call} writes to {show(slot)}, which is an input")
-                if slot in known | made:
-                    raise PlanError(f"{call} writes {show(slot)} again")
-                made.add(slot)
+            _check_call(call, inputs, known, made)
+            made.update(call.writes)
         known |= made
+    _check_outputs(plan, known)
+
+
+def _check_call(call: Call, inputs: Set[Slot], known: Set[Slot], made: Set[Slot]) -> None:
+    """Check what a call touches, with `made` by the others of its wave and `known` before it."""
+    for slot in call.reads:
+        if slot not in known:
+            raise PlanError(f"{call} reads {show(slot)}, which is not yet written")
+    for slot in call.writes:
+        if slot in inputs:
+            raise PlanError(f"{call} writes to {show(slot)}, which is an input")
+        if slot in known or slot in made:
+            raise PlanError(f"{call} writes {show(slot)} again")
+
+
+def _check_outputs(plan: Plan, known: Set[Slot]) -> None:
     for slot in kept(plan.memory.buffers, plan.copies):
         if slot not in known:
             raise PlanError(f"{show(slot)}, which is an output, is not written")
