@@ -1,6 +1,8 @@
-"""Names that a model brings (of nodes, inputs, outputs, itself) as C source, whatever they hold."""
+"""Text as C source: names that a model brings, whatever they hold; and lines that are too long."""
 
 from __future__ import annotations
+
+import re
 
 # What ends a literal or begins an escape in it; "?" begins trigraphs.
 _ESCAPED = frozenset(b'"\\?')
@@ -23,3 +25,46 @@ def c_comment(text: str) -> str:
     """
     safe = "".join(c if c.isascii() and c.isprintable() else "_" for c in text)
     return safe.replace("*/", "*_").replace("/*", "_*").replace("??", "?_").replace("\\", "_")
+
+
+#: Columns of the C that people are to read.
+WIDTH = 120
+
+# What stands between spaces; spaces in literals do not count.
+_WORD = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^ "])+|"')
+
+
+def tidy(text: str) -> str:
+    """C source without lines beyond :data:`WIDTH`, trailing blanks and runs of empty lines."""
+    lines = [part for line in text.split("\n") for part in _fold(line.rstrip())]
+    kept = [line for before, line in zip(["", *lines], lines, strict=False) if before or line]
+    return "\n".join(kept).strip("\n") + "\n"
+
+
+def _fold(line: str) -> list[str]:
+    """A line of C as several that fit, where it has spaces to break at; directives stay whole."""
+    if len(line) <= WIDTH or line.lstrip().startswith("#"):
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    comment = line.lstrip().startswith(("/*", "* "))
+    more = f"{indent}{' ' * line.lstrip().startswith('/*')}* " if comment else indent + "    "
+    words = line.split() if comment else _WORD.findall(line)
+    lines, current = [], [indent + words[0]]
+    for word in words[1:]:
+        if len(" ".join([*current, word])) > WIDTH:
+            kept = _ending(current)
+            lines.append(" ".join(current[:kept]))
+            current = [more + " ".join(current[kept:])] if kept < len(current) else []
+            word = word if current else more + word
+        current.append(word)
+    return [*lines, " ".join(current)]
+
+
+def _ending(words: list[str]) -> int:
+    """How many words of a line to keep on it: up to its last comma, if that is not far ahead."""
+    for kept in range(len(words), 0, -1):
+        if len(" ".join(words[:kept])) < WIDTH / 2:
+            break
+        if words[kept - 1].endswith((",", ";")):
+            return kept
+    return len(words)

@@ -10,7 +10,6 @@ C around them::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
@@ -30,7 +29,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"c_string": c_string, "c_comment": c_comment, "lines": indent_lines}
+    made.filters |= {"c_string": c_string, "c_comment": c_comment}
+    made.filters |= {"plus": plus, "times": times, "over": over, "each": each}
     return made
 
 
@@ -39,6 +39,21 @@ def read_template(name: str) -> str:
     return resources.files("sparsec.templates").joinpath(name).read_text(encoding="utf-8")
 
 
-def indent_lines(lines: Sequence[str], width: int) -> str:
-    """Statements, one a line, indented by `width`; the template places the first one."""
-    return ("\n" + " " * width).join(lines)
+def plus(term: object) -> str:
+    """What adds a term to the C expression in front of it: nothing where it is 0."""
+    return "" if str(term) == "0" else f" + {term}"
+
+
+def times(factor: object) -> str:
+    """What multiplies the C expression in front of it by a factor: nothing where that is 1."""
+    return "" if str(factor) == "1" else f" * {factor}"
+
+
+def over(divisor: object) -> str:
+    """What divides the C expression in front of it: nothing where the divisor is 1."""
+    return "" if str(divisor) == "1" else f" / {divisor}"
+
+
+def each(form: str, count: int, first: int = 0, lead: str = "") -> str:
+    """C text for numbers from `first` on, with commas between; after `lead`, if there are any."""
+    return lead * (count > 0) + ", ".join(form % i for i in range(first, first + count))

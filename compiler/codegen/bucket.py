@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.c_text import tidy
 from sparsec.compiler.codegen.general.render import headers
 from sparsec.compiler.codegen.lanes import gelu
 from sparsec.compiler.codegen.plan import (
@@ -86,7 +87,7 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         sites=plan.sites,
         profile=len(plan.calls) if profile else 0,
     )
-    files = {"bucket.c": source, **_headers(target)}
+    files = {"bucket.c": tidy(source), **_headers(target)}
     if profile:
         files["profile.h"] = read_template("lanes/profile.h")
     return BucketSource(

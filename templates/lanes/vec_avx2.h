@@ -89,7 +89,10 @@ SPARSEC_INLINE vi vi_max_u8(vi a, vi b) { return (vi)_mm256_max_epu8((vi_raw)a, 
 SPARSEC_INLINE vi vi_sub_u8(vi a, vi b) { return (vi)_mm256_sub_epi8((vi_raw)a, (vi_raw)b); }
 /* e^(-x d) for the low byte d of each lane: tables of e^(-32 x i), e^(-4 x i) and e^(-x (i % 4)), i in
  * [0, 8). */
-SPARSEC_INLINE vf vf_lookup8(const float *table, vi i) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (vi_raw)i); }
+SPARSEC_INLINE vf vf_lookup8(const float *table, vi i)
+{
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (vi_raw)i);
+}
 SPARSEC_INLINE vf vf_decay(const float *table, vi d)
 {
     return vf_lookup8(table, (vi)_mm256_srli_epi32((vi_raw)d, 5))

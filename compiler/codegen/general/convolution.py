@@ -131,7 +131,7 @@ def _emit(call: Call, zeros: tuple[str, str] | None) -> str:
         context |= {
             "decode": _coordinates("place", coordinates, used),
             "last": f"i{rank - 1}",
-            "line": size[-1],
+            "length": size[-1],
             "kept": out[-1],
             "inside": " && ".join([*inner, "kept > 0"]),
             "target": offset("i", results),

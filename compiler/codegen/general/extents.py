@@ -117,11 +117,17 @@ def decode(
     return lines
 
 
+def total(*terms: str) -> str:
+    """The C expression of a sum of some; those that are "0" count for nothing."""
+    return " + ".join(term for term in terms if term != "0") or "0"
+
+
 def offset(prefix: str, steps: Sequence[Extent]) -> str:
     """The C expression of an element offset from coordinates ``<prefix><k>``."""
-    terms = [
-        f"{prefix}{k}" if step == ONE else f"{prefix}{k} * {step}"
-        for k, step in enumerate(steps)
-        if step != ZERO
-    ]
-    return " + ".join(terms) or "0"
+    return total(
+        *(
+            f"{prefix}{k}" if step == ONE else f"{prefix}{k} * {step}"
+            for k, step in enumerate(steps)
+            if step != ZERO
+        )
+    )

@@ -127,6 +127,13 @@ def _combine(call: Call) -> str:
     return f"op_{how}_{suffix(dtype)}(%s, %s)"
 
 
+def _begin(extent: Extent, inner: Extent) -> str:
+    """Where line number `row` along an axis begins; `inner` elements are behind the axis."""
+    if inner == ONE:
+        return f"row * {extent}"
+    return f"row / {inner} * {extent * inner} + row % {inner}"
+
+
 def _lines(call: Call) -> tuple[list[Extent], Extent, Extent, Extent]:
     """Extents, and those in front of, along and behind the axis."""
     axis = int(call.node.attrs["axis"])
@@ -147,6 +154,7 @@ def emit_extreme_index(call: Call) -> str:
         type=type_,
         extent=extent,
         inner=inner,
+        line=_begin(extent, inner),
         better=f"v {sign}{'=' if call.node.attrs['last'] else ''} best",
         floating=call.inputs[0].dtype.kind == "f",
         last=bool(call.node.attrs["last"]),
@@ -164,6 +172,7 @@ def emit_topk(call: Call) -> str:
         type=c_type(call.inputs[0].dtype),
         extent=extent,
         inner=inner,
+        line=_begin(extent, inner),
         k=k,
         sign=">" if call.node.attrs["largest"] else "<",
         floating=call.inputs[0].dtype.kind == "f",

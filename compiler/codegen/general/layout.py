@@ -15,6 +15,7 @@ from sparsec.compiler.codegen.general.extents import (
     offset,
     product,
     strides,
+    total,
 )
 from sparsec.compiler.codegen.general.render import Call, c_type
 
@@ -43,7 +44,7 @@ def emit_slice(call: Call) -> str:
         if start and steps[axis] != ZERO:
             base.append(str(steps[axis] * Extent(int(start))))
         steps[axis] = steps[axis] * Extent(int(step))
-    return _strided(call, shape, steps, " + ".join(base) or "0")
+    return _strided(call, shape, steps, total(*base))
 
 
 def emit_transpose(call: Call) -> str:
@@ -86,7 +87,7 @@ def _strided(call: Call, dims: Sequence[Extent], steps: Sequence[Extent], base: 
         work=work,
         flat=not outer,
         decode=decode("row", outer, "i", [steps]),
-        source=f"{base} + {offset('i', steps[:-1])}" if outer else base,
+        source=total(base, offset("i", steps[:-1])) if outer else base,
         inner=inner,
         step=step,
     )
@@ -108,7 +109,7 @@ def _joined(call: Call, parts: Sequence[Sequence[Extent]], template: str) -> str
     runs = [product(part[axis:]) for part in parts]
     starts = ["0"]
     for run in runs:
-        starts.append(str(run) if starts[-1] == "0" else f"{starts[-1]} + {run}")
+        starts.append(total(starts[-1], str(run)))
     return call.render(
         template,
         rows=product(whole[:axis]),

@@ -16,6 +16,7 @@ from sparsec.compiler.codegen.general.extents import (
     offset,
     product,
     strides,
+    total,
 )
 from sparsec.compiler.codegen.general.render import Call, c_type, suffix
 
@@ -75,7 +76,7 @@ def emit_reduce(call: Call) -> str:
         columns=COLUMNS,
         blocks=blocks,
         decode=decode("row", [dims[k] for k in kept], "i", [source]),
-        source=offset("i", source),
+        at=total(offset("i", source), offset("k", [steps[k] for k in reduced])),
         loops=[(f"k{n}", dims[k], steps[k]) for n, k in enumerate(reduced)],
     )
 
@@ -106,6 +107,7 @@ def emit_softmax(call: Call) -> str:
         along=inner == ONE,
         extent=dims[axis],
         inner=inner,
+        block=dims[axis] * inner,
         blocks=blocks,
         columns=COLUMNS,
     )
@@ -124,6 +126,7 @@ def emit_cumsum(call: Call) -> str:
         work=product(dims),
         extent=dims[axis],
         inner=product(dims[axis + 1 :]),
+        block=product(dims[axis:]),
         reverse=bool(attrs.get("reverse")),
         exclusive=bool(attrs.get("exclusive")),
         add=add,

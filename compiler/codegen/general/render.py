@@ -112,6 +112,10 @@ class Call:
             .render(
                 function=self.function,
                 comment=self._comment(),
+                parameters=[
+                    *(f"{c} *restrict {name}" for c, name in outputs),
+                    *(f"const {c} *restrict {name}" for c, name in inputs),
+                ],
                 inputs=inputs,
                 outputs=outputs,
                 rows=rows,
