@@ -1,7 +1,7 @@
 """The files of ``templates/``: as they are, or through Jinja2.
 
 What decides and repeats stands on lines of its own, which begin with ``$`` and are indented as the
-C around them::
+C around them; nothing is left of them::
 
         $ for r in range(4)
         sum{{ r }} += x[{{ r }}];
@@ -10,6 +10,7 @@ C around them::
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import resources
 
@@ -22,21 +23,28 @@ from sparsec.compiler.c_text import c_comment, c_string
 def environment() -> jinja2.Environment:
     """The Jinja2 environment of all templates; a line that only decides leaves nothing behind."""
     made = jinja2.Environment(
-        loader=jinja2.FunctionLoader(read_template),
+        loader=jinja2.FunctionLoader(_with_tags),
         undefined=jinja2.StrictUndefined,
-        line_statement_prefix="$",
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     made.filters |= {"c_string": c_string, "c_comment": c_comment}
-    made.filters |= {"plus": plus, "times": times, "over": over, "each": each}
+    made.filters |= {"plus": plus, "times": times, "over": over, "more": more, "each": each}
     return made
 
 
 def read_template(name: str) -> str:
     """A file of ``templates/`` as it is."""
     return resources.files("sparsec.templates").joinpath(name).read_text(encoding="utf-8")
+
+
+def _with_tags(name: str) -> str:
+    """A template with Jinja2's own tags on the lines that begin with ``$``.
+
+    Its own line statements would take the empty lines behind them along.
+    """
+    return re.sub(r"^[ \t]*\$(-?) (.*)$", r"{%\1 \2 %}", read_template(name), flags=re.MULTILINE)
 
 
 def plus(term: object) -> str:
@@ -52,6 +60,11 @@ def times(factor: object) -> str:
 def over(divisor: object) -> str:
     """What divides the C expression in front of it: nothing where the divisor is 1."""
     return "" if str(divisor) == "1" else f" / {divisor}"
+
+
+def more(argument: str) -> str:
+    """What passes one more argument behind those in front of it, if there is one."""
+    return argument and f", {argument}"
 
 
 def each(form: str, count: int, first: int = 0, lead: str = "") -> str:

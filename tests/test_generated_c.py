@@ -80,9 +80,7 @@ def test_makefile_builds_the_same_libraries(tree: Tree, tmp_path: Path) -> None:
 @needs_gcc
 def test_no_warnings(tree: Tree, tmp_path: Path) -> None:
     """What gcc finds worth a warning, at the level that looks at data flow too."""
-    # Left out: the ABI of vectors in inline functions; tests that a type makes trivial, in macros
-    # over all types.
-    quiet = ["-Wno-psabi", "-Wno-type-limits"]
+    quiet = ["-Wno-psabi"]  # the ABI of vectors in inline functions
     flags = toolchain.find("gcc").target_flags(best_target())
     command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", *quiet, "-Werror", *flags]
     for source in sorted(tree.folder.glob("bucket_*/*.c")):
@@ -103,7 +101,8 @@ def test_calls_are_named_after_onnx_nodes(tree: Tree) -> None:
     for bucket in tree.artifact.manifest.buckets:
         text = (tree.folder / f"bucket_{bucket.length}" / "bucket.c").read_text()
         named: set[str] = set()
-        found = re.findall(r"/\* (.*?): .*? \*/\nstatic void call_\d+_\w+\(", text)
+        flat = text.replace("\n * ", " ")  # comments of several lines
+        found = re.findall(r"/\* (.*?): .*? \*/\nstatic void call_\d+_\w+\(", flat)
         assert len(found) == len(re.findall(r"^static void call_\d+", text, re.MULTILINE)) > 8
         for comment in found:
             names = set(comment.split(", "))
@@ -111,6 +110,18 @@ def test_calls_are_named_after_onnx_nodes(tree: Tree) -> None:
             named |= names & nodes
         products = {n for n in nodes if re.search(r"/(MatMul|MatMulInteger|Gemm)(_\d+)?$", n)}
         assert products <= named
+
+
+def test_c_is_for_people(tree: Tree) -> None:
+    """No line is long, ends in blanks or follows on two empty ones; nothing is added that is 0."""
+    for source in tree.folder.glob("bucket_*/*.[ch]"):
+        text = source.read_text()
+        assert max(map(len, text.split("\n"))) <= 120, source
+        assert not re.search(r"[ \t]$|\n\n\n|\{%|\{\{ ", text, re.MULTILINE), source
+        assert not re.search(
+            r"^[^/*\n]*( \+ 0\b(?![.x])| \* 1\b(?!\.)| \+ \(0\))", text, re.MULTILINE
+        ), source
+        assert not text.startswith("\n") and text.endswith("\n"), source
 
 
 def test_artifact_is_the_same_wherever_it_is_made(tree: Tree, tmp_path: Path) -> None:

@@ -95,20 +95,18 @@ def render(shape: Shape, name: str, lanes: int) -> str:
     """A kernel that stores its sums, and their low bytes as a panel."""
     out = f"(blk * {shape.quads} * 4 + c) * 16 + s * VL"
     epilogue = (
-        f"SPARSEC_INLINE void {name}_ep(const lane_args *a, int64_t blk, int s, int64_t c, "
-        f"vi acc, vi *p0)\n{{\n    vi_store((int32_t *)a->out[0] + {out}, acc);\n"
+        f"typedef linear_args {name}_args;\n"
+        f"SPARSEC_INLINE void {name}_ep(const {name}_args *a, int64_t blk, int s, int64_t c, "
+        f"vi acc, vi *p0)\n{{\n    vi_store(a->sums + {out}, acc);\n"
         "    *p0 = acc;\n}\n"
-        f"SPARSEC_INLINE void {name}_ahead(const lane_args *a, int64_t blk, int64_t c)\n{{\n"
+        f"SPARSEC_INLINE void {name}_ahead(const {name}_args *a, int64_t blk, int64_t c)\n{{\n"
         "    const int s = 0;\n"
-        f"    __builtin_prefetch((const int32_t *)a->out[0] + {out}, 0, 2);\n}}\n"
+        f"    __builtin_prefetch(a->sums + {out}, 0, 2);\n}}\n"
     )
     return epilogue + environment().get_template("lanes/linear_tiles.c.j2").render(
         name=name,
-        comment=f"{shape.k} -> {shape.n}",
-        in_x=0,
-        cv_weights=0,
-        cv_bias=1,
-        panels=[{"slot": 1, "pack": "vi_pack4", "zero": ""}],
+        title=f"{shape.k} -> {shape.n}",
+        panels=[{"y": "a->y", "pack": "vi_pack4", "zero": ""}],
         ahead=True,
         sub=16 // lanes,
         stride=shape.packs * 64,
@@ -137,10 +135,19 @@ def write_tree(folder: Path, form: str) -> None:
         ("tiles_isa.h", f"lanes/{tiles}"),
     ):
         (folder / name).write_text(read_template(source))
-    text = "".join(render(shape, f"linear_{i}", lanes) for i, shape in enumerate(SHAPES))
+    text = """
+typedef struct {
+    const char *x;
+    const int8_t *weights;
+    const int32_t *bias;
+    int32_t *sums;
+    char *y;
+} linear_args;
+"""
+    text += "".join(render(shape, f"linear_{i}", lanes) for i, shape in enumerate(SHAPES))
     text += """
 typedef struct {
-    void (*run)(const sparsec_rt *, const sparsec_rows *, const lane_args *, int64_t, int64_t,
+    void (*run)(const sparsec_rt *, const sparsec_rows *, const linear_args *, int64_t, int64_t,
                 int32_t, int32_t, char *);
     size_t stride, weights, quads, scratch;
 } kernel;

@@ -48,7 +48,7 @@ int main(void)
         int32_t *const lanes = buffer(4 * out_size, 0xa5);
         uint8_t *const panel = buffer(out_size, 0xa5);
         char *const scratch = buffer(k->scratch, 0xa5);
-        const lane_args args = {.in = {x}, .out = {lanes, panel}, .cv = {w, bias}};
+        const linear_args args = {.x = x, .weights = w, .bias = bias, .sums = lanes, .y = (char *)panel};
         tiles_configure_whole();
         k->run(NULL, NULL, &args, head[1], head[2], head[3], head[4], scratch);
         tiles_release();

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,7 @@ def _headers(target: Target) -> dict[str, str]:
         **headers(),
         "vec_isa.h": read_template(f"lanes/{target.vectors.header}"),
         "vec.h": read_template("lanes/vec.h"),
-        "vmath.h": _fill("lanes/vmath.h.j2", phi=gelu.literals()),
+        "vmath.h": tidy(_fill("lanes/vmath.h.j2", phi=gelu.literals())),
         "lanes.h": read_template("lanes/lanes.h"),
     }
 
@@ -150,11 +149,10 @@ class _Text:
         return texts
 
     def _call(self, call: Call) -> str:
-        fields = groupby(call.arguments, key=lambda argument: argument.field)
         return _fill(
             "call.c.j2",
             **vars(call)
-            | {"arguments": [(name, [self._operand(a.value) for a in of]) for name, of in fields]},
+            | {"arguments": [(a.field, self._operand(a.value), a.note) for a in call.arguments]},
             profile=self.counters.get(call.function),
         )
 
@@ -214,8 +212,8 @@ class _Text:
         if isinstance(value, Weights):
             return f"W({value.offset})"
         if isinstance(value, Loaded):
-            load = f"((const {value.c_type} *){self._operand(value.source)})[0]"
-            return f"1.0f / {load}" if value.reciprocal else f"(float){load}"
+            load = f"*(const {value.c_type} *){self._operand(value.source)}"
+            return f"1.0f / {load}" if value.reciprocal else load
         if isinstance(value, float):
             return _float_literal(value)
         if isinstance(value, int):
@@ -242,7 +240,8 @@ def _float_literal(number: float) -> str:
         return "NAN"
     if np.isinf(single):
         return "INFINITY" if single > 0 else "-INFINITY"
-    return f"{float(single).hex()}f"
+    mantissa, exponent = float(single).hex().split("p")
+    return f"{mantissa.rstrip('0').removesuffix('.')}p{exponent}f"
 
 
 __all__ = ["BucketSource", "render"]

@@ -17,11 +17,11 @@ from sparsec.compiler.codegen.general import (
     group_interface,
     multiply_adds,
 )
+from sparsec.compiler.codegen.lanes.arguments import Field, Number
 from sparsec.compiler.codegen.lanes.attention import attention_kernel
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel
 from sparsec.compiler.codegen.lanes.linear import linear_kernel
 from sparsec.compiler.codegen.lanes.map import map_kernel, unpack_kernel
-from sparsec.compiler.codegen.lanes.program import Args, Number
 from sparsec.compiler.codegen.plan import (
     Argument,
     Call,
@@ -192,7 +192,7 @@ class _Maker:
                 reads=_buffers(operand(slot, self.setting) for slot in kernel.args.inputs),
                 writes=tuple(kernel.args.outputs),
                 kernel=kernel.name,
-                arguments=self._arguments(kernel.args, source),
+                arguments=tuple(map(self._argument, kernel.args.fields)),
                 domain=domain,
                 title=kernel.title,
                 source=source,
@@ -206,24 +206,20 @@ class _Maker:
             )
         )
 
-    def _arguments(self, args: Args, source: str) -> tuple[Argument, ...]:
-        """What a call passes in ``lane_args``.
+    def _argument(self, known: Field) -> Argument:
+        """What a call passes for a field."""
+        value = known.value
+        if known.kind == "vector":
+            shape = "x".join(map(str, value.shape))
+            weights = Weights(self.setting.pool.add(value))
+            return Argument(known.name, weights, f"{value.dtype.name} {shape}")
+        if known.kind == "number":
+            return Argument(known.name, self._number(value))
+        if known.kind == "site":
+            return Argument(known.name, self._site(value))
+        return Argument(known.name, operand(value, self.setting), ", ".join(value))
 
-        Raises:
-            ValueError: it is more than there is room for.
-        """
-        groups: tuple[tuple[str, int, Sequence[Operand]], ...] = (
-            ("in", 24, [operand(slot, self.setting) for slot in args.inputs]),
-            ("out", 20, args.outputs),
-            ("cv", 40, [Weights(self.setting.pool.add(array)) for array in args.vectors]),
-            ("cs", 64, [self._number(number) for number in args.scalars]),
-            ("site", 24, [self._site(node) for node in args.sites]),
-        )
-        if any(len(values) > most for _, most, values in groups):
-            raise ValueError(f"{source}: too many operands for one lane kernel")
-        return tuple(Argument(name, value) for name, _, values in groups for value in values)
-
-    def _number(self, number: float | Number) -> float | Loaded:
+    def _number(self, number: float | int | Number) -> float | int | Loaded:
         """A number: known, or the only one of a buffer."""
         if not isinstance(number, Number):
             return number

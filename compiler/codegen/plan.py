@@ -96,10 +96,14 @@ Operand = Slot | Weights | Loaded | float | int
 
 @dataclass(frozen=True)
 class Argument:
-    """What a call passes to its kernel, and the field that takes it ("": they go by order)."""
+    """What a call passes to its kernel, and the field that takes it ("": they go by order).
+
+    `note` says what is there, where the value does not.
+    """
 
     field: str
     value: Operand
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sparsec.compiler.lowering.lanes import (
 from sparsec.compiler.lowering.waits import Waits
 from sparsec.compiler.ops import OPS
 
-#: Elementwise nodes that one kernel takes at most (``lane_args`` has room for their constants).
+#: Elementwise nodes that one kernel takes at most: what they hold must find room in registers.
 GROUP_LIMIT = 16
 
 

@@ -7,21 +7,11 @@
  * Channel counts are rounded up to a multiple of 4 (CP in the kernels).
  */
 
-/* Buffers and constants of one kernel call: inputs, outputs, constant vectors, constant scalars; and the
- * places where it looks indices up. */
-typedef struct {
-    const void *in[24];
-    void *out[20];
-    const void *cv[40];
-    float cs[64];
-    int32_t site[24];
-} lane_args;
-
-/* A copy on the stack that no store of the kernel can alias, so that the compiler may keep what it
- * reads from it in registers. */
-#define LANE_ARGS(name, from)             \
-    const lane_args name##_copy = *(from); \
-    const lane_args *const name = &name##_copy
+/* A copy of a call's arguments on the stack, that no store of the kernel can alias, so that the compiler may
+ * keep what it reads from it in registers. */
+#define OWN_ARGS(type, name, from) \
+    const type name##_copy = *(from); \
+    const type *const name = &name##_copy
 
 /* A row of a row-major tensor for each lane: gathered element by element. */
 #define LANE_ROWS(T, LOAD)                                                                        \

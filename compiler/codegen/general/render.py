@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.c_text import c_comment
+from sparsec.compiler.c_text import c_comment, tidy
 from sparsec.compiler.codegen.general.extents import Extent
 from sparsec.compiler.ir import Graph, Node, Value
 from sparsec.compiler.templates import environment, read_template
@@ -34,7 +34,7 @@ def headers() -> dict[str, str]:
         for kind, letter in (("floats", "f"), ("signed", "i"), ("unsigned", "u"))
     }
     for name in _TYPED:
-        made[name] = environment().get_template(f"general/{name}.j2").render(kinds)
+        made[name] = tidy(environment().get_template(f"general/{name}.j2").render(kinds))
     return made
 
 

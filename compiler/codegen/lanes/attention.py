@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.codegen.lanes import byte_scores
-from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, function, named, panel_params
+from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.program import Accumulator, Program
 from sparsec.compiler.ir import Dim, Graph
 from sparsec.compiler.lowering.elements import BYTES, F32, S8, U8
-from sparsec.compiler.templates import environment
 from sparsec.interface import ELEMENTS
 from sparsec.targets import Target
 
@@ -25,13 +24,14 @@ class _Piece:
 
 
 def _index(shape: Sequence[Dim], names: Sequence[str]) -> str:
-    """C expression of an element's place; extents of 1 broadcast."""
-    index = "0"
-    for extent, which in zip(shape, names, strict=True):
-        full = which if extent != 1 else "0"
-        size = extent if isinstance(extent, int) else 1
-        index = f"({index} * {size} + {full})" if index != "0" else full
-    return index
+    """C expression of an element's place, "" being 0; extents of 1 broadcast."""
+    terms: list[str] = []
+    stride = 1
+    for extent, which in zip(reversed(shape), reversed(names), strict=True):
+        if extent != 1 and which:
+            terms.insert(0, f"{which} * {stride}" if stride > 1 else which)
+        stride *= extent if isinstance(extent, int) else 1
+    return " + ".join(terms) or "0"
 
 
 def attention_kernel(body: Body, target: Target) -> LaneKernel:
@@ -49,9 +49,9 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     qk = "i8" if dtypes[0] in BYTES else "f32"
     pv = "i8" if p_type in BYTES else "f32"
     # One tensor may be several of them.
-    in_q = args.input((q, "panel_u8" if qk == "i8" else "lane"))
-    in_k = args.input((k, "panel_s8" if qk == "i8" else "lane"))
-    in_v = args.input((v, "byte_s8" if pv == "i8" else "lane"))
+    at_q = args.input((q, "panel_u8" if qk == "i8" else "lane"), dtypes[0], "q")
+    at_k = args.input((k, "panel_s8" if qk == "i8" else "lane"), dtypes[1], "k")
+    at_v = args.input((v, "byte_s8" if pv == "i8" else "lane"), dtypes[2], "v")
     zero = [int(attrs[key]) for key in ("q_zp", "k_zp", "v_zp")]
     q_zp = zero[0] + (128 if dtypes[0] == S8 else 0)
     k_zp = zero[1] - (128 if dtypes[1] == U8 else 0)
@@ -59,22 +59,26 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     context: dict[str, Any] = {
         "qk": qk,
         "pv": pv,
-        "in_q": in_q,
-        "in_k": in_k,
-        "in_v": in_v,
+        "q": at_q,
+        "k": at_k,
+        "v": at_v,
         "dim": dim,
         "channels": group.channels,
         "length": graph.tokens,
         "keep_q": qk == "i8" and dim // 4 <= target.tiles.query,
         "q_zp": bool(q_zp),
         "k_zp": bool(k_zp),
-        "cs_q_zp": args.scalar(q_zp),
-        "cs_k_zp": args.scalar(k_zp),
-        "cs_v_zp": args.scalar(v_zp),
     }
+    if qk == "i8":
+        args.integer(q_zp, "q_zero")
+        args.integer(k_zp, "k_zero")
+    if pv == "i8":
+        args.integer(v_zp, "v_zero")
     # What happens to a score; extras are read for each key (and query, where they depend on it).
-    scale = f"(vf_cvt(acc) * vf_set1(a->cs[{args.scalar(attrs['qk_scale'])}]))"
-    first = {score.inputs[0]: scale if qk == "i8" else "acc"}
+    first = {score.inputs[0]: "acc"}
+    if qk == "i8":
+        scale = args.number(float(attrs["qk_scale"]), "qk_scale")
+        first = {score.inputs[0]: f"(vf_cvt(acc) * vf_set1({scale}))"}
     loads: dict[str, str] = {}
     prefix: list[str] = []
     masks: list[dict[str, Any]] = []
@@ -82,15 +86,15 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
         extra = graph.values[outer]
         ctype = ELEMENTS[extra.dtype.name].c_type
         if outer in graph.constants:
-            pointer = f"a->cv[{args.vector(graph.constants[outer])}]"
+            pointer = args.vector(graph.constants[outer], "extra")
         else:
-            pointer = f"a->in[{args.input((body.choice.root(outer), 'flat'))}]"
+            pointer = args.input((body.choice.root(outer), "flat"), extra.dtype, "extra")
         shape = (1,) * (4 - len(extra.shape)) + extra.shape
         index = _index(shape, ("seq", "head", "qi[i]", "kv"))
         # For those that do not depend on the query: where its keys begin, and whether it has any.
-        row = _index(shape, ("seq", "head", "0", "0"))
-        masks.append({"slot": pointer.removeprefix("a->"), "index": row, "keys": shape[3] != 1})
-        prefix.append(f"const {ctype} *const e{i} = (const {ctype} *){pointer};")
+        row = _index(shape, ("seq", "head", "", ""))
+        masks.append({"pointer": pointer, "index": row, "keys": shape[3] != 1})
+        prefix.append(f"const {ctype} *const e{i} = {pointer};")
         is_float = extra.dtype == F32
         convert = "" if is_float else "-(int32_t)"
         if shape[2] == 1:
@@ -100,43 +104,25 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
             kind = "float" if is_float else "int32_t"
             each = f"e{i}[{index}]" if is_float else f"{convert}(e{i}[{index}] != 0)"
             prefix.append(f"{kind} g{i}[VL] __attribute__((aligned(64)));")
-            prefix.append(f"for (int i = 0; i < VL; i++) g{i}[i] = {each};")
+            prefix += ["for (int i = 0; i < VL; i++)", f"    g{i}[i] = {each};"]
             loads[inner] = f"v{'f' if is_float else 'i'}_load(g{i})"
-    inside = Program(score, args, {**first, **loads}.get)
+    inside = Program(score, args, {**first, **loads}.get, prefix="score_")
     result = inside.demand(score.outputs[0])
-    vt = "vi" if qk == "i8" else "vf"
-    helpers = function(
-        "vf @NAME@_score(const lane_args *a, const int32_t *qi, int64_t seq, int64_t head, "
-        f"int64_t kv, {vt} acc)",
-        [
-            "(void)a; (void)qi; (void)seq; (void)head; (void)kv;",
-            *prefix,
-            *inside.lines,
-            f"return {result};",
-        ],
-    )
-    after = Program(prob, args, {prob.inputs[0]: "x"}.get)
+    context |= {"score": [*prefix, *inside.lines], "score_result": result}
+    after = Program(prob, args, {prob.inputs[0]: "x"}.get, prefix="prob_")
     result = after.demand(prob.outputs[0])
     if p_type == S8:
         result = f"({result} + 128)"
-    helpers += function(
-        f"{'vi' if pv == 'i8' else 'vf'} @NAME@_prob(const lane_args *a, vf x)",
-        ["(void)a;", *after.lines, f"return {result};"],
-    )
+    context |= {"prob": after.lines, "prob_result": result}
     leaf = {node.output: "acc"}
     sums: dict[str, Accumulator] = {}
     if pv == "i8":
-        leaf[node.output] = f"(vf_cvt(acc) * vf_set1(a->cs[{args.scalar(attrs['pv_scale'])}]))"
+        scale = args.number(float(attrs["pv_scale"]), "pv_scale")
+        leaf[node.output] = f"(vf_cvt(acc) * vf_set1({scale}))"
         most = np.int64(graph.tokens) * 255 * 255
         sums[node.output] = Accumulator("acc", np.float32(attrs["pv_scale"]), -most, most)
     prog = body.program(leaf, sums)
     panels = body.stores(prog, masked=True)
-    vt = "vi" if pv == "i8" else "vf"
-    helpers += function(
-        "void @NAME@_ep(const lane_args *a, int64_t blk, int s, int64_t c, int32_t lo, int32_t hi, "
-        f"{vt} acc{panel_params(len(panels))})",
-        ["(void)a; (void)blk; (void)s; (void)c; (void)lo; (void)hi;", *prog.lines],
-    )
     width = target.tiles.out_i8 if pv == "i8" else target.tiles.out_f32
     pieces = [(0, _Piece(dim // width, width))] if dim >= width else []
     rest = dim % width
@@ -148,27 +134,25 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     if panels and dim % 4:
         raise ValueError(f"{node.source}: heads of {dim} channels cannot be packed")
     title = f"attention, {heads} heads of {dim}, scores {qk}, output {pv}"
-    context |= {"pieces": pieces, "panels": panels, "comment": title}
+    context |= {"pieces": pieces, "panels": panels, "epilogue": prog.lines, "title": title}
     base = f"attention_{qk}_{pv}_{heads}x{dim}"
     found = byte_scores.find(node, graph) if pv == "i8" else None
     if found is None:
-        name, text = named(base, "lanes/attention.c.j2", context, helpers)
+        name, text = named(base, "lanes/attention.c.j2", args, {**context, "kernel": "@NAME@"})
     else:
-        any_text = helpers + environment().get_template("lanes/attention.c.j2").render(
-            name="@NAME@", **context
-        )
+        args.number(found.factor, "byte_step")
+        args.integer(found.zp, "byte_zero")
+        if found.mask is not None:
+            args.number(found.drop, "drop")
+        args.number(1.0 / found.prob_scale, "byte_share")
+        args.vector(byte_scores.decay_table(found.decay, target.vectors), "decay")
         context |= {
+            "kernel": "@NAME@_any",
             "mask": None if found.mask is None else masks[found.mask],
             "pair": target.tiles.keys,
             "v_zp": bool(v_zp),
-            "cs_step": args.scalar(found.factor),
-            "cs_score_zp": args.scalar(found.zp),
-            "cs_drop": args.scalar(found.drop),
-            "cs_prob_inv": args.scalar(1.0 / found.prob_scale),
-            "cv_decay": args.vector(byte_scores.decay_table(found.decay, target.vectors)),
         }
-        any_text = any_text.replace("@NAME@", "@NAME@_any")
-        name, text = named(f"{base}_bytes", "lanes/attention_bytes.c.j2", context, any_text)
+        name, text = named(f"{base}_bytes", "lanes/attention_bytes.c.j2", args, context)
     keys = (graph.tokens + 3) // 4 * 4
     scratch = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
     work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)

@@ -1,20 +1,21 @@
 """Lane groups -> C functions and the arguments of their calls.
 
 A function's text depends on the structure only (shapes, tiles, sparsity form, the sequence of
-elementwise operations); weights, tables and numbers arrive in ``lane_args``.  Layers that look
-alike therefore share one function, which keeps the C compiler's work small.
+elementwise operations); weights, tables and numbers arrive in its argument struct.  Layers
+that look alike therefore share one function, which keeps the C compiler's work small.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.codegen.lanes.program import Accumulator, Args, Program
+from sparsec.compiler.codegen.lanes.arguments import Args
+from sparsec.compiler.codegen.lanes.program import Accumulator, Program
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering import lanes
 from sparsec.compiler.lowering.elements import BYTES, F32, S8, U8
@@ -22,10 +23,6 @@ from sparsec.compiler.lowering.groups import Group
 from sparsec.compiler.lowering.lanes import Choice
 from sparsec.compiler.templates import environment
 from sparsec.interface import ELEMENTS
-
-#: A buffer: a value in one of its forms.  Forms: "flat" (row-major), "lane" (4-byte lanes), "byte"
-#: and "byte_s8" (byte lanes, as is or made signed), "panel_u8", "panel_s8" (made unsigned, signed).
-Slot = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -62,19 +59,24 @@ class LaneKernel:
     work_key: int = 0
 
 
-def named(base: str, template: str, context: Mapping[str, Any], helpers: str) -> tuple[str, str]:
+def named(base: str, template: str, args: Args, context: Mapping[str, Any]) -> tuple[str, str]:
     """Render with a name made of `base` and a hash of the text."""
-    env = environment()
-    body = helpers + env.get_template(template).render(name="@NAME@", **context)
-    name = f"{base}_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
-    return name, body.replace("@NAME@", name)
+    text = environment().get_template(template).render(name="@NAME@", args=args, **context)
+    name = f"{base}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name, text.replace("@NAME@", name)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """An output in panels: its slot, the function that packs 4 channels, and what else it takes."""
+    """An output in panels.
 
-    slot: int
+    Attributes:
+        y: C expression of where they are.
+        pack: C function that packs 4 channels.
+        zero: C expression of the zero point that it is given besides, if it is.
+    """
+
+    y: str
     pack: str
     zero: str
 
@@ -116,45 +118,39 @@ class Body:
             ):
                 return None
             table = graph.constants[name].reshape(graph.tokens, -1)
-            return self._row_load(name, "float", f"cv[{self.args.vector(table)}]", "pos", F32)
+            return self._row_load(self.args.vector(table, "positions"), "float", "pos", F32)
         if rows is None:
             # The same for all rows: a number, or one for each channel.
             letter = "f" if dtype == F32 else "i"
-            index = self.args.input((root, "flat"))
             at = "0" if lanes.is_number(graph.values[root]) else self._column()
-            return f"v{letter}_set1(((const {ELEMENTS[dtype.name].c_type} *)a->in[{index}])[{at}])"
+            return f"v{letter}_set1({self.args.input((root, 'flat'), dtype)}[{at}])"
         if root in self.gathers:
             node = self.gathers[root]
             table = graph.constants[node.inputs[0]]
             ids = graph.values[node.inputs[1]]
-            index = self.args.input((self.choice.root(node.inputs[1]), "flat"))
-            ids_type = ELEMENTS[ids.dtype.name].c_type
-            at = f"((const {ids_type} *)a->in[{index}])[flat]"
-            site = f"a->site[{self.args.site(node)}]"
-            expression = f"sparsec_index(rt, {site}, {at}, {table.shape[0]}, place)"
-            slot = f"cv[{self.args.vector(table)}]"
-            return self._row_load(name, ELEMENTS[table.dtype.name].c_type, slot, expression, dtype)
+            at = self.args.input((self.choice.root(ids.name), "flat"), ids.dtype, "ids")
+            found = (
+                f"sparsec_index(rt, {self.args.site(node)}, {at}[flat], {table.shape[0]}, place)"
+            )
+            pointer = self.args.vector(table, "table")
+            return self._row_load(pointer, ELEMENTS[table.dtype.name].c_type, found, dtype)
         if root not in self.lane_made:
-            slot = f"in[{self.args.input((root, 'flat'))}]"
-            return self._row_load(name, ELEMENTS[dtype.name].c_type, slot, "flat", dtype)
+            pointer = self.args.input((root, "flat"), dtype)
+            return self._row_load(pointer, ELEMENTS[dtype.name].c_type, "flat", dtype)
         offset = f"(blk * {self.padded} + c) * 16 + s * VL"
         if dtype in BYTES:
-            index = self.args.input((root, "byte"))
-            ctype, letter = ("uint8_t", "u8") if dtype == U8 else ("int8_t", "s8")
-            return f"vi_load_{letter}((const {ctype} *)a->in[{index}] + {offset})"
-        index = self.args.input((root, "lane"))
-        self.lines_ahead.add(f"__builtin_prefetch((const float *)a->in[{index}] + {offset}, 0, 2);")
-        return f"v{'f' if dtype == F32 else 'i'}_load((const float *)a->in[{index}] + {offset})"
+            letters = "u8" if dtype == U8 else "s8"
+            return f"vi_load_{letters}({self.args.input((root, 'byte'), dtype)} + {offset})"
+        pointer = self.args.input((root, "lane"), dtype)
+        self.lines_ahead.add(f"__builtin_prefetch({pointer} + {offset}, 0, 2);")
+        return f"v{'f' if dtype == F32 else 'i'}_load({pointer} + {offset})"
 
-    def _row_load(self, name: str, ctype: str, slot: str, index: str, dtype: np.dtype[Any]) -> str:
-        key = f"r{len(self.fields)}"
-        self.fields[key] = {
-            "field": key,
-            "ctype": ctype,
-            "slot": slot,
-            "index": index,
-            "channels": self.group.channels,
-        }
+    def _row_load(self, pointer: str, ctype: str, index: str, dtype: np.dtype[Any]) -> str:
+        """C expression of a channel of a row for each lane: of row `index` behind `pointer`."""
+        base = pointer.removeprefix("a->")
+        many = sum(field["pointer"] == pointer for field in self.fields.values())
+        key = f"{base}_{many}" if many else base
+        self.fields[key] = {"field": key, "ctype": ctype, "pointer": pointer, "index": index}
         return f"v{'f' if dtype == F32 else 'i'}_gather_{ctype}(r->{key}, {self._column()})"
 
     def _column(self) -> str:
@@ -193,33 +189,33 @@ class Body:
         # Panels last: a value that nothing else asked for needs no saturation of its own.
         for name, form in sorted(forms, key=lambda pair: (pair[1].startswith("panel"), pair)):
             dtype = self.graph.values[name].dtype
-            slot = self.args.output((name, form))
-            at = f"a->out[{slot}] + (blk * {self.padded} + c) * 16 + s * VL"
+            y = self.args.output((name, form), dtype)
+            at = f"{y} + (blk * {self.padded} + c) * 16 + s * VL"
             steps = prog.steps(name) if form != "lane" else None
             wants = _wanted(form, dtype)
             if steps is not None:
                 value, zp = steps
                 zp += 128 * ((dtype == S8) - (wants == "s8"))
-                zero = f"(int32_t)a->cs[{self.args.scalar(zp)}]"
+                zero = self.args.integer(zp, "zero")
             else:
                 value = prog.demand(name)
                 if wants != ("s8" if dtype == S8 else "u8") and form != "lane":
                     value = f"({value} ^ 128)"  # the other signedness is 128 away
             if form.startswith("panel"):
-                pack = ("vi_pack4", "") if steps is None else (f"vi_pack4_{wants}", f", {zero}")
+                pack = ("vi_pack4", "") if steps is None else (f"vi_pack4_{wants}", zero)
                 prog.lines.append(f"*p{len(panels)} = {value};")
-                panels.append(Panel(slot, *pack))
+                panels.append(Panel(y, *pack))
             elif form.startswith("byte"):
                 if steps is not None:
                     value = f"vi_saturate_{wants}({value}, {zero})"
                 call = "vi_store_8_lanes" if masked else "vi_store_8"
-                prog.lines.append(f"{call}((char *){at}, {value}{', lo, hi' if masked else ''});")
+                prog.lines.append(f"{call}({at}, {value}{', lo, hi' if masked else ''});")
             elif masked:
-                prog.lines.append(f"vi_store_lanes((float *){at}, (vi){value}, lo, hi);")
+                prog.lines.append(f"vi_store_lanes({at}, (vi){value}, lo, hi);")
             else:
                 call = "vf_store" if dtype == F32 else "vi_store"
-                prog.lines.append(f"{call}((float *){at}, {value});")
-                self.lines_ahead.add(f"__builtin_prefetch((float *){at}, 0, 2);")
+                prog.lines.append(f"{call}({at}, {value});")
+                self.lines_ahead.add(f"__builtin_prefetch({at}, 0, 2);")
         return panels
 
 
@@ -241,11 +237,3 @@ def _wanted(form: str, dtype: np.dtype[Any]) -> str:
     """Signedness of the bytes of a form: its own, or else the value's."""
     last = form.rsplit("_", 1)[-1]
     return last if last in ("u8", "s8") else "s8" if dtype == S8 else "u8"
-
-
-def function(head: str, lines: Sequence[str]) -> str:
-    return "\n".join([f"SPARSEC_INLINE {head}", "{", *(f"    {line}" for line in lines), "}", ""])
-
-
-def panel_params(count: int) -> str:
-    return "".join(f", vi *p{k}" for k in range(count))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
-from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, function, panel_params
+from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.program import Accumulator
 from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds
 from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
-from sparsec.compiler.templates import environment
 from sparsec.targets import Target
 
 #: How far ahead of its use a sparse weight stream is fetched: the time that memory takes to answer,
@@ -22,11 +20,19 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     group, graph, args = body.group, body.graph, body.args
     anchor = group.nodes[0]
     x = body.choice.root(anchor.inputs[0])
-    in_x = args.input((x, "panel_u8" if plan.kind == "i8" else "lane"))
+    args.input((x, "panel_u8" if plan.kind == "i8" else "lane"), graph.values[x].dtype, "x")
+    args.vector(plan.weights, "weights")
+    if plan.sparse:
+        args.vector(plan.offsets, "offsets")
+        args.vector(plan.start, "start")
+    if plan.order.size:
+        args.vector(plan.order, "order")
+    if plan.kind == "i8":
+        args.vector(plan.bias_by_place, "bias")
     dot = "vi_dot4_pairs" if plan.pairs else "vi_dot4" if plan.kind == "i8" else "vf_fma_acc"
     context: dict[str, Any] = {
+        "title": plan.title,
         "kind": plan.kind,
-        "in_x": in_x,
         "sparse": plan.sparse,
         "dot": dot,
         "sub": 16 // target.lanes,
@@ -40,51 +46,29 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "slab": SLAB_QUADS,
         "prefetch": PREFETCH_BYTES,
         "fetch": -(-plan.weights.nbytes // (64 * plan.chunks * plan.quads)) + 1,
-        "cv_weights": args.vector(plan.weights),
-        "cv_offsets": args.vector(plan.offsets) if plan.sparse else -1,
-        "cv_start": args.vector(plan.start) if plan.sparse else -1,
-        "cv_order": args.vector(plan.order) if plan.order.size else -1,
-        "cv_bias": args.vector(plan.bias_by_place) if plan.kind == "i8" else -1,
+        "ordered": plan.order.size > 0,
+        "tiles": plan.tiles,
     }
     leaf: dict[str, str] = {}
     if anchor.op == "qlinear":
         scale = graph.constants[anchor.inputs[2]]
         bounds = accumulator_bounds(graph.constants[anchor.inputs[1]], plan.bias[: plan.n])
         prog = body.program(leaf, {anchor.output: Accumulator("acc", scale, *bounds)})
-        leaf[anchor.output] = f"(vf_cvt(acc) * {prog.constant(scale)})"
+        leaf[anchor.output] = f"(vf_cvt(acc) * {prog.constant(scale, 'scale')})"
     else:
         leaf[anchor.output] = "acc"
         prog = body.program(leaf)
     panels = body.stores(prog, masked=False)
-    vt = "vi" if plan.kind == "i8" else "vf"
-    helpers = function(
-        "void @NAME@_ep(const lane_args *a, int64_t blk, int s, int64_t c, "
-        f"{vt} acc{panel_params(len(panels))})",
-        ["(void)a; (void)blk; (void)s; (void)c;", *prog.lines],
-    )
-    ahead = sorted(body.lines_ahead)
-    if ahead:
-        helpers += function(
-            "void @NAME@_ahead(const lane_args *a, int64_t blk, int64_t c)",
-            ["const int s = 0;", *ahead],
-        )
-    context |= {"panels": panels, "ahead": bool(ahead)}
-    title = plan.title
+    context |= {"panels": panels, "epilogue": prog.lines, "ahead": sorted(body.lines_ahead)}
     base = f"linear_{plan.kind}_{'sparse' if plan.sparse else 'dense'}_{plan.n}x{plan.k}"
-    body_text = helpers
-    env = environment()
-    for tile in plan.tiles:
-        body_text += env.get_template("lanes/linear.c.j2").render(
-            name="@NAME@", T=tile, comment=title, **context
-        )
-    name = f"{base}_{hashlib.sha256(body_text.encode()).hexdigest()[:8]}"
+    name, text = named(base, "lanes/linear.c.j2", args, context)
     waiting = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
     return LaneKernel(
         name=name,
-        text=body_text.replace("@NAME@", name),
+        text=text,
         args=args,
         scratch=4 * max(plan.tiles) * 16 * 4 * waiting,
-        title=title,
+        title=plan.title,
         tiles=plan.tiles,
         quads=plan.quads,
         shape=f"{plan.k}x{plan.n}",

@@ -2,78 +2,25 @@
 
 An epilogue, a map's body, or the score of an attention is a set of elementwise nodes evaluated for
 one channel and one vector of rows.  :class:`Program` walks back from the wanted values and emits
-each node once.  Constants do not appear as literals but come from the call's ``lane_args``, so that
+each node once.  Constants do not appear as literals but come from the call's arguments, so that
 layers with the same structure share one C function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.codegen.lanes.arguments import Args, Number
 from sparsec.compiler.codegen.lanes.gelu import steps_table
 from sparsec.compiler.codegen.lanes.requantize import exact_factor
+from sparsec.compiler.codegen.plan import Slot
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering.elements import BOOL, F32, I32, is_square
 from sparsec.compiler.ops import OPS
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number that is known when a kernel is called: the only element of a buffer.
-
-    Attributes:
-        slot: the buffer.
-        dtype: float32 or 8-bit.
-        reciprocal: 1 / the number is meant.
-    """
-
-    slot: Any
-    dtype: np.dtype[Any]
-    reciprocal: bool = False
-
-
-@dataclass
-class Args:
-    """What a kernel call passes in ``lane_args``: names of buffers, arrays, numbers, in order.
-
-    A buffer stands in it once, however many operands it is: a kernel reads each operand at the
-    place that :meth:`input` returned for it.
-    """
-
-    inputs: list[Any] = field(default_factory=list)
-    outputs: list[Any] = field(default_factory=list)
-    vectors: list[np.ndarray] = field(default_factory=list)
-    scalars: list[float | Number] = field(default_factory=list)
-    sites: list[Node] = field(default_factory=list)
-
-    def input(self, key: Any) -> int:
-        if key not in self.inputs:
-            self.inputs.append(key)
-        return self.inputs.index(key)
-
-    def output(self, key: Any) -> int:
-        if key not in self.outputs:
-            self.outputs.append(key)
-        return self.outputs.index(key)
-
-    def vector(self, array: np.ndarray) -> int:
-        self.vectors.append(array)
-        return len(self.vectors) - 1
-
-    def scalar(self, number: float | Number) -> int:
-        if isinstance(number, Number):
-            self.input(number.slot)  # it has to live until then
-        self.scalars.append(number if isinstance(number, Number) else float(number))
-        return len(self.scalars) - 1
-
-    def site(self, node: Node) -> int:
-        """A place where the kernel looks up the indices that `node` is about."""
-        self.sites.append(node)
-        return len(self.sites) - 1
 
 
 def _is_power_of_two(array: np.ndarray) -> bool:
@@ -142,6 +89,7 @@ class Program:
         producers: ``graph.producers()``, when the caller has it.
         accumulators: values that are an integer sum times a scale.
         inexact: leaves that are not exact to the last bit.
+        prefix: what the names of its constants begin with.
     """
 
     def __init__(
@@ -152,6 +100,7 @@ class Program:
         producers: dict[str, Node] | None = None,
         accumulators: Mapping[str, Accumulator] | None = None,
         inexact: Collection[str] = (),
+        prefix: str = "",
     ) -> None:
         self.graph = graph
         self.args = args
@@ -159,6 +108,7 @@ class Program:
         self.producers = producers if producers is not None else graph.producers()
         self.accumulators = accumulators or {}
         self.inexact = inexact
+        self.prefix = prefix
         self.lines: list[str] = []
         self._names: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
@@ -168,21 +118,19 @@ class Program:
         self.lines.append(f"const {'vf' if dtype == F32 else 'vi'} {name} = {expression};")
         return name
 
-    def constant(self, array: np.ndarray) -> str:
+    def constant(self, array: np.ndarray, role: str = "constant") -> str:
         """C expression of a constant operand: a scalar, or a vector over the last axis."""
         if array.dtype == BOOL:
             array = -array.astype(np.int32)
-        if array.size == 1 and array.dtype != F32 and abs(int(array.reshape(-1)[0])) >= 1 << 24:
-            return (
-                f"vi_set1(((const int32_t *)a->cv[{self.args.vector(array.astype(np.int32))}])[0])"
-            )
-        if array.size == 1:
-            number = f"a->cs[{self.args.scalar(float(array.reshape(-1)[0]))}]"
-            return f"vf_set1({number})" if array.dtype == F32 else f"vi_set1((int32_t){number})"
+        role = self.prefix + role
         flat = array.reshape(-1)
+        if flat.size == 1 and flat.dtype == F32:
+            return f"vf_set1({self.args.number(float(flat[0]), role)})"
+        if flat.size == 1:
+            return f"vi_set1({self.args.integer(int(flat[0]), role)})"
         wide = pad4(flat if flat.dtype == F32 else flat.astype(np.int32))
-        ctype, letter = ("float", "f") if flat.dtype == F32 else ("int32_t", "i")
-        return f"v{letter}_set1(((const {ctype} *)a->cv[{self.args.vector(wide)}])[c])"
+        letter = "f" if flat.dtype == F32 else "i"
+        return f"v{letter}_set1({self.args.vector(wide, role)}[c])"
 
     def demand(self, name: str) -> str:
         """C name of a value, emitting whatever computes it."""
@@ -222,15 +170,26 @@ class Program:
         self._steps[name] = found = self._count_steps(node)
         return found
 
-    def number(self, name: str, reciprocal: bool = False) -> str:
-        """C expression of a single number, constant or not, as a float."""
+    def scale(self, name: str, reciprocal: bool = False) -> str:
+        """C expression of the only number of a scale, constant or not; or of 1 / the number."""
+        role = self.prefix + ("inverse" if reciprocal else "scale")
         array = self.graph.constants.get(name)
         if array is None:
-            slot = self.resolve(name), "flat"
-            dtype = self.graph.values[name].dtype
-            return f"a->cs[{self.args.scalar(Number(slot, dtype, reciprocal))}]"
-        number = np.float32(array.reshape(-1)[0])
-        return f"a->cs[{self.args.scalar(_inverse(number) if reciprocal else number)}]"
+            number = Number(self._buffer(name), self.graph.values[name].dtype, reciprocal)
+            return self.args.number(number, role)
+        single = np.float32(array.reshape(-1)[0])
+        return self.args.number(float(_inverse(single) if reciprocal else single), role)
+
+    def zero_point(self, name: str) -> str:
+        """C expression of the only number of a zero point, constant or not."""
+        array = self.graph.constants.get(name)
+        if array is None:
+            number = Number(self._buffer(name), self.graph.values[name].dtype)
+            return self.args.integer(number, f"{self.prefix}zero")
+        return self.args.integer(int(array.reshape(-1)[0]), f"{self.prefix}zero")
+
+    def _buffer(self, name: str) -> Slot:
+        return self.resolve(name), "flat"
 
     def _count_steps(self, node: Node) -> tuple[str, int]:
         graph = self.graph
@@ -244,22 +203,25 @@ class Program:
             factor = accumulator.factor(scale, zp, dtype)
             if factor is not None:
                 sum_ = accumulator.expression
-                return self._bind(I32, f"vi_rint(vf_cvt({sum_}) * {self.constant(factor)})"), zp
+                return self._bind(
+                    I32, f"vi_rint(vf_cvt({sum_}) * {self.constant(factor, 'factor')})"
+                ), zp
         table = self._gelu_table(source, scale)
         if table is not None:
-            sum_, index = table
-            return self._bind(I32, f"v_gelu_steps(vf_cvt({sum_}), a->cv[{index}])"), zp
+            return self._bind(I32, f"v_gelu_steps(vf_cvt({table[0]}), {table[1]})"), zp
         x = self.demand(source)
-        inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32))
+        inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32), "inverse")
         # Above this everything saturates; below, the conversion to integers sees to it.
         with np.errstate(over="ignore"):
-            limit = self.constant(np.asarray(scale * np.float32(np.iinfo(dtype).max - zp + 2)))
+            most = np.asarray(scale * np.float32(np.iinfo(dtype).max - zp + 2))
+        limit = self.constant(most, "limit")
         if self._is_inexact(source):
             return self._bind(I32, f"v_steps_near({x}, {inverse}, {limit})"), zp
-        return self._bind(I32, f"v_steps({x}, {self.constant(scale)}, {inverse}, {limit})"), zp
+        step = self.constant(scale, "scale")
+        return self._bind(I32, f"v_steps({x}, {step}, {inverse}, {limit})"), zp
 
-    def _gelu_table(self, name: str, step: np.ndarray) -> tuple[str, int] | None:
-        """Where `name` is GELU of an integer sum: C expression of the sum, number of the table."""
+    def _gelu_table(self, name: str, step: np.ndarray) -> tuple[str, str] | None:
+        """Where `name` is GELU of an integer sum: C expressions of the sum and the table."""
         node = self.producers.get(name)
         if node is None or node.op != "gelu" or name in self._names or self.leaf(name):
             return None
@@ -271,7 +233,7 @@ class Program:
         most = max(-int(accumulator.low.min()), int(accumulator.high.max()))
         if not 1e-6 < scale < 1.0 or width < 1e-6 or most * scale / width > 2.0**30:
             return None  # the table might not fit float32, or the number of steps an int32
-        return accumulator.expression, self.args.vector(steps_table(scale, width))
+        return accumulator.expression, self.args.vector(steps_table(scale, width), "gelu")
 
     def _is_inexact(self, name: str) -> bool:
         """Whether a value comes from a function that other implementations round otherwise."""
@@ -303,7 +265,7 @@ class Program:
         divisor = graph.constants.get(node.inputs[1]) if node.op == "div" else None
         if divisor is not None and types[0] == F32 and _is_power_of_two(divisor):
             # The same number to the last bit, without a division.
-            return f"({self.demand(first)} * {self.constant(_inverse(divisor))})"
+            return f"({self.demand(first)} * {self.constant(_inverse(divisor), 'inverse')})"
         row = OPS[node.op].elementwise
         template = row.vector(node.op, node.attrs, types) if row is not None else None
         if template is None:
@@ -317,12 +279,12 @@ class Program:
         scale = graph.constants.get(node.inputs[1])
         info = np.iinfo(graph.values[node.output].dtype)
         if scale is None or scale.size == 1:
-            step = f"vf_set1({self.number(node.inputs[1])})"
-            inverse = f"vf_set1({self.number(node.inputs[1], reciprocal=True)})"
+            step = f"vf_set1({self.scale(node.inputs[1])})"
+            inverse = f"vf_set1({self.scale(node.inputs[1], reciprocal=True)})"
         else:
-            step = self.constant(scale)
-            inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32))
-        zp = f"(int32_t){self.number(node.inputs[2])}"
+            step = self.constant(scale, "scale")
+            inverse = self.constant(np.asarray(_inverse(scale), dtype=np.float32), "inverse")
+        zp = self.zero_point(node.inputs[2])
         return f"v_quantize({x}, {step}, {inverse}, {zp}, {info.min}, {info.max})"
 
     def _dequantized(self, node: Node) -> str:
@@ -330,12 +292,12 @@ class Program:
         x = self.demand(node.inputs[0])
         scale = graph.constants.get(node.inputs[1])
         if scale is None:
-            factor = f"vf_set1({self.number(node.inputs[1])})"
+            factor = f"vf_set1({self.scale(node.inputs[1])})"
         else:
-            factor = self.constant(scale)
+            factor = self.constant(scale, "scale")
         zero = graph.constants.get(node.inputs[2])
         if zero is None:
-            x = f"({x} - vi_set1((int32_t){self.number(node.inputs[2])}))"
+            x = f"({x} - vi_set1({self.zero_point(node.inputs[2])}))"
         elif np.any(zero):
-            x = f"({x} - {self.constant(zero.astype(np.int32))})"
+            x = f"({x} - {self.constant(zero.astype(np.int32), 'zero')})"
         return f"(vf_cvt({x}) * {factor})"
