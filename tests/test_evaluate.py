@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from onnx import numpy_helper
 
 import sparsec
 from sparsec.cli import main
-from sparsec.errors import InputError, ModelError, SparsecError
+from sparsec.errors import InputError, ModelError
 
 for _package in ("onnxruntime", "sklearn", "scipy", "seqeval", "tokenizers"):
     pytest.importorskip(_package, reason="evaluation needs it")
@@ -37,10 +38,11 @@ from sparsec.pruning.evaluation.answers import overlap, right_answers, squad  # 
 from sparsec.pruning.evaluation.classification import correlations, kl, label_scores  # noqa: E402
 from sparsec.pruning.evaluation.embeddings import cosine, neighbours, shared, similarities  # noqa: E402
 from sparsec.pruning.evaluation.page import render  # noqa: E402
-from sparsec.pruning.evaluation.raw import alike  # noqa: E402
-from sparsec.pruning.evaluation.tasks import NAMES, TASKS, named  # noqa: E402
+from sparsec.pruning.evaluation.raw import Raw, alike  # noqa: E402
+from sparsec.pruning.evaluation.tasks import NAMES, metric, named  # noqa: E402
 from sparsec.pruning.evaluation.texts import Fields, Sample, read  # noqa: E402
 from sparsec.pruning.evaluation.tokens import by_kind, entity_f1  # noqa: E402
+from sparsec.serving.pipelines import tasks as pipeline_tasks  # noqa: E402
 from tests.pipelines_support import NER_LABELS, make  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,8 +349,7 @@ def texts_for(task: str) -> list[Any]:
 
 def best(found: Evaluation) -> dict[str, float]:
     """What every metric is for two models that are the same."""
-    tables = {name: m for kind in TASKS for name, m in kind.agreement.items()}
-    return {name: 0.0 if tables[name.partition("[")[0]].lower else 1.0 for name in found.agreement}
+    return {name: 0.0 if metric(found.task, name).lower else 1.0 for name in found.agreement}
 
 
 @pytest.mark.parametrize("task", NAMES)
@@ -391,9 +392,7 @@ def test_the_task_comes_from_the_model(task: str, models: Models) -> None:
 
 
 def test_names_of_tasks() -> None:
-    from sparsec.serving.pipelines import tasks as pipelines
-
-    for kind in pipelines().values():
+    for kind in pipeline_tasks().values():
         for name in (kind.task, *kind.aliases):
             if name in ("token-count", "count"):
                 continue
@@ -557,8 +556,9 @@ def test_labels_in_another_order(models: Models) -> None:
     found = sparsec.evaluate(candidate, against=reference, texts=TEXTS, **ORT)
     assert found.agreement["agreement"] == 1.0
     (candidate / "config.json").write_text(json.dumps({"vocab_size": 160}))
-    with pytest.raises(SparsecError):  # nothing says that it has LABEL_0 ...
-        sparsec.evaluate(candidate / "none", against=reference, texts=TEXTS, **ORT)
+    found = sparsec.evaluate(candidate, against=reference, texts=TEXTS, **ORT)
+    assert any("does not name its labels" in warning for warning in found.warnings)
+    assert found.agreement["agreement"] < 1.0
 
 
 def test_nan(models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -665,7 +665,7 @@ def test_texts_to_time() -> None:
         set(timing.choose(lengths, 100, 1e-3)), reverse=True
     )
     assert len(timing.choose(lengths, 100, 1e-3)) == timing.MOST
-    assert len(timing.choose(lengths, 5, 0.1)) == 10
+    assert len(timing.choose(lengths, 20, 0.1)) == 10
     assert [lengths[i] for i in timing.choose(lengths, 1, 9)] == [26, 76, 126, 176]
     assert timing.choose([7], 5, 1) == [0]
 
@@ -675,7 +675,7 @@ def test_texts_to_time() -> None:
 
 @pytest.mark.parametrize("name", ["sentiment", "ner", "qa", "fill_mask", "nli"])
 def test_examples_models(name: str, tmp_path: Path) -> None:
-    """Each agrees with itself, and with a damaged copy less."""
+    """Each agrees with itself; two with a damaged copy less."""
     model = MODELS / name
     if not (model / "model.onnx").exists():
         pytest.skip(f"examples/models/{name} is not made")
@@ -691,6 +691,8 @@ def test_examples_models(name: str, tmp_path: Path) -> None:
         texts = [(text, "This text is about travel") for text in texts]
     same = sparsec.evaluate(model, against=model, texts=texts, **ORT)
     assert same.agreement == pytest.approx(best(same), abs=1e-9)
+    if name not in ("sentiment", "qa"):
+        return
     copy = Path(shutil.copytree(model, tmp_path / name))
     damage(copy / "model.onnx", 0.4)
     worse = sparsec.evaluate(copy, against=model, texts=texts, **ORT)
@@ -742,8 +744,6 @@ def test_command(models: Models, tmp_path: Path) -> None:
     )
 
     quick = ("-e", "onnxruntime", "--texts", "-", "-t", "0", "--json")
-    out, err = run(*quick, "--at-least", "speedup=2", stdin="\n".join(TEXTS), code=8)
-    assert out == "" and "there is no speedup here" in err
     out, err = run(*quick, "--at-most", "agreement=0.5", stdin="\n".join(TEXTS), code=1)
     assert json.loads(out)["texts"]["source"] == "-"
     assert "missed: agreement is 1, at most 0.5 is wanted" in err
@@ -758,6 +758,7 @@ def test_command(models: Models, tmp_path: Path) -> None:
         (["--texts", "texts.txt", "--labels", "empty.txt"], 8, "has 0 labels for 66 texts"),
         (["--texts", "texts.txt", "--at-least", "beauty=1"], 8, "there is no metric 'beauty'"),
         (["--texts", "texts.txt", "--at-least", "cosine_mean=1", "-t", "0"], 8, "no cosine_mean"),
+        (["--texts", "texts.txt", "--at-least", "speedup=1", "-t", "0"], 8, "there is no speedup"),
         (["--texts", "texts.txt", "-x", "."], 8, "cannot write ."),
         (["--texts", "texts.txt", "--report", "texts.txt"], 8, "cannot write"),
         (["--texts", "texts.txt", "--at-least", "agreement"], 2, "is not like cosine_mean=0.97"),
@@ -810,6 +811,18 @@ def test_what_is_shown_is_escaped(models: Models) -> None:
     )  # fmt: skip
     assert "<script>" not in render(found) and "&lt;script&gt;" in render(found)
     assert "\x1b" not in str(found)
+
+
+def test_a_pipeline_of_a_class_that_is_not_registered(models: Models) -> None:
+    """What outputs are compared with; a spawned process can have it too."""
+    options = {"engine_type": "onnxruntime", "sequence_length": 16}
+    with sparsec.Pipeline.create(Raw.pipeline, models("outputs"), **options) as pipeline:
+        assert Raw.name not in pipeline_tasks()
+        with pickle.loads(pickle.dumps(pipeline)) as again:
+            assert type(again) is type(pipeline) is Raw.pipeline
+            assert again.runner.buckets == (16,)
+    with pytest.raises(InputError, match="unknown task"):
+        sparsec.Pipeline.create(int, models("outputs"))  # type: ignore[arg-type]
 
 
 def test_what_json_is_no_evaluation() -> None:

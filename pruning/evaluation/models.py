@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.errors import InputError, ModelError
-from sparsec.facade import is_artifact
 from sparsec.pruning.evaluation.texts import Sample
 from sparsec.runtime import Artifact
 from sparsec.serving.buckets import DEFAULT, suggest
@@ -38,6 +37,7 @@ class Found:
         fixed: the only length it takes; None: any.
         longest: the most tokens it takes; None: not known.
         outputs: name and shape of each output.
+        file_bytes: size of the .onnx file with its external data; None: it is an artifact.
     """
 
     path: str
@@ -47,6 +47,7 @@ class Found:
     fixed: int | None
     longest: int | None
     outputs: Mapping[str, tuple[int | str, ...]]
+    file_bytes: int | None
 
 
 def find(
@@ -77,7 +78,7 @@ def find(
         )
     text = Text.load(files)
     limits = [files.positions.longest, text.max_length]
-    fixed = None
+    fixed = size = None
     if files.is_artifact:
         artifact = Artifact.load(files.path, verify=False)
         outputs = {spec.name: spec.shape for spec in artifact.outputs}
@@ -85,12 +86,15 @@ def find(
     else:
         from sparsec.compiler import frontend
 
-        signature = frontend.signature(frontend.load_model(files.onnx))
+        loaded = frontend.load_model(files.onnx)
+        parts = {loaded.path, *loaded.external_files().values()}
+        size = sum(part.stat().st_size for part in parts)
+        signature = frontend.signature(loaded)
         outputs = {spec.name: spec.shape for spec in signature.outputs}
         fixed = signature.fixed_length
         limits.append(fixed)
     longest = min((limit for limit in limits if limit), default=None)
-    return Found(path, files, text, engine, fixed, longest, outputs)
+    return Found(path, files, text, engine, fixed, longest, outputs, size)
 
 
 def _files(
@@ -183,17 +187,6 @@ class Contender:
         runner = self.pipeline.runner
         any_length = not isinstance(runner, EngineRunner) and self.found.fixed is None
         return () if any_length else runner.buckets
-
-    @property
-    def file_bytes(self) -> int | None:
-        """Size of the .onnx file with its external data."""
-        if is_artifact(self.found.files.path):
-            return None
-        from sparsec.compiler import frontend
-
-        file = self.found.files.onnx
-        parts = {file, *frontend.load_model(file).external_files().values()}
-        return sum(part.stat().st_size for part in parts)
 
     @property
     def artifact_bytes(self) -> int | None:

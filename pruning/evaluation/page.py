@@ -8,7 +8,7 @@ from typing import Any
 from sparsec.pruning.evaluation.parts import Bars, Histogram
 from sparsec.pruning.evaluation.plots import draw, draw_latency
 from sparsec.pruning.evaluation.result import Evaluation, longer, number, short, sides, size
-from sparsec.pruning.evaluation.tasks import TASKS, metric
+from sparsec.pruning.evaluation.tasks import metric
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,16 @@ def render(found: Evaluation) -> str:
         f"{texts.count} texts from {short(texts.source, 60)}, {texts.shortest} to "
         f"{texts.longest} tokens, half of them up to {texts.median}"
     )
-    names = [short(found.candidate.path, 60), short(found.reference.path, 60)]
+    models = (found.candidate, found.reference)
+    names = [short(model.path, 60) for model in models]
+    if names[0] == names[1]:
+        names = [f"{short(model.path, 60)} ({model.engine})" for model in models]
     page: str = environment.get_template("page.html.j2").render(
         found=found,
         about=about + (f"; {longer(found)}" if texts.longer else ""),
         names=names,
-        alike=names[0] == names[1],
         cards=_cards(found),
-        metrics=[_metric(name, value) for name, value in found.agreement.items()],
+        metrics=[_metric(found.task, name, value) for name, value in found.agreement.items()],
         sides=list(sides(found))[1:],
         figures=_figures(found),
         labelled=any(example.label is not None for example in found.examples),
@@ -53,13 +55,13 @@ def render(found: Evaluation) -> str:
 
 def _cards(found: Evaluation) -> list[_Card]:
     name, value = next(iter(found.agreement.items()))
-    known = metric(name.partition("[")[0])
-    cards = [_Card(_short(value), known.title if known else name, "agreement with the reference")]
+    title = metric(found.task, name).title
+    cards = [_Card(_short(value), title, "agreement with the reference")]
     for name, value in list(found.candidate.scores.items())[:1]:
-        known = next(kind.scores[name] for kind in TASKS if name in kind.scores)
+        title = metric(found.task, name).title
         before = found.reference.scores[name]
         cards.append(
-            _Card(_short(value), known.title, f"by the labels; the reference has {_short(before)}")
+            _Card(_short(value), title, f"by the labels; the reference has {_short(before)}")
         )
     if found.speedup is not None and found.candidate.latency and found.reference.latency:
         one, two = found.candidate.latency.median_ms, found.reference.latency.median_ms
@@ -77,17 +79,16 @@ def _short(value: float) -> str:
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else number(value)
 
 
-def _metric(name: str, value: float) -> dict[str, Any]:
-    known = metric(name.partition("[")[0])
-    titled = known is not None and "[" not in name
+def _metric(task: str, name: str, value: float) -> dict[str, Any]:
+    known = metric(task, name)
     return {
-        "title": known.title if known and titled else name,
+        "title": known.title,
         "name": name,
         "value": number(value),
-        "about": known.about if known else "",
+        "about": known.about,
         # How much of a bar is full; none for what has no upper end.
-        "share": None if known is None or known.lower or value != value else min(max(value, 0), 1),
-        "lower": known is not None and known.lower,
+        "share": None if known.lower or value != value else min(max(value, 0), 1),
+        "lower": known.lower,
     }
 
 

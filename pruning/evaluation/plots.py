@@ -41,15 +41,22 @@ def draw_latency(found: Evaluation) -> str:
     if not sides:
         return ""
 
+    times = np.concatenate([latency.medians_ms for _, latency in sides])
+    # A disturbed text or two must not make all others look alike.
+    top = min(float(times.max()), 2 * float(np.quantile(times, 0.9))) * 1.08
+
     def paint(axes: Any) -> None:
         for name, latency in sides:
             colour = _COLOURS[name]
             order = np.argsort(latency.tokens, kind="stable")
-            tokens, times = (np.array(v)[order] for v in (latency.tokens, latency.medians_ms))
-            axes.plot(tokens, times, "o", color=colour, markersize=4, alpha=0.75, linewidth=0)
+            tokens, found = (np.array(v)[order] for v in (latency.tokens, latency.medians_ms))
+            above = found > top
+            points = {"color": colour, "alpha": 0.75, "linewidth": 0}
+            axes.plot(tokens[~above], found[~above], "o", markersize=4, **points)
+            axes.plot(tokens[above], np.full(above.sum(), top * 0.98), "^", markersize=5, **points)
             if len(set(tokens.tolist())) > 2:
-                axes.plot(tokens, _line(tokens, times), color=colour, linewidth=1.8)
-        axes.set_ylim(bottom=0)
+                axes.plot(tokens, _line(tokens, found), color=colour, linewidth=1.8)
+        axes.set_ylim(0, top)
         axes.set_xlim(left=0)
         axes.set_xlabel("tokens")
         axes.set_ylabel("ms a text")

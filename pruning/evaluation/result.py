@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sparsec.errors import InputError
 from sparsec.pruning.evaluation.parts import Example, Model, Number, Plot, Texts
-from sparsec.pruning.evaluation.tasks import TASKS, metric
+from sparsec.pruning.evaluation.tasks import metric
 
 _TITLE = 26
 _VALUE = 14
@@ -114,10 +114,9 @@ def table(found: Evaluation) -> str:
         "agreement of the candidate with the reference",
     ]
     for name, value in found.agreement.items():
-        known = metric(name.partition("[")[0])
-        title = known.title if known and "[" not in name else name
-        about = f"{known.about}{' (0 is best)' if known.lower else ''}" if known else ""
-        lines.append(f"{title:{_TITLE}}{number(value):>{_VALUE}}   {about}".rstrip())
+        known = metric(found.task, name)
+        about = f"{known.about}{' (0 is best)' if known.lower else ''}"
+        lines.append(f"{known.title:{_TITLE}}{number(value):>{_VALUE}}   {about}")
     if found.examples:
         lines += ["", "least agreement:"]
         for example in found.examples[:3]:
@@ -154,10 +153,9 @@ def sides(found: Evaluation) -> Iterable[tuple[str, str, str, str]]:
         ):
             yield title, f"{a:.3g}", f"{b:.3g}", f"{b / a:.2f} x as fast"
     for name, value in two.scores.items():
-        known = next(kind.scores[name] for kind in TASKS if name in kind.scores)
         mine = one.scores[name]
         kept = f"{mine / value:.1%} kept" if value else ""
-        yield known.title, number(mine), number(value), kept
+        yield metric(found.task, name).title, number(mine), number(value), kept
     if one.nonfinite or two.nonfinite:
         yield "texts with NaN", str(one.nonfinite), str(two.nonfinite), ""
 

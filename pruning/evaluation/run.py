@@ -201,7 +201,7 @@ def _run(
             Model(
                 path=model.found.path,
                 engine=model.found.engine,
-                file_bytes=model.file_bytes,
+                file_bytes=model.found.file_bytes,
                 artifact_bytes=model.artifact_bytes,
                 buckets=model.buckets,
                 latency=latency,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sparsec.errors import InputError
@@ -58,13 +59,16 @@ _EMBEDDINGS = frozenset([
 ])  # fmt: skip
 
 
-def metric(name: str) -> Metric | None:
-    """A metric of any task by its name; None if there is none."""
-    for kind in TASKS:
-        for table in (kind.agreement, kind.scores):
-            if name in table:
-                return table[name]
-    return None
+def metric(task: str, name: str) -> Metric:
+    """A task's metric; that of one output (``cosine_mean[logits]``) is called by its name.
+
+    Raises:
+        StopIteration: it has none of that name.
+    """
+    kind = next(kind for kind in TASKS if kind.name == task)
+    base = name.partition("[")[0]
+    found = next(table[base] for table in (kind.agreement, kind.scores) if base in table)
+    return found if base == name else replace(found, title=name)
 
 
 def named(task: str) -> str:
@@ -140,8 +144,8 @@ def check_metric(name: str) -> None:
         InputError: no task has it.
     """
     base = name.partition("[")[0].removesuffix("_kept")
-    if base != "speedup" and metric(base) is None:
-        known = [n for kind in TASKS for table in (kind.agreement, kind.scores) for n in table]
+    known = [n for kind in TASKS for table in (kind.agreement, kind.scores) for n in table]
+    if base not in ("speedup", *known):
         raise InputError(
             f"there is no metric {name!r}; there are {', '.join(dict.fromkeys(known))}, speedup, "
             f"and a score's name with _kept"

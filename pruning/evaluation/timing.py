@@ -14,7 +14,10 @@ Call = Callable[[], object]
 TURNS = 5
 """Turns of each model at least."""
 
-MOST = 64
+WISHED = 20
+"""Turns that there should be time for: so many make a median that a disturbance does not move."""
+
+MOST = 32
 """Texts that are timed."""
 
 PAUSE = 0.05
@@ -30,7 +33,7 @@ def choose(lengths: Sequence[int], seconds: float, each: float) -> list[int]:
         seconds: for all turns of both models.
         each: seconds that a text takes, both models together.
     """
-    fitting = int(seconds / (TURNS * max(each, 1e-6)))
+    fitting = int(seconds / (WISHED * max(each, 1e-6)))
     count = min(len(lengths), max(min(fitting, MOST), 4))
     order = np.argsort(np.asarray(lengths), kind="stable")
     places = (np.arange(count) + 0.5) * len(order) / count

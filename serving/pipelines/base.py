@@ -184,7 +184,7 @@ class Pipeline(abc.ABC):
             ModelError: the model is missing, or is not one for this task.  Besides, what compiling
                 and loading raise.
         """
-        kind = task if isinstance(task, type) else find(task)
+        kind = task if isinstance(task, type) and issubclass(task, Pipeline) else find(task)
         if model_path is None:
             raise InputError("model_path is needed: tasks have no default models")
         made_by = {

@@ -170,10 +170,10 @@ def run(args: argparse.Namespace) -> int:
         num_cores=args.num_cores,
         seconds=args.time,
         seed=args.seed,
-        progress=progress(args),
+        progress=(lambda _: None) if args.quiet else progress(args),
     )
     missed = judge(found, *gates)
-    text = json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(found.to_json(), indent=2) + "\n"
     if export is not None:
         _write(export, text)
     if page is not None:
