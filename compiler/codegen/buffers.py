@@ -85,23 +85,20 @@ def allocate(stages: Sequence[Stage], ends: Ends, sizes: Mapping[Slot, Size]) ->
     kept = [*ends.outputs, *(slot for slot, _ in ends.copied if slot in sizes)]
     lives = lifetimes(stages, ends.inputs, kept)
     local = _Local(lives, sizes)
+    shared = _Workspace(lives, sizes)
+    placed = [(slot, "input", i) for i, slot in enumerate(ends.inputs)]
     for i, stage in enumerate(stages):
         if stage.kind == "rows":
-            local.place(i, stage)
-    shared = _Workspace(lives, sizes)
-    buffers = [
-        Buffer(slot, sizes[slot], "input", i, *lives[slot]) for i, slot in enumerate(ends.inputs)
-    ]
-    for i, stage in enumerate(stages):
+            local.fill(i, stage)
         shared.free_before(i)
         for slot in (slot for call in stage.calls for slot in call.writes):
             if slot in ends.outputs:
-                region, at = "output", ends.outputs[slot]
+                placed.append((slot, "output", ends.outputs[slot]))
             elif slot in local.begin:
-                region, at = "local", local.begin[slot]
+                placed.append((slot, "local", local.begin[slot]))
             else:
-                region, at = "workspace", shared.place(slot)
-            buffers.append(Buffer(slot, sizes[slot], region, at, *lives[slot]))
+                placed.append((slot, "workspace", shared.place(slot)))
+    buffers = (Buffer(slot, sizes[slot], where, at, *lives[slot]) for slot, where, at in placed)
     return Memory(tuple(buffers), tuple(shared.places), local.most)
 
 
@@ -144,7 +141,7 @@ class _Local:
         self.begin: dict[Slot, int] = {}
         self.most = 0
 
-    def place(self, number: int, stage: Stage) -> None:
+    def fill(self, number: int, stage: Stage) -> None:
         """Place what a stage writes and nobody reads after it."""
         busy: list[tuple[int, int, int]] = []  # (begin, end, last wave)
         for i, wave in enumerate(stage.waves):

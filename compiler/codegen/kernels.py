@@ -236,17 +236,11 @@ class _Maker:
     def _row_major(self, nodes: Sequence[Node]) -> None:
         """The call of a row-major node, or of several elementwise ones in one loop."""
         graph, choice = self.setting.graph, self.setting.choice
-        single = len(nodes) == 1
-        family = nodes[0].op if single else "elementwise"
+        family = nodes[0].op if len(nodes) == 1 else "elementwise"
         source = ", ".join(dict.fromkeys(n.source for n in nodes if n.source))
         function = f"general_{len(self.calls)}_{_identifier(source or family)}"
-        if single:
-            reads, writes = tuple(n for n in nodes[0].inputs if n), nodes[0].outputs
-            site = self._site(nodes[0]) if OPS[family].lookup else 0
-            self.texts[function] = general_kernel(nodes[0], graph, function, site)
-        else:
-            reads, writes = group_interface(nodes, graph)
-            self.texts[function] = general_kernel_for_group(nodes, graph, function)
+        self.texts[function] = self._row_major_text(nodes, function)
+        reads, writes = _interface(nodes, graph)
         slots = [(name, "flat") for name in writes]
         operands = [operand((choice.root(name), "flat"), self.setting) for name in reads]
         self.calls.append(
@@ -262,6 +256,20 @@ class _Maker:
                 work=Work(work_sample=-(-sum(multiply_adds(n, graph) for n in nodes) // 16)),
             )
         )
+
+    def _row_major_text(self, nodes: Sequence[Node], function: str) -> str:
+        if len(nodes) > 1:
+            return general_kernel_for_group(nodes, self.setting.graph, function)
+        (node,) = nodes
+        site = self._site(node) if OPS[node.op].lookup else 0
+        return general_kernel(node, self.setting.graph, function, site)
+
+
+def _interface(nodes: Sequence[Node], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Values that the general kernel of some nodes takes, and those that it makes."""
+    if len(nodes) > 1:
+        return group_interface(nodes, graph)
+    return tuple(name for name in nodes[0].inputs if name), nodes[0].outputs
 
 
 def _identifier(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sparsec.compiler.codegen.general.extents import (
     ONE,
@@ -62,10 +62,10 @@ def operand_strides(node: Node, position: int, value: Value, graph: Graph) -> li
 
 def group_outputs(nodes: Sequence[Node], graph: Graph) -> list[str]:
     """Results of a group that are graph outputs or are read by a node that is not in it."""
-    inside = {id(node) for node in nodes}
+    made = {node.output for node in nodes}
     needed = set(graph.outputs)
     for node in graph.nodes:
-        if id(node) not in inside:
+        if made.isdisjoint(node.outputs):
             needed.update(node.inputs)
     return [node.output for node in nodes if node.output in needed]
 
@@ -89,24 +89,14 @@ def emit_group(call: Call) -> str:
     innermost loop an operand's stride is 1 or 0: extents of 1 at the end are gone by then.
     """
     graph = call.graph
-    shape = graph.values[call.nodes[0].output].shape
-    for node in call.nodes:
-        if OPS[node.op].elementwise is None:
-            raise NotGeneral(f"{node.op} is not elementwise")
-        if graph.values[node.output].shape != shape:
-            raise ValueError(f"group of results {list(shape)} with {graph.values[node.output]}")
-    parameter = {value.name: i for i, value in reversed(list(enumerate(call.inputs)))}
-    made = {node.output for node in call.nodes}
-    loads: dict[_Read, int] = {}
-    for node in call.nodes:
-        for read in _reads(node, graph):
-            if read[0] not in made:
-                loads.setdefault(read, len(loads))
+    shape = _result_shape(call)
+    loads = _loads(call)
     dims, collapsed = collapse(
-        extents(shape), [strides(extents(shape)), *(list(key[1]) for key in loads)]
+        extents(shape), [strides(extents(shape)), *(list(steps) for _, steps in loads)]
     )
     inner = dims.pop() if dims else ONE
     whole = [steps[:-1] for steps in collapsed]
+    parameter = {value.name: i for i, value in reversed(list(enumerate(call.inputs)))}
     fixed: list[dict[str, object]] = []
     moving: list[dict[str, object]] = []
     for (name, _), k in loads.items():
@@ -120,16 +110,7 @@ def emit_group(call: Call) -> str:
             "boolean": value.dtype.kind == "b",
         }
         (moving if steps and steps[-1] != ZERO else fixed).append(load)
-    names: dict[str, str] = {}
-    statements = []
-    for i, node in enumerate(call.nodes):
-        operands = [
-            names[read[0]] if read[0] in made else f"v{loads[read]}" for read in _reads(node, graph)
-        ]
-        names[node.output] = f"r{i}"
-        result = c_type(graph.values[node.output].dtype)
-        statements.append(f"const {result} r{i} = {expression(node, graph, operands)};")
-    stores = [(f"y{i}", names[value.name]) for i, value in enumerate(call.outputs)]
+    names = {node.output: f"r{i}" for i, node in enumerate(call.nodes)}
     return call.render(
         "elementwise",
         rows=product(dims) if dims else inner,
@@ -139,9 +120,50 @@ def emit_group(call: Call) -> str:
         inner=inner,
         fixed=fixed,
         moving=moving,
-        statements=statements,
-        stores=stores,
+        statements=[_statement(node, graph, names, loads) for node in call.nodes],
+        stores=[(f"y{i}", names[value.name]) for i, value in enumerate(call.outputs)],
     )
+
+
+def _result_shape(call: Call) -> Shape:
+    """The shape of all results of a group.
+
+    Raises:
+        ValueError: a node is not elementwise, or the shapes differ.
+    """
+    graph = call.graph
+    shape = graph.values[call.nodes[0].output].shape
+    for node in call.nodes:
+        if OPS[node.op].elementwise is None:
+            raise NotGeneral(f"{node.op} is not elementwise")
+        if graph.values[node.output].shape != shape:
+            raise ValueError(f"group of results {list(shape)} with {graph.values[node.output]}")
+    return shape
+
+
+def _loads(call: Call) -> dict[_Read, int]:
+    """What the nodes of a group read from outside, numbered."""
+    made = {node.output for node in call.nodes}
+    reads = (read for node in call.nodes for read in _reads(node, call.graph))
+    return {read: i for i, read in enumerate(dict.fromkeys(r for r in reads if r[0] not in made))}
+
+
+def _statement(
+    node: Node, graph: Graph, names: Mapping[str, str], loads: Mapping[_Read, int]
+) -> str:
+    """The C statement that computes an element of a node's result.
+
+    Args:
+        node: of a group.
+        graph: has the types of its values.
+        names: C names of the group's results.
+        loads: numbers of what the group reads from outside.
+    """
+    operands = [
+        names[read[0]] if read[0] in names else f"v{loads[read]}" for read in _reads(node, graph)
+    ]
+    result = c_type(graph.values[node.output].dtype)
+    return f"const {result} {names[node.output]} = {expression(node, graph, operands)};"
 
 
 # Nodes of one loop: more of them would only keep the C compiler busy.

@@ -126,29 +126,31 @@ def _chain(
     score: Graph, made: dict[str, Node], top: str
 ) -> tuple[list[Node], Node, list[Node]] | None:
     """Scalings, a quantization, and what follows it, from the scores up to `top`."""
+    nodes = _path(score, made, top)
+    at = [i for i, node in enumerate(nodes) if node.op == "quantize"]
+    if len(at) != 1:
+        return None
+    before, quantize, after = nodes[: at[0]], nodes[at[0]], nodes[at[0] + 1 :]
+    scales = [*before, *after[1:]]
+    if not after or after[0].op != "dequantize" or {n.op for n in scales} - {"mul", "div"}:
+        return None
+    bytes_ = len(quantize.inputs) > 2 and score.values[quantize.output].dtype in BYTES
+    return (before, quantize, after) if bytes_ else None
+
+
+def _path(score: Graph, made: dict[str, Node], top: str) -> list[Node]:
+    """The nodes from the scores up to `top`, if each takes one number besides; else none."""
     nodes: list[Node] = []
     while top != score.inputs[0]:
         node = made.get(top)
         if node is None:
-            return None
+            return []
         rest = [score.constants.get(n) for n in node.inputs[1:]]
         if any(array is None or array.size != 1 for array in rest):
-            return None
+            return []
         nodes.insert(0, node)
         top = node.inputs[0]
-    at = [i for i, n in enumerate(nodes) if n.op == "quantize"]
-    if len(at) != 1 or len(nodes[at[0]].inputs) < 3:
-        return None
-    before, quantize, after = nodes[: at[0]], nodes[at[0]], nodes[at[0] + 1 :]
-    if any(n.op not in ("mul", "div") for n in before):
-        return None
-    if (
-        not after
-        or after[0].op != "dequantize"
-        or any(n.op not in ("mul", "div") for n in after[1:])
-    ):
-        return None
-    return (before, quantize, after) if score.values[quantize.output].dtype in BYTES else None
+    return nodes
 
 
 def _run(nodes: list[Node], source: str, array: Array, graph: Graph) -> Array:
