@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from sparsec import targets
 from sparsec.compiler import toolchain
-from sparsec.compiler.codegen import general
+from sparsec.compiler.codegen import general, table
 from sparsec.compiler.codegen.general import render
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.interpreter import interpret
@@ -110,10 +110,12 @@ class Case:
 
     def kernel(self, function: str) -> str:
         if self.group:
-            return general.general_kernel_for_group(self.graph.nodes, self.graph, function)
-        (node,) = self.graph.nodes
-        assert general.supported(node, self.graph) is None
-        return general.general_kernel(node, self.graph, function)
+            call = general.group_call(self.graph.nodes, self.graph, function)
+        else:
+            (node,) = self.graph.nodes
+            assert table.unsupported(node, self.graph) == ""
+            call = render.Call.of(node, self.graph, function)
+        return table.general(self.graph.nodes).emit(call)
 
     def caller(self, k: int) -> str:
         inputs, outputs = self.interface()
@@ -996,12 +998,11 @@ def test_compilers_keep_calls_that_write(tmp_path: Path) -> None:
     shapes = [(9, 6, 2), (9, 6, 17), (9, 6, 1)]
     parts = [rng.normal(size=s).astype(np.float32) for s in shapes]
     case = one_node("concat", 1, [(p, p.shape) for p in parts], axis=2)
-    (node,) = case.graph.nodes
     code = f"""
         #include "rt.h"
         #include "ops.h"
         extern const unsigned char table[];
-        {general.general_kernel(node, case.graph, "kernel")}
+        {case.kernel("kernel")}
         static __attribute__((noinline)) void stage(const sparsec_rt *rt)
         {{
             kernel(rt, (void *)rt->buf[0], (const void *)(table + 64), (void *)rt->buf[1],
@@ -1117,5 +1118,4 @@ def test_other_element_types_are_named() -> None:
     x = edit.input("x", np.float16, (2,))
     edit.outputs = [edit.emit("neg", [x])]
     graph = edit.finish()
-    reason = general.supported(graph.nodes[0], graph)
-    assert reason is not None and "float16" in reason
+    assert "float16" in table.unsupported(graph.nodes[0], graph)

@@ -16,8 +16,8 @@ import numpy as np
 import sparsec
 from sparsec.compiler.codegen import buffers, kernels, schedule
 from sparsec.compiler.codegen.bucket import BucketSource, render
-from sparsec.compiler.codegen.general import check_supported
 from sparsec.compiler.codegen.plan import Copy, Plan, Port
+from sparsec.compiler.codegen.table import check_supported
 from sparsec.compiler.ir import Graph
 from sparsec.compiler.lowering import lanes, row_major_products
 from sparsec.compiler.lowering.linear import Plans

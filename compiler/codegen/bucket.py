@@ -116,6 +116,8 @@ def _row(call: Call) -> dict[str, Any]:
     return {
         "name": call.function,
         "kernel": call.kernel,
+        "entry": call.entry,
+        "family": call.family,
         "source": call.source,
         "detail": call.title,
         **asdict(call.work),

@@ -1,27 +1,24 @@
 """Steps of a graph -> calls of kernels: the C text of each, and what it is given.
 
-:data:`LANE_KERNELS` says who writes the kernel of which kind of group; row-major nodes all go to
-:mod:`sparsec.compiler.codegen.general`.
+Who writes the text of which says the table of kernels, :mod:`~sparsec.compiler.codegen.table`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from sparsec.compiler.codegen import table
 from sparsec.compiler.codegen.general import (
-    general_kernel,
-    general_kernel_for_group,
+    group_call,
     group_elementwise,
     group_interface,
     multiply_adds,
+    render,
 )
 from sparsec.compiler.codegen.lanes.arguments import Field, Number
-from sparsec.compiler.codegen.lanes.attention import attention_kernel
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel
-from sparsec.compiler.codegen.lanes.linear import linear_kernel
-from sparsec.compiler.codegen.lanes.map import map_kernel, unpack_kernel
 from sparsec.compiler.codegen.plan import (
     Argument,
     Call,
@@ -34,17 +31,16 @@ from sparsec.compiler.codegen.plan import (
     Work,
 )
 from sparsec.compiler.codegen.sites import site_of
+from sparsec.compiler.codegen.table import InLanes, Request
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering import forms, groups
 from sparsec.compiler.lowering.groups import Group
 from sparsec.compiler.lowering.lanes import Choice
-from sparsec.compiler.lowering.linear import Plans
+from sparsec.compiler.lowering.linear import LinearPlan, Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.ops import OPS
 from sparsec.interface import ELEMENTS
 from sparsec.targets import Target
-
-Built = tuple[LaneKernel, Layer | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +87,9 @@ def _buffers(operands: Iterable[Operand]) -> tuple[Slot, ...]:
     return tuple(dict.fromkeys(value for value in operands if isinstance(value, tuple)))
 
 
-def _linear(body: Body, setting: Setting) -> Built:
-    anchor = body.group.nodes[0]
-    panels = any(form.startswith("panel") for forms in body.outputs.values() for form in forms)
-    plan = setting.layers.get(anchor, setting.graph, panels)
-    kernel = linear_kernel(body, plan, setting.target)
-    layer = Layer(
+def _layer(anchor: Node, plan: LinearPlan, kernel: LaneKernel) -> Layer:
+    """What is reported of a linear layer."""
+    return Layer(
         name=anchor.source,
         op=anchor.op,
         n=plan.n,
@@ -105,23 +98,6 @@ def _linear(body: Body, setting: Setting) -> Built:
         block4_sparsity=round(plan.block4_sparsity, 4),
         kernel=kernel.name,
     )
-    return kernel, layer
-
-
-def _attention(body: Body, setting: Setting) -> Built:
-    return attention_kernel(body, setting.target), None
-
-
-def _map(body: Body, setting: Setting) -> Built:
-    return map_kernel(body), None
-
-
-#: Kind of a group -> who makes its kernel.
-LANE_KERNELS: Mapping[str, Callable[[Body, Setting], Built]] = {
-    "linear": _linear,
-    "attention": _attention,
-    "map": _map,
-}
 
 
 class _Maker:
@@ -168,7 +144,10 @@ class _Maker:
             lane_made=self.forms.in_lanes,
         )
         source = group.source or ", ".join(group.copies)
-        kernel, layer = LANE_KERNELS[group.kind](body, setting)
+        request = Request(body, setting.target, setting.layers)
+        row = table.choose(request)
+        kernel = row.emit(request)
+        layer = _layer(request.anchor, request.plan, kernel) if row.packing else None
         work = Work(
             shape=kernel.shape,
             sparsity=kernel.sparsity,
@@ -176,13 +155,21 @@ class _Maker:
             work_block=kernel.work_block,
             work_key=kernel.work_key,
         )
-        self._lane_call(kernel, group.domain, source, work, layer)
+        self._lane_call(row, kernel, group.domain, source, work, layer)
         for name in stores.flat:
-            rows = setting.choice.rows[name]
-            self._lane_call(unpack_kernel(name, setting.graph, rows), rows.domain, source, Work())
+            domain = setting.choice.rows[name].domain
+            request = replace(request, leaving=name)
+            row = table.choose(request)
+            self._lane_call(row, row.emit(request), domain, source, Work())
 
     def _lane_call(
-        self, kernel: LaneKernel, domain: str, source: str, work: Work, layer: Layer | None = None
+        self,
+        row: InLanes,
+        kernel: LaneKernel,
+        domain: str,
+        source: str,
+        work: Work,
+        layer: Layer | None = None,
     ) -> None:
         self.texts[kernel.name] = kernel.text
         self.calls.append(
@@ -192,6 +179,8 @@ class _Maker:
                 reads=_buffers(operand(slot, self.setting) for slot in kernel.args.inputs),
                 writes=tuple(kernel.args.outputs),
                 kernel=kernel.name,
+                entry=row.name,
+                family=row.family,
                 arguments=tuple(map(self._argument, kernel.args.fields)),
                 domain=domain,
                 title=kernel.title,
@@ -236,10 +225,11 @@ class _Maker:
     def _row_major(self, nodes: Sequence[Node]) -> None:
         """The call of a row-major node, or of several elementwise ones in one loop."""
         graph, choice = self.setting.graph, self.setting.choice
-        family = nodes[0].op if len(nodes) == 1 else "elementwise"
+        row = table.general(nodes)
+        kind = nodes[0].op if len(nodes) == 1 else "elementwise"
         source = ", ".join(dict.fromkeys(n.source for n in nodes if n.source))
-        function = f"general_{len(self.calls)}_{_identifier(source or family)}"
-        self.texts[function] = self._row_major_text(nodes, function)
+        function = f"general_{len(self.calls)}_{_identifier(source or kind)}"
+        self.texts[function] = row.emit(self._general_call(nodes, function))
         reads, writes = _interface(nodes, graph)
         slots = [(name, "flat") for name in writes]
         operands = [operand((choice.root(name), "flat"), self.setting) for name in reads]
@@ -249,7 +239,9 @@ class _Maker:
                 kind="general",
                 reads=_buffers(operands),
                 writes=tuple(slots),
-                kernel=f"general_{family}",
+                kernel=f"general_{kind}",
+                entry=row.name,
+                family=row.family,
                 arguments=tuple(Argument("", value) for value in (*slots, *operands)),
                 title=", ".join(node.op for node in nodes),
                 source=source,
@@ -257,12 +249,13 @@ class _Maker:
             )
         )
 
-    def _row_major_text(self, nodes: Sequence[Node], function: str) -> str:
+    def _general_call(self, nodes: Sequence[Node], function: str) -> render.Call:
+        """What a general kernel is made for."""
+        graph = self.setting.graph
         if len(nodes) > 1:
-            return general_kernel_for_group(nodes, self.setting.graph, function)
-        (node,) = nodes
-        site = self._site(node) if OPS[node.op].lookup else 0
-        return general_kernel(node, self.setting.graph, function, site)
+            return group_call(nodes, graph, function)
+        site = self._site(nodes[0]) if OPS[nodes[0].op].lookup else 0
+        return render.Call.of(nodes[0], graph, function, site)
 
 
 def _interface(nodes: Sequence[Node], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -149,6 +149,7 @@ class Call:
             (row-major).
         reads, writes: buffers, constants left out.
         kernel: its name, as reports show it.
+        entry, family: its row in the table of kernels, and the family of that.
         arguments: in order.
         domain: what a row is, "token" or "item"; "" for row-major calls.
         title: what it computes, in a line.
@@ -167,6 +168,8 @@ class Call:
     reads: tuple[Slot, ...]
     writes: tuple[Slot, ...]
     kernel: str = ""
+    entry: str = ""
+    family: str = ""
     arguments: tuple[Argument, ...] = ()
     domain: str = ""
     title: str = ""

@@ -11,6 +11,14 @@ from sparsec.compiler.ops.expressions import BOOL, BYTES, F32, I32, S8, U8
 LANE_DTYPES = (F32, I32, U8, S8)
 
 
+#: Elementwise ops of which lanes compute at least some nodes: of `pow`, squares.
+LANE_OPS = tuple(
+    op
+    for op, row in OPS.items()
+    if row.elementwise and (row.elementwise.lanes is not None or row.quantizes or op == "pow")
+)
+
+
 def is_square(node: Node, graph: Graph) -> bool:
     """Whether a node is `pow` of floats with the constant exponent 2, which reads its base only."""
     if node.op != "pow" or graph.values[node.inputs[0]].dtype.kind != "f":
@@ -59,6 +67,7 @@ __all__ = [
     "F32",
     "I32",
     "LANE_DTYPES",
+    "LANE_OPS",
     "S8",
     "U8",
     "is_square",

@@ -39,6 +39,9 @@ SPARSE_COST = 1.2
 #: Bytes of a chunk's activations that 16-bit offsets reach.
 OFFSETS = 1 << 16
 
+#: Packs of float weights that share an offset, where weights were pruned in blocks.
+RUN = 4
+
 #: Zeros that runs may add to the products of a sparse layer: a run saves about this share.
 RUN_PADDING = 1.05
 
@@ -121,11 +124,11 @@ def _block4_sparsity(w: Array) -> float:
 
 
 def _run_length(rows: Array) -> int:
-    """4 where keeping whole aligned blocks of 4 packs adds little to the non-zero ones, else 1."""
-    if rows.shape[1] % 4:
+    """RUN where keeping whole aligned blocks of packs adds little to the non-zero ones, else 1."""
+    if rows.shape[1] % RUN:
         return 1
-    kept = 4 * (rows.reshape(len(rows), -1, 4) != 0).any(axis=2).sum()
-    return 4 if kept <= RUN_PADDING * (rows != 0).sum() else 1
+    kept = RUN * (rows.reshape(len(rows), -1, RUN) != 0).any(axis=2).sum()
+    return RUN if kept <= RUN_PADDING * (rows != 0).sum() else 1
 
 
 def tile_rows(largest: int) -> tuple[int, ...]:
@@ -189,10 +192,41 @@ def estimated_work(weights: Array) -> float:
     return min(work * SPARSE_COST, float(rows.size))
 
 
-def _sparse_stream(
-    rows: Array, chunk_packs: int, run: int = 1, parts: int = 1
-) -> tuple[Array, Array, Array, Array]:
-    """Non-zero runs of each (chunk, quad), interleaved by row: weights, offsets, start, order.
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Weights as a kernel reads them: fields of :class:`LinearPlan`."""
+
+    weights: Array
+    offsets: Array
+    start: Array
+    order: Array
+
+
+def pack_dense(w: Array, chunk_packs: int) -> Packed:
+    """Every pack of the weights [N, K], quad by quad; the input channels are one chunk."""
+    rows = packs_of(w)
+    weights = np.ascontiguousarray(rows.reshape(len(rows) // 4, 4, chunk_packs).transpose(0, 2, 1))
+    none = np.zeros(0, np.int32)
+    return Packed(weights, none, none, none)
+
+
+def pack_sparse(w: Array, chunk_packs: int) -> Packed:
+    """The non-zero packs of the weights [N, K], of each chunk."""
+    return _sparse_stream(packs_of(w), chunk_packs)
+
+
+def pack_runs(w: Array, chunk_packs: int) -> Packed:
+    """As :func:`pack_sparse`, in runs of 4 packs that are not all zero."""
+    return _sparse_stream(packs_of(w), chunk_packs, run=RUN)
+
+
+def pack_pairs(w: Array, chunk_packs: int) -> Packed:
+    """As :func:`pack_sparse`, where no product of two adjacent bytes may leave 16 bits."""
+    return _sparse_stream(split_pairs(packs_of(w)), chunk_packs, parts=2)
+
+
+def _sparse_stream(rows: Array, chunk_packs: int, run: int = 1, parts: int = 1) -> Packed:
+    """Non-zero runs of each (chunk, quad), interleaved by row.
 
     A run is `run` consecutive packs, of which any may be non-zero.  With `parts`, that many entries
     of `rows` in a row are of one pack.
@@ -226,11 +260,14 @@ def _sparse_stream(
             offsets.append(both_at[2 * q : 2 * q + 2, :shared].T.reshape(-1))
             offsets.append(single_at[four, :own].T.reshape(-1))
             start.append((start[-1][0] + length, start[-1][1] + shared + 2 * own))
-    return (
+    order = np.array(orders)
+    if (order == np.arange(n4)).all():
+        order = order[:0]
+    return Packed(
         np.ascontiguousarray(np.concatenate(weights)),
         np.concatenate(offsets).astype(np.uint16),
         np.array(start, np.int32),
-        np.array(orders),
+        order.astype(np.uint16),
     )
 
 
@@ -263,18 +300,12 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
     if tiling.sparse:
         pieces = max(tiling.chunks, -(-packs * 64 // OFFSETS))
         chunk_packs = -(-packs // (pieces * run)) * run
-        if pairs:
-            stream = _sparse_stream(split_pairs(rows), chunk_packs, parts=2)
-        else:
-            stream = _sparse_stream(rows, chunk_packs, run)
-        weights, offsets, start, order = stream
-        work = int(start[-1, 0]) * 4 * run
-        if (order == np.arange(quads * 4)).all():
-            order = order[:0]
+        pack = pack_pairs if pairs else pack_runs if run > 1 else pack_sparse
+        packed = pack(w, chunk_packs)
+        work = int(packed.start[-1, 0]) * 4 * run
     else:
         chunk_packs = packs
-        weights = np.ascontiguousarray(rows.reshape(quads, 4, packs).transpose(0, 2, 1))
-        offsets = start = order = np.zeros(0, np.int32)
+        packed = pack_dense(w, chunk_packs)
         work = quads * 4 * packs
         pairs = pairs and not exceeds_pairs(rows).any()
     return LinearPlan(
@@ -287,10 +318,10 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         chunks=-(-packs // chunk_packs),
         quads=quads,
         tiles=tile_rows(tiling.tile),
-        weights=weights,
-        offsets=offsets.astype(np.uint16),
-        start=start,
-        order=order.astype(np.uint16),
+        weights=packed.weights,
+        offsets=packed.offsets,
+        start=packed.start,
+        order=packed.order,
         bias=bias,
         sparsity=float((w == 0).mean()),
         block4_sparsity=_block4_sparsity(w),

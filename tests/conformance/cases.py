@@ -14,7 +14,7 @@ import onnx.compose
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsec.compiler import frontend, passes
-from sparsec.compiler.codegen.general import check_supported
+from sparsec.compiler.codegen.table import check_supported
 from sparsec.compiler.frontend.importer import IMPORTERS, STATIC, core_dtype
 from sparsec.compiler.frontend.tensor import Fail
 from sparsec.errors import SparsecError, UnsupportedError

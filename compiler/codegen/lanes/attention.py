@@ -10,8 +10,9 @@ import numpy as np
 
 from sparsec.compiler.codegen.lanes import byte_scores
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
+from sparsec.compiler.codegen.lanes.byte_scores import ByteScores
 from sparsec.compiler.codegen.lanes.program import Accumulator, Program
-from sparsec.compiler.ir import Dim, Graph
+from sparsec.compiler.ir import Dim, Graph, Node
 from sparsec.compiler.lowering.elements import BYTES, F32, S8, U8
 from sparsec.interface import ELEMENTS
 from sparsec.targets import Target
@@ -34,8 +35,22 @@ def _index(shape: Sequence[Dim], names: Sequence[str]) -> str:
     return " + ".join(terms) or "0"
 
 
-def attention_kernel(body: Body, target: Target) -> LaneKernel:
-    """The kernel of an attention group: one head of one or several blocks of 16 queries a call."""
+def products(node: Node, graph: Graph) -> tuple[str, str]:
+    """The types, "i8" or "f32", of the products that make scores, and that make the result."""
+    prob: Graph = node.attrs["prob"]
+    types = (graph.values[node.inputs[0]].dtype, prob.values[prob.outputs[0]].dtype)
+    qk, pv = ("i8" if dtype in BYTES else "f32" for dtype in types)
+    return qk, pv
+
+
+def attention_kernel(body: Body, target: Target, found: ByteScores | None) -> LaneKernel:
+    """The kernel of an attention group: one head of one or several blocks of 16 queries a call.
+
+    Args:
+        body: of the group.
+        target: the ISA to emit for.
+        found: the form of its scores, where they are bytes.
+    """
     group, graph, args = body.group, body.graph, body.args
     node = group.nodes[0]
     attrs = node.attrs
@@ -46,8 +61,7 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     q, k, v = (body.choice.root(n) for n in node.inputs[:3])
     dtypes = [graph.values[n].dtype for n in (q, k, v)]
     p_type = prob.values[prob.outputs[0]].dtype
-    qk = "i8" if dtypes[0] in BYTES else "f32"
-    pv = "i8" if p_type in BYTES else "f32"
+    qk, pv = products(node, graph)
     # One tensor may be several of them.
     at_q = args.input((q, "panel_u8" if qk == "i8" else "lane"), dtypes[0], "q")
     at_k = args.input((k, "panel_s8" if qk == "i8" else "lane"), dtypes[1], "k")
@@ -136,7 +150,6 @@ def attention_kernel(body: Body, target: Target) -> LaneKernel:
     title = f"attention, {heads} heads of {dim}, scores {qk}, output {pv}"
     context |= {"pieces": pieces, "panels": panels, "epilogue": prog.lines, "title": title}
     base = f"attention_{qk}_{pv}_{heads}x{dim}"
-    found = byte_scores.find(node, graph) if pv == "i8" else None
     if found is None:
         name, text = named(base, "lanes/attention.c.j2", args, {**context, "kernel": "@NAME@"})
     else:
