@@ -5,7 +5,8 @@
 
 Each case is a model of one op at a shape that encoders or image models have.  Both engines run it
 in one process, in turns, and their outputs are compared.  ONNX Runtime has all its optimizations
-on.
+on.  At last, each general kernel of the compiler's table is timed on its case (``cases.py``), on
+one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ if __package__ in (None, ""):  # run as a script
     sys.path[0] = str(ROOT)
 
 import sparsec  # noqa: E402
-from benchmarks.harness import machine, report  # noqa: E402
+from benchmarks.harness import kernels, machine, report  # noqa: E402
+from sparsec import targets  # noqa: E402
+from sparsec.compiler.codegen.table import GENERAL  # noqa: E402
+from sparsec.runtime import cpu  # noqa: E402
 
 F32 = np.float32
 Arrays = Mapping[str, np.ndarray]
@@ -391,6 +395,13 @@ def as_text(results: Sequence[Result], threads: int, target: str, about: dict[st
     return "\n\n".join(parts) + "\n"
 
 
+def measure_kernels(only: str, target: str, folder: Path, turns: int) -> list[kernels.Timed]:
+    """Time the general kernels whose names hold a word, on one thread."""
+    rows = [row for row in GENERAL if only.lower() in row.name]
+    isa = targets.choose(target, cpu.detect())
+    return kernels.measure(rows, isa, folder, kernels.FULL, turns, 0.02) if rows else []
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description="single ops against ONNX Runtime")
@@ -423,11 +434,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     file=sys.stderr,
                     flush=True,
                 )
+        timed = []
+        if args.family is None:
+            timed = measure_kernels(args.only, args.target, Path(name) / "kernels", args.rounds)
     target = about["targets"][0] if args.target == "auto" else args.target
-    text = as_text(results, args.threads, target, about)
+    text = as_text(results, args.threads, target, about) if results else ""
+    text += kernels.section(timed, kernels.FULL)
     print(text)
     if not args.only and not args.family:
         content = {"machine": about, "target": target, "threads": args.threads, "cases": results}
+        content["kernels"] = timed
         report.save(Path(args.results), "general", text, content)
 
 

@@ -7,7 +7,8 @@ Each layer is compiled twice, once and nine times in one graph, and the differen
 reported: kernels with their quantizing epilogue, without the conversion from row-major at the
 start.  Square layers follow one another; others all read one input, and a 4-channel layer reads
 each result.  All variants run in turns in one process, on one thread.  The peak is a loop of
-VPDPBUSD on registers, measured in the same turns.
+VPDPBUSD on registers, measured in the same turns.  At last, each kernel with rows in lanes of the
+compiler's table is timed on its case (``cases.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a script
     sys.path[0] = str(ROOT)
 
-from benchmarks.harness import machine, report  # noqa: E402
+from benchmarks.harness import kernels, machine, report  # noqa: E402
 from benchmarks.harness.limit import Peak, measure_peak  # noqa: E402
 from sparsec import targets  # noqa: E402
-from sparsec.compiler import build, toolchain  # noqa: E402
-from sparsec.compiler.codegen import emit_buckets  # noqa: E402
+from sparsec.compiler.codegen.table import IN_LANES  # noqa: E402
 from sparsec.compiler.editor import Editor  # noqa: E402
 from sparsec.compiler.ir import BATCH, Graph  # noqa: E402
 from sparsec.runtime import cpu  # noqa: E402
@@ -44,6 +43,8 @@ SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95)
 LAYERS = ((768, 768), (3072, 768), (768, 3072))  # output channels, input channels
 TOKENS = (16, 128)
 DEPTHS = (1, 9)
+
+FULL, QUICK = (15, 0.03), (3, 0.005)  # turns, and seconds of a measurement
 
 Key = tuple[int, int, int, float, int]  # n, k, tokens, sparsity, depth
 
@@ -112,46 +113,25 @@ class Program:
         self.times.append((time.perf_counter() - start) / calls)
 
 
-def aligned(size: int) -> np.ndarray:
-    """Zeroed bytes that begin at a multiple of 64."""
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]
-
-
 def compile_chain(folder: Path, graph: Graph, target: targets.Target) -> Program:
     """Emit, compile and load a graph."""
-    spec = {
-        name: SimpleNamespace(
-            name=name,
-            dtype=graph.values[name].dtype,
-            shape=["batch", *graph.values[name].shape[1:]],
-        )
-        for name in (*graph.inputs, *graph.outputs)
-    }
-    signature = SimpleNamespace(
-        inputs=[spec[n] for n in graph.inputs],
-        outputs=[spec[n] for n in graph.outputs],
-        mask_input=None,
-    )
-    emission = emit_buckets([graph], signature, target, graph.name)  # type: ignore[arg-type]
-    cc = toolchain.find()
-    tree = build.write_tree(folder, emission, cc, target)
-    libraries = build.compile_tree(tree, cc, target, jobs=1)
-    library = ctypes.CDLL(str(libraries[-1]))
-    library.sparsec_workspace_size.restype = ctypes.c_size_t
+    library, bucket = kernels.load(folder, graph, target)
     workspace = library.sparsec_workspace_size(ctypes.c_int64(1), ctypes.c_int32(1))
     _, tokens, k = graph.values[graph.inputs[0]].shape
-    x = aligned(int(tokens) * int(k))
+    x = kernels.aligned(int(tokens) * int(k))
     x[:] = np.random.default_rng(0).integers(0, 256, x.size)
     first = graph.nodes[0].inputs[1]
     blocks = graph.constants[first].reshape(-1, 4).any(axis=1)
-    details = [
-        k["detail"] for k in emission.buckets[0].kernels if k["source"].startswith("layer_0")
-    ]
+    details = [k["detail"] for k in bucket.kernels if k["source"].startswith("layer_0")]
     form = "sparse" if "sparse" in details[0] else "dense"
-    memory = [x, aligned(int(tokens) * 16), aligned(workspace)]
+    memory = [x, kernels.aligned(int(tokens) * 16), kernels.aligned(workspace)]
     return Program(library, form, int(blocks.sum()), memory)
+
+
+def measure_kernels(target: targets.Target, folder: Path, quick: bool) -> list[kernels.Timed]:
+    """Time the kernels with rows in lanes."""
+    size = kernels.QUICK if quick else kernels.FULL
+    return kernels.measure(IN_LANES, target, folder, size, *(QUICK if quick else FULL))
 
 
 def main() -> None:
@@ -166,7 +146,7 @@ def main() -> None:
     )
     parser.add_argument("--target", default="auto", help="ISA target (default: the machine's best)")
     args = parser.parse_args()
-    turns, seconds = (3, 0.005) if args.quick else (15, 0.03)
+    turns, seconds = QUICK if args.quick else FULL
     about = machine.describe()
     info = cpu.detect()
     target = targets.choose(args.target, info)
@@ -188,15 +168,18 @@ def main() -> None:
                 peaks.append(measure_peak(folder, 1, 1 << 20))
             for program in programs.values():
                 program.measure(seconds)
+        timed = measure_kernels(target, folder / "kernels", args.quick)
     peak = max(peaks, key=lambda p: p.vnni)
     results = [
         evaluate(programs[(*key, DEPTHS[0])], programs[(*key, DEPTHS[1])], key, peak)
         for key in dict.fromkeys(k[:4] for k in keys)
     ]
     text = as_text(results, peak, target.name, about)
+    text += kernels.section(timed, kernels.QUICK if args.quick else kernels.FULL)
     print(text)
     if not args.quick:
         content = {"machine": about, "target": target.name, "peak": peak, "layers": results}
+        content["kernels"] = timed
         report.save(Path(args.results), "layers", text, content)
 
 

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import general, peers
-from benchmarks.harness import models, report
+from benchmarks import general, layers, peers
+from benchmarks.harness import kernels, models, report
 from benchmarks.harness.comparison import Agreement, Point, Timing, compare
 from benchmarks.harness.installs import PEERS, Unavailable, peer_python
 from benchmarks.harness.limit import Peak, limit_seconds
 from benchmarks.harness.models import Recipe, Work
 from benchmarks.harness.turns import Slice, Worker, WorkerError, take_turns
 from examples.encoders import EncoderConfig
+from sparsec import targets
+from sparsec.compiler.codegen.table import KERNELS
 
 PEAK = Peak(lanes=16, vnni=1e6, fma=1e6, read=1e12)
 CONFIG = EncoderConfig(layers=2, hidden=64, heads=4, intermediate=256)
@@ -255,3 +257,31 @@ def test_general_cases_are_what_both_engines_take(tmp_path: Path) -> None:
     assert "1 of 2 cases take at most twice as long" in text and "| slow " in text
     with pytest.raises(SystemExit):
         general.main(["--family", "nonsense"])
+
+
+def test_kernels_of_the_table_are_timed_on_their_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two that most targets have; that each has a case is tested with the table itself."""
+    rows = [KERNELS["map_layernorm"], KERNELS["general_matmul_integer"]]
+    timed = kernels.measure(rows, targets.get("generic"), tmp_path, kernels.QUICK, 1, 0.0)
+    assert [(t.kernel, t.family) for t in timed] == [(row.name, row.family) for row in rows]
+    assert all(t.seconds > 0 for t in timed)
+    assert timed[1].rate * timed[1].seconds == pytest.approx(16 * 64 * 64 / 16)
+    text = kernels.section(timed, kernels.QUICK)
+    assert "16 rows of 64 channels" in text and "| map_layernorm " in text
+
+
+def test_kernel_benchmarks_take_all_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    def measure(rows: Any, *_: Any) -> list[Any]:
+        taken.extend(row.name for row in rows)
+        return []
+
+    monkeypatch.setattr(kernels, "measure", measure)
+    layers.measure_kernels(targets.get("generic"), tmp_path, quick=True)
+    general.measure_kernels("", "generic", tmp_path, 1)
+    assert taken == list(KERNELS)

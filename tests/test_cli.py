@@ -243,6 +243,8 @@ def test_inspect_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "last_hidden_state: float32[batch, sequence, 64]" in text
     row = next(line for line in text.splitlines() if "intermediate/dense" in line)
     assert re.search(r"qlinear +256 x 64 +80\.\d% +80\.0%", row)
+    assert re.search(r"\nkernel calls:\n  attention +attention_i8_i8_bytes x 1\n", text)
+    assert "  linear    linear_i8_sparse_pairs x " in text
 
     assert run("inspect", tiny_model, "--json") == 0
     report = json.loads(capsys.readouterr().out)
@@ -250,6 +252,7 @@ def test_inspect_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert {"name", "op", "n", "k", "sparsity", "block4_sparsity", "kernel"} == set(
         report["layers"][0]
     )
+    assert {"entry": "map_layernorm", "family": "map", "calls": 3} in report["kernels"]
 
 
 def test_inspect_at_the_longest_length_that_works(
@@ -317,11 +320,14 @@ def test_inspect_artifact(tiny_artifact: Path, capsys: pytest.CaptureFixture[str
         "8 tokens",
         "16 tokens",
         "80.0%",
+        "linear    linear_i8_sparse x ",
     ):
         assert part in text
     assert run("inspect", tiny_artifact, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["runs_here"] and [b["length"] for b in report["buckets"]] == [8, 16]
+    names = {(k["entry"], k["family"]) for b in report["buckets"] for k in b["kernels"]}
+    assert names >= {("linear_i8_sparse", "linear"), ("map_layernorm", "map")}
 
 
 def test_inspect_says_what_an_artifact_needs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,6 +98,7 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
         "inputs": frontend.declared(model.inputs()),
         "outputs": frontend.declared(model.proto.graph.output),
         "layers": [],
+        "kernels": [],
         "fusions": {},
         "general": [],
         "row_major": {},
@@ -118,6 +120,7 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
         report["mask_input"] = settled.mask_input
         report["supports_lengths"] = emission.buckets[-1].supports_lengths
         report["layers"] = [dict(layer) for layer in emission.layers]
+        report["kernels"] = _kernels(emission.buckets[-1].kernels)
         report |= reports.describe(graphs[-1])
     except UnsupportedError as error:
         report["unsupported"] = [
@@ -125,6 +128,16 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
         ] or [{"node": "", "op": "", "reason": str(error)}]
         report["why_not"] = str(error)
     return report
+
+
+def _kernels(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How often each kernel of the compiler's table is called; artifacts of before do not say."""
+    counts = Counter((call.get("entry", ""), call.get("family", "")) for call in calls)
+    return [
+        {"entry": entry, "family": family, "calls": number}
+        for (entry, family), number in sorted(counts.items(), key=lambda item: item[0][::-1])
+        if entry
+    ]
 
 
 def _tensor(spec: Any) -> dict[str, Any]:
@@ -168,6 +181,7 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
             f"  {bucket['length'] or 'no'} tokens: {bucket['file']}, {file['size'] / 1e6:.1f} MB, "
             f"{len(bucket['kernels'])} kernel calls"
         )
+        lines += _calls(_kernels(bucket["kernels"]), "    ")
     return lines + _layers(report["layers"])
 
 
@@ -185,6 +199,7 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{name} x {n}" for name, n in report["fusions"].items())
     lines.append(f"recognized: {counts or 'no pattern'}")
     lines += _layers(report["layers"], f" (for {report['target']})")
+    lines += ["kernel calls:", *_calls(report["kernels"], "  ")]
     if report["general"]:
         lines.append("on general kernels, which are slower:")
         for row in report["general"]:
@@ -194,6 +209,14 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
         listed = ", ".join(f"{op} x {n}" for op, n in others.items())
         lines.append(f"row-major: {sum(others.values())} small nodes ({listed})")
     return lines
+
+
+def _calls(kernels: Sequence[Mapping[str, Any]], indent: str) -> list[str]:
+    """A line for each family of kernels."""
+    families: dict[str, list[str]] = {}
+    for row in kernels:
+        families.setdefault(row["family"], []).append(f"{row['entry']} x {row['calls']}")
+    return [f"{indent}{family:9} {', '.join(rows)}" for family, rows in families.items()]
 
 
 def _tensors(report: Mapping[str, Any]) -> list[str]:
