@@ -24,6 +24,8 @@ def _lasting(page: str) -> str:
     """The page without what differs from machine to machine."""
     lines = []
     for line in page.splitlines():
+        if line.startswith("warning: the machine was busy"):
+            continue
         if _MEASURED.match(line):
             line = re.sub(r"[\d.]+(?:e[+-]\d+)?", "#", line)
             line = " ".join(line.split())

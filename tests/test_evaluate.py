@@ -657,6 +657,9 @@ def test_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     table = timing._latency(np.array([[1.0, 2, 9], [3, 4, 5]]), [1, 2])
     assert (table.median_ms, table.medians_ms) == (3.0, (2.0, 4.0))
     assert table.fastest_ms == pytest.approx((1.2 + 3.2) / 2)
+    assert timing.disturbed([table, table]) == ""  # 3.0 is not 1.5 times 2.2
+    wild = timing._latency(np.array([[1.0, 2, 9]]), [1])
+    assert "a median is 1.7 times the fastest tenth" in timing.disturbed([table, wild])
 
 
 def test_texts_to_time() -> None:

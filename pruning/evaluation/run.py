@@ -195,7 +195,8 @@ def _run(
         answers = _answers(task, models, kept, settings)
         latencies: Sequence[Latency | None] = (None, None)
         if settings.seconds > 0:
-            latencies = _latencies(models, answers, settings)
+            latencies = measured = _latencies(models, answers, settings)
+            warnings += filter(None, [timing.disturbed(measured)])
         found = _compare(task, kept, answers)
         described = [
             Model(

@@ -20,6 +20,9 @@ WISHED = 20
 MOST = 32
 """Texts that are timed."""
 
+BUSY = 1.5
+"""How many times its fastest tenth a median is on a machine that has other work to do."""
+
 PAUSE = 0.05
 """Seconds between turns: threads of a pool wait busily for a while after their last run, and would
 take the other model's time."""
@@ -75,4 +78,15 @@ def _latency(times: np.ndarray, tokens: Sequence[int]) -> Latency:
         times.shape[1],
         tuple(int(n) for n in tokens),
         tuple(np.round(medians, 4).tolist()),
+    )
+
+
+def disturbed(latencies: Sequence[Latency]) -> str:
+    """What to say of times that other work has made longer; empty if none has."""
+    worst = max((found.median_ms / found.fastest_ms for found in latencies), default=1.0)
+    if worst < BUSY:
+        return ""
+    return (
+        f"the machine was busy: a median is {worst:.1f} times the fastest tenth; measure speed "
+        f"again when it is not"
     )
