@@ -207,26 +207,27 @@ def matmul(attrs: Attrs, inputs: Inputs, outputs: Sequence[Value]) -> Flow:
     rows: list[Axis] = [(0, len(a.shape) - 2)]
     columns: list[Axis] = [(1, len(b.shape) - 1)]
     for i, zero in enumerate(inputs[2:], start=2):
-        if zero is None:
-            continue
-        if i == 2 and len(zero.shape) == 1 and zero.shape[0] != 1:
-            rows.append((2, 0))
-            continue
-        for axis, dim in enumerate(zero.shape):
-            back = len(zero.shape) - axis
-            if dim == 1:
-                continue
-            if back == 1 and i == 3:
-                columns.append((i, axis))
-            elif back == 2 and i == 2:
-                rows.append((i, axis))
-            elif back > 2:
+        for axis, back in _moving(zero, vector=2 if i == 2 else 1):
+            if back > 2:
                 lines[lead + 2 - back].append((i, axis))
+            elif back == 4 - i:
+                (rows if i == 2 else columns).append((i, axis))
             else:
                 mixed.append((i, axis))
     lines += [rows] if len(a.shape) > 1 else []
     lines += [columns] if len(b.shape) > 1 else []
     return _flow(lines, mixed)
+
+
+def _moving(zero: Value | None, vector: int) -> list[tuple[int, int]]:
+    """Axes of a zero point that are not 1, and their places counted from the end of the factor.
+
+    Args:
+        vector: the place of the only axis of a vector.
+    """
+    shape = zero.shape if zero is not None else ()
+    shift = vector - 1 if len(shape) == 1 else 0
+    return [(a, len(shape) - a + shift) for a, dim in enumerate(shape) if dim != 1]
 
 
 def conv(attrs: Attrs, inputs: Inputs, outputs: Sequence[Value]) -> Flow:

@@ -64,13 +64,8 @@ def _infer_attention(
         raise ValueError(f"attention of {channels} channels with {heads} heads")
     if not _same_kind(q, k):
         raise ValueError(f"attention of q {q.dtype} and k {k.dtype}")
-    shape = (batch, heads, length, length)
-    for graph, taken in ((score, len(extras)), (prob, 0)):
-        if len(graph.inputs) != 1 + taken or len(graph.outputs) != 1:
-            raise ValueError(f"attention: {graph.name} takes {graph.inputs}, given {1 + taken}")
-        ends = (graph.values[graph.inputs[0]], graph.values[graph.outputs[0]])
-        if ends[0].dtype != np.float32 or any(end.shape != shape for end in ends):
-            raise ValueError(f"attention: {graph.name} maps {ends[0]} to {ends[1]}, not {shape}")
+    _check_nested(score, (batch, heads, length, length), len(extras))
+    _check_nested(prob, (batch, heads, length, length), 0)
     if score.values[score.outputs[0]].dtype != np.float32:
         raise ValueError("attention: scores must be float32")
     for name, extra in zip(score.inputs[1:], extras, strict=True):
@@ -80,6 +75,15 @@ def _infer_attention(
     if not _same_kind(prob.values[prob.outputs[0]], v):
         raise ValueError(f"attention of p {prob.values[prob.outputs[0]].dtype} and v {v.dtype}")
     return [(np.float32, q.shape)]
+
+
+def _check_nested(graph: Graph, shape: Shape, extras: int) -> None:
+    """A nested graph maps scores to what has their shape, given so many operands besides."""
+    if len(graph.inputs) != 1 + extras or len(graph.outputs) != 1:
+        raise ValueError(f"attention: {graph.name} takes {graph.inputs}, given {1 + extras}")
+    ends = (graph.values[graph.inputs[0]], graph.values[graph.outputs[0]])
+    if ends[0].dtype != np.float32 or any(end.shape != shape for end in ends):
+        raise ValueError(f"attention: {graph.name} maps {ends[0]} to {ends[1]}, not {shape}")
 
 
 def _heads_apart(x: np.ndarray, heads: int, zero: int) -> np.ndarray:

@@ -178,14 +178,9 @@ def elementwise(node: Node, pads: Sequence[Pad | None], graph: Graph) -> Pad:
         return _evaluated(node, [p.number if p else None for p in pads], graph)
     numbers = [p.number for p in given if p.number is not None]
     moving = [p for p in given if p.number is None]
-    if op == "mul" and any(n == 0 for n in numbers) and all(p.level == FINITE for p in moving):
-        return Pad(next(n for n in numbers if n == 0))
-    if (op == "and" and any(not n for n in numbers)) or (
-        op == "or" and any(bool(n) for n in numbers)
-    ):
-        return Pad(np.bool_(op == "or"))
-    if op == "isnan" and moving[0].level <= MAYBE_MASKED:
-        return Pad(np.bool_(False))
+    decided = _decided(op, numbers, moving)
+    if decided is not None:
+        return Pad(decided)
     level = elementwise_level(node, [(pad_level(p), p.number) for p in given])
     if op in ("add", "sub") and _floating(node, graph):
         parts = [p.shift if p.number is None else float(p.number) for p in given]
@@ -204,6 +199,20 @@ def elementwise(node: Node, pads: Sequence[Pad | None], graph: Graph) -> Pad:
     if far and abs(moving[0].shift) > moving[0].spread and op in _MONOTONE:
         return _probed(node, pads, graph, level)
     return Pad(level=level)
+
+
+def _decided(op: str, numbers: Sequence[Any], moving: Sequence[Pad]) -> Any:
+    """The result, where some operands decide it whatever the others are; else None."""
+    zeros = [n for n in numbers if n == 0]
+    if op == "mul" and zeros and all(p.level == FINITE for p in moving):
+        return zeros[0]
+    if op == "and" and zeros:
+        return np.bool_(False)
+    if op == "or" and len(zeros) < len(numbers):
+        return np.bool_(True)
+    if op == "isnan" and moving[0].level <= MAYBE_MASKED:
+        return np.bool_(False)
+    return None
 
 
 def _floating(node: Node, graph: Graph) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sparsec.compiler.axes import (
 )
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.ops import OPS
-from sparsec.compiler.ops.flow import layer, matmul
+from sparsec.compiler.ops.flow import Axis, Flow, conv, layer, matmul
 from sparsec.compiler.padding.pads import (
     FINITE,
     LOST_PAD,
@@ -160,50 +161,60 @@ class Walk:
                 raise Unclear(leaks[0].reason)
             if self.mask is None:
                 operands = self.repairs.apply(position, node, operands, leaks)
-        flow = flow_of(node, self.graph.values)
         moving = any(o is not None and o.moves for o in operands)
         looks_up = OPS[node.op].lookup == "read"
         if moving and not looks_up and node.op not in ("reshape", "expand", "transpose"):
             raise Unclear("it reads a constant that is another one at another length")
+        flow = flow_of(node, self.graph.values)
         if flow.regroups:
-            (axes,) = self.lengths.results(node, flow, [operands[0].axes if operands[0] else None])
             assert operands[0] is not None
-            pads = [p for axis in operands[0].pads for p in axis]
-            made = []
-            for axis in axes:
-                count = len(tokens(axis))
-                made.append(tuple(pads[:count]))
-                pads = pads[count:]
-            self.known[node.output] = replace(operands[0], axes=axes, pads=tuple(made))
+            self.known[node.output] = self._regrouped(node, flow, operands[0])
             return
         results = self.lengths.results(node, flow, [o.axes if o else None for o in operands])
+        number = self._number(node, operands)
         for name, axes, lines in zip(node.outputs, results, flow.lines, strict=True):
+            pads = self._pads(node, operands, axes, lines, bool(flow.mixed))
             level = level_of_result(node, operands)
-            found: list[tuple[Pad, ...]] = []
-            for axis, line in zip(axes, lines, strict=True):
-                spots = len(tokens(axis))
-                given = dict(line)
-                if spots and not line and flow.mixed:
-                    found.append((self._edge(node, operands, len(found)),))
-                    continue
-                found.append(
-                    tuple(
-                        self._pad(node, [along(o, given.get(i), t) for i, o in enumerate(operands)])
-                        for t in range(spots)
-                    )
+            self.known[name] = Info(axes, pads, level, number, moving and not looks_up)
+
+    def _regrouped(self, node: Node, flow: Flow, operand: Info) -> Info:
+        """A reshape's result: the operand's tokens, in other axes."""
+        (axes,) = self.lengths.results(node, flow, [operand.axes])
+        left = iter([p for axis in operand.pads for p in axis])
+        pads = tuple(tuple(islice(left, len(tokens(axis)))) for axis in axes)
+        return replace(operand, axes=axes, pads=pads)
+
+    def _pads(
+        self,
+        node: Node,
+        operands: Sequence[Info | None],
+        axes: Axes,
+        lines: Sequence[Sequence[Axis]],
+        mixes: bool,
+    ) -> tuple[tuple[Pad, ...], ...]:
+        """What a result holds at the padded positions of each of its axes."""
+        found: list[tuple[Pad, ...]] = []
+        for axis, line in zip(axes, lines, strict=True):
+            spots, given = len(tokens(axis)), dict(line)
+            if spots and not line and mixes:
+                found.append((self._edge(node, operands, len(found)),))
+                continue
+            found.append(
+                tuple(
+                    self._pad(node, [along(o, given.get(i), t) for i, o in enumerate(operands)])
+                    for t in range(spots)
                 )
-            pads_of_axes: tuple[tuple[Pad, ...], ...] = tuple(found)
-            if node.op == "softmax":
-                pads_of_axes = softmax_pads(node, operands[0], pads_of_axes)
-            number = None
-            if OPS[node.op].elementwise and all(
-                o is None or o.number is not None for o in operands
-            ):
-                number = self._pad(node, [o.elsewhere() if o else None for o in operands]).number
-            elif OPS[node.op].layout and len(operands) == 1 and operands[0] is not None:
-                number = operands[0].number
-            moves = moving and not looks_up
-            self.known[name] = Info(axes, pads_of_axes, level, number, moves)
+            )
+        pads = tuple(found)
+        return softmax_pads(node, operands[0], pads) if node.op == "softmax" else pads
+
+    def _number(self, node: Node, operands: Sequence[Info | None]) -> Any:
+        """The number that all elements of a result are; None where they are not one."""
+        if OPS[node.op].layout and len(operands) == 1 and operands[0] is not None:
+            return operands[0].number
+        if OPS[node.op].elementwise and all(o is None or o.number is not None for o in operands):
+            return self._pad(node, [o.elsewhere() if o else None for o in operands]).number
+        return None
 
     def _edge(self, node: Node, operands: Sequence[Info | None], axis: int) -> Pad:
         """What is behind the tokens of an axis that a node has cut, lengthened or summed over."""
@@ -261,15 +272,8 @@ class Walk:
         assert info is not None
         pads = info.pads[axis]
         dtype = self.graph.values[node.inputs[i]].dtype
-        if node.op == "lengths":
-            return None
         if node.op == "softmax":
-            # Where queries are masked like keys, a row of nothing but masked scores has no largest.
-            rows = [p for a, axis_pads in enumerate(info.pads) if a != axis for p in axis_pads]
-            tie = self.mask is None and any(p.masked for p in rows)
-            if all(p.masked for p in pads) and not tie:
-                return None
-            return Leak("padding is not masked in it", 0, -np.inf)
+            return self._softmax_leak(info, axis)
         if node.op == "cumsum":
             if not node.attrs.get("reverse") or all(p.is_number(0) for p in pads):
                 return None
@@ -277,23 +281,24 @@ class Walk:
         if node.op.startswith("reduce_"):
             return self._reduction_leak(node, info, pads, dtype)
         if node.op in ("argmax", "argmin"):
-            low = node.op == "argmax"
-            if all(never_extreme(p, dtype, low) for p in pads) and not node.attrs["last"]:
-                return None
-            if node.attrs["last"]:
-                return Leak("it looks for the last of equal tokens")
-            return Leak("it looks at padding", 0, limit(dtype, low))
+            return _extreme_leak(node, pads, dtype)
         if OPS[node.op].flow in (matmul, layer):
             return self._product_leak(node, operands, i)
         if node.op == "slice":
             return self._slice_leak(node, axis)
         if node.op == "concat":
             return self._concat_leak(operands, i, axis)
-        if node.op in ("conv", "conv_integer") and i == 0 and node.attrs["strides"][axis - 2] == 1:
-            return None  # the first results read the first elements only
         if OPS[node.op].lookup == "read":
             return self._lookup_leak(node, i, axis, operands)
-        return Leak("it works along the tokens")
+        return None if _is_harmless(node, i, axis) else Leak("it works along the tokens")
+
+    def _softmax_leak(self, info: Info, axis: int) -> Leak | None:
+        # Where queries are masked like keys, a row of nothing but masked scores has no largest.
+        rows = [p for a, pads in enumerate(info.pads) if a != axis for p in pads]
+        tie = self.mask is None and any(p.masked for p in rows)
+        if all(p.masked for p in info.pads[axis]) and not tie:
+            return None
+        return Leak("padding is not masked in it", 0, -np.inf)
 
     def _centred_leak(self, node: Node, operands: Sequence[Info | None], i: int) -> Leak | None:
         """Relative positions may be looked up, by indices from the middle."""
@@ -424,6 +429,23 @@ class Walk:
                 return None
             name = node.inputs[0]
         return name
+
+
+def _extreme_leak(node: Node, pads: Sequence[Pad], dtype: np.dtype[Any]) -> Leak | None:
+    low = node.op == "argmax"
+    if node.attrs["last"]:
+        return Leak("it looks for the last of equal tokens")
+    if all(never_extreme(p, dtype, low) for p in pads):
+        return None
+    return Leak("it looks at padding", 0, limit(dtype, low))
+
+
+def _is_harmless(node: Node, i: int, axis: int) -> bool:
+    """Whether a node that mixes tokens gives what it would give of the real ones alone."""
+    if OPS[node.op].flow is conv:
+        # The first results read the first elements only.
+        return i == 0 and node.attrs["strides"][axis - 2] == 1
+    return node.op == "lengths"
 
 
 def _taking(tokens_taken: tuple[int, int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 
@@ -67,26 +68,24 @@ def polynomial(m: Match, name: str, x: str, depth: int = _DEPTH) -> dict[int, fl
         return None
     parts = [polynomial(m, operand, x, depth - 1) for operand in node.inputs]
     left, right = parts[0], parts[-1]
-    if left is None or right is None:
-        return None
-    if node.op == "neg":
+    return None if left is None or right is None else _combined(node.op, left, right)
+
+
+def _combined(op: str, left: dict[int, float], right: dict[int, float]) -> dict[int, float] | None:
+    """What an op makes of two polynomials (`neg`: of the first one); None if that is none."""
+    if op == "neg":
         return {d: -c for d, c in left.items()}
-    if node.op in ("add", "sub"):
-        sign = 1 if node.op == "add" else -1
+    if op in ("add", "sub"):
+        sign = 1 if op == "add" else -1
         return {d: left.get(d, 0.0) + sign * right.get(d, 0.0) for d in {*left, *right}}
-    if node.op == "mul":
+    if op == "mul":
         return _times(left, right)
     number = right.get(0, 0.0)
     if set(right) != {0}:
         return None
-    if node.op == "div":
+    if op == "div":
         return {d: c / number for d, c in left.items()} if number else None
-    if number not in (1.0, 2.0, 3.0):
-        return None
-    out = left
-    for _ in range(int(number) - 1):
-        out = _times(out, left)
-    return out
+    return reduce(_times, [left] * int(number)) if number in (1.0, 2.0, 3.0) else None
 
 
 def _times(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:

@@ -145,24 +145,22 @@ def _region(m: Match, start: str, end: str, spaces: tuple[Shape, ...]) -> _Regio
         if id(node) in above and not made.isdisjoint(node.inputs):
             made.add(node.output)
             order.append(node)
-    if end not in made:
+    if end not in made or any(name in m.graph.outputs for name in made):
         return None
     inside = {id(node) for node in order}
+    if any(id(user) not in inside for name in made - {end} for user in m.users(name)):
+        return None
     extras: list[str] = []
-    for name in (start, *(node.output for node in order)):
-        if name in m.graph.outputs:
-            return None
-        if name != end and any(id(user) not in inside for user in m.users(name)):
-            return None
     for node in order:
-        for name in node.inputs:
-            array = m.constant(name)
-            if name in made or (array is not None and array.size == 1):
-                continue
-            if OPS[node.op].quantizes:
-                return None
-            extras.append(name)
+        more = [n for n in node.inputs if n not in made and not _is_one_number(m.constant(n))]
+        if more and OPS[node.op].quantizes:
+            return None
+        extras += more
     return _Region(tuple(order), tuple(dict.fromkeys(extras)))
+
+
+def _is_one_number(array: np.ndarray | None) -> bool:
+    return array is not None and array.size == 1
 
 
 def _is_step(m: Match, node: Node, spaces: tuple[Shape, ...]) -> bool:

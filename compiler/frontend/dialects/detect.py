@@ -22,19 +22,7 @@ def dialect_name(model: Model) -> str:
     """
     graph = model.proto.graph
     made = {out: node for node in graph.node for out in node.output}
-    kinds = set()
-    for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm"):
-            sources = [_origin(made, name) for name in node.input[:2]]
-            if len(sources) == 2 and all(s == "DequantizeLinear" for s in sources):
-                kinds.add("qdq")
-        elif node.op_type == "MatMulInteger":
-            dynamic = _origin(made, node.input[0]) == "DynamicQuantizeLinear"
-            kinds.add("dynamic" if dynamic else "sparseml")
-        elif node.op_type == "QLinearMatMul":
-            kinds.add("qoperator")
-        elif node.op_type in _CONTRIB:
-            kinds.add("contrib")
+    kinds = {_kind(node, made) for node in graph.node} - {""}
     if "sparseml" in kinds:
         # SparseML's exporter wrote products of activations as QLinearMatMul or left them as QDQ.
         kinds -= {"qoperator", "qdq"}
@@ -46,6 +34,19 @@ def dialect_name(model: Model) -> str:
         return "fused"
     half = sum(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
     return "fp16" if half > len(graph.initializer) // 2 else "fp32"
+
+
+def _kind(node: onnx.NodeProto, made: dict[str, onnx.NodeProto]) -> str:
+    """The dialect that has such a product; "" for other nodes."""
+    if node.op_type in ("MatMul", "Gemm"):
+        sources = [_origin(made, name) for name in node.input[:2]]
+        return "qdq" if sources == ["DequantizeLinear"] * 2 else ""
+    if node.op_type == "MatMulInteger":
+        dynamic = _origin(made, node.input[0]) == "DynamicQuantizeLinear"
+        return "dynamic" if dynamic else "sparseml"
+    if node.op_type == "QLinearMatMul":
+        return "qoperator"
+    return "contrib" if node.op_type in _CONTRIB else ""
 
 
 def _origin(made: dict[str, onnx.NodeProto], name: str) -> str:

@@ -114,41 +114,35 @@ def to_qlinear(m: Match, node: Node) -> bool:
         return False
     scaled = constant_operand(m, node)
     cast = m.producer(scaled[0], "cast") if scaled else None
-    if scaled is None or cast is None:
+    product, bias = _product_below(m, cast.inputs[0]) if cast else (None, None)
+    if scaled is None or product is None:
         return False
-    product = m.producer(cast.inputs[0], "matmul_integer")
-    bias: np.ndarray | None = None
-    if product is None:
-        added = m.producer(cast.inputs[0], "add")
-        sides = constant_operand(m, added) if added else None
-        if sides is None:
-            return False
-        product = m.producer(sides[0], "matmul_integer")
-        bias = sides[1]
-    if product is None:
-        return False
-    x, b, *zeros = product.inputs
-    za = zeros[0] if zeros else ""
-    zb = zeros[1] if len(zeros) > 1 else ""
+    x, b, za, zb = (*product.inputs, "", "")[:4]
     x_zp = m.scalar(za) if za else 0.0
-    if x_zp is None or (zb and m.constant(zb) is None):
+    if x_zp is None or (zb and m.constant(zb) is None) or m.constant(x) is not None:
+        return False
+    w = weights(m.constant(b), m.constant(zb) if zb else None, len(m.type(x).shape))
+    if w is None:
         return False
     rank = len(m.type(product.output).shape)
-    w = weights(m.constant(b), m.constant(zb) if zb else None, len(m.type(x).shape))
-    if w is None or m.constant(x) is not None:
-        return False
     scale = per_channel(scaled[1], w.shape[0], rank)
-    if scale is None:
+    row = None if bias is None else per_channel(bias, w.shape[0], rank)
+    if scale is None or (bias is not None and (row is None or row.dtype != np.int32)):
         return False
-    full: np.ndarray | None = None
-    if bias is not None:
-        row = per_channel(bias, w.shape[0], rank)
-        if row is None or row.dtype != np.int32:
-            return False
-        full = np.broadcast_to(row, (w.shape[0],)).copy()
+    full = None if row is None else np.broadcast_to(row, (w.shape[0],)).copy()
     out = quantized_layer(m, x, w, scale, full, int(x_zp), b, product.source)
     m.edit.replace_uses(node.output, out)
     return True
+
+
+def _product_below(m: Match, name: str) -> tuple[Node | None, np.ndarray | None]:
+    """The matmul_integer behind a value, and the constant that is added to it, if one is."""
+    product = m.producer(name, "matmul_integer")
+    added = m.producer(name, "add") if product is None else None
+    sides = constant_operand(m, added) if added else None
+    if sides is None:
+        return product, None
+    return m.producer(sides[0], "matmul_integer"), sides[1]
 
 
 def merge_scale(m: Match, node: Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,22 +57,30 @@ def _geometry(n: OnnxNode, x: Tensor, w: Tensor) -> _Geometry:
     if groups < 1 or w.shape[1] * groups != x.shape[1] or fixed(w.shape[0]) % groups:
         raise Fail(f"{groups} groups of {list(x.shape)} with weights {list(w.shape)}")
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    auto = n.attrs.get("auto_pad", "NOTSET")
-    if auto == "VALID":
-        pads = [0] * (2 * rank)
-    elif auto in ("SAME_UPPER", "SAME_LOWER"):
-        for i in range(rank):
-            steps = -(-size[i] // strides[i])
-            total = max(0, (steps - 1) * strides[i] + spans[i] - size[i])
-            less, more = total // 2, total - total // 2
-            pads[i], pads[rank + i] = (less, more) if auto == "SAME_UPPER" else (more, less)
-    elif auto not in ("NOTSET", ""):
-        raise Fail(f"auto_pad {auto}")
+    auto = str(n.attrs.get("auto_pad", "NOTSET"))
+    if auto not in ("NOTSET", ""):
+        pads = _automatic(auto, size, strides, spans)
     before, after = tuple(pads[:rank]), tuple(pads[rank:])
     out = tuple((size[i] + before[i] + after[i] - spans[i]) // strides[i] + 1 for i in range(rank))
     if min(out) < 1:
         raise Fail(f"a kernel of {list(kernel)} is larger than its input {list(size)}")
     return _Geometry(kernel, strides, dilations, before, after, out, groups)
+
+
+def _automatic(
+    auto: str, size: Sequence[int], strides: Sequence[int], spans: Sequence[int]
+) -> list[int]:
+    """What ``auto_pad`` puts before each axis, then what it puts behind each."""
+    if auto == "VALID":
+        return [0] * (2 * len(size))
+    if auto not in ("SAME_UPPER", "SAME_LOWER"):
+        raise Fail(f"auto_pad {auto}")
+    less, more = [], []
+    for extent, step, span in zip(size, strides, spans, strict=True):
+        total = max(0, (-(-extent // step) - 1) * step + span - extent)
+        less.append(total // 2)
+        more.append(total - total // 2)
+    return less + more if auto == "SAME_UPPER" else more + less
 
 
 def _patches(c: Importer, x: Tensor, g: _Geometry) -> Tensor:
