@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -268,6 +268,38 @@ def _zoo(stub: str, zoo_dir: str | os.PathLike[str] | None, tell: Progress) -> P
     )
 
 
+def _parts(stub: str) -> tuple[str, str, str]:
+    """``hf:org/name/file.onnx@revision`` as name, file and revision; the latter two may be ""."""
+    name, _, revision = stub.removeprefix("hf:").partition("@")
+    if not name.endswith(".onnx"):
+        return name, "", revision
+    parts = name.split("/")
+    if len(parts) < 3 or ".." in parts:
+        raise InputError(f"{stub!r} is no name of a model: a file is hf:org/name/file.onnx")
+    return "/".join(parts[:2]), "/".join(parts[2:]), revision
+
+
+def _snapshot(stub: str, name: str, revision: str, *patterns: str) -> Path:
+    """The folder with the files of a repository that fit, and what a model has besides."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=[*_COMPANIONS, *patterns]
+            )
+        )
+    except HFValidationError as error:
+        raise InputError(f"{stub!r} is no name of a model: {error}") from error
+    except Exception as error:  # besides its own, those of whatever HTTP client it uses
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"cannot fetch {name}{f' at {revision}' if revision else ''} from the Hugging "
+            f"Face Hub: {lines[0]}"
+        ) from error
+
+
 def _hub(stub: str, tell: Progress) -> Path:
     """Download a repository of the Hugging Face Hub into its own cache.
 
@@ -276,37 +308,14 @@ def _hub(stub: str, tell: Progress) -> Path:
     """
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HFValidationError
     except ImportError:
         raise InputError(
             f"{stub} needs huggingface_hub: pip install 'sparsec[hub]', or download the model "
             f"yourself and give its folder"
         ) from None
-    name, _, revision = stub.removeprefix("hf:").partition("@")
-    file = ""
-    if name.endswith(".onnx"):
-        parts = name.split("/")
-        name, file = "/".join(parts[:2]), "/".join(parts[2:])
-        if not file or ".." in parts:
-            raise InputError(f"{stub!r} is no name of a model: a file is hf:org/name/file.onnx")
+    name, file, revision = _parts(stub)
     tell(f"fetching {name} from the Hugging Face Hub")
-
-    def fetch(*patterns: str) -> Path:
-        try:
-            return Path(
-                huggingface_hub.snapshot_download(
-                    name, revision=revision or None, allow_patterns=[*_COMPANIONS, *patterns]
-                )
-            )
-        except HFValidationError as error:
-            raise InputError(f"{stub!r} is no name of a model: {error}") from error
-        except Exception as error:  # besides its own, those of whatever HTTP client it uses
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(
-                f"cannot fetch {name}{f' at {revision}' if revision else ''} from the Hugging "
-                f"Face Hub: {lines[0]}"
-            ) from error
-
+    fetch = partial(_snapshot, stub, name, revision)
     if file:
         path = fetch(f"{file}*", "*model.data") / file
         if not path.is_file():

@@ -238,14 +238,17 @@ class EncoderGraph:
         for i in range(config.layers):
             x = self.layer(f"encoder.layer.{i}", x, masked)
 
-        kind = TensorProto.FLOAT
-        if config.head in ("hidden", "pooler"):
-            hidden = x
+        self.head(x, batch, length)
+        return e
+
+    def head(self, x: str, batch: int | str, length: int | str) -> None:
+        """The outputs, made of the last hidden state."""
+        e, config, kind = self.e, self.config, TensorProto.FLOAT
         if config.has_pooler:
             first = e.op("Gather", [x, e.constant(0, np.int64, "/pooler")], "/pooler", axis=1)
             pooled = e.op("Tanh", [self.linear("pooler.dense", first, 2)], "/pooler/activation")
         if config.head in ("hidden", "pooler"):
-            e.output(hidden, "last_hidden_state", kind, [batch, length, config.hidden])
+            e.output(x, "last_hidden_state", kind, [batch, length, config.hidden])
         if config.head == "pooler":
             e.output(pooled, "pooler_output", kind, [batch, config.hidden])
         elif config.head == "sequence-classification":
@@ -264,7 +267,6 @@ class EncoderGraph:
             y = self.gelu(scope, self.linear(f"{transform}.dense", x, 3))
             logits = self.linear(DECODER, self.norm(f"{transform}.LayerNorm", y), 3)
             e.output(logits, "logits", kind, [batch, length, config.vocab])
-        return e
 
 
 def scope_of(module: str) -> str:

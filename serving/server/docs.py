@@ -174,8 +174,10 @@ def as_openapi(schema: Any) -> Any:
     """A JSON schema of pydantic's as OpenAPI 3.0 has it, which is older."""
     if isinstance(schema, list):
         return [as_openapi(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
+    return _object_as_openapi(schema) if isinstance(schema, dict) else schema
+
+
+def _object_as_openapi(schema: dict[str, Any]) -> dict[str, Any]:
     made = {key: as_openapi(value) for key, value in schema.items()}
     if isinstance(made.get("properties"), dict):
         # Names of properties are not keywords.
@@ -192,18 +194,20 @@ def as_openapi(schema: Any) -> Any:
     made.pop("propertyNames", None)
     choices = made.get("anyOf")
     if isinstance(choices, list) and {"type": "null"} in choices:
-        rest = [choice for choice in choices if choice != {"type": "null"}]
         del made["anyOf"]
-        if len(rest) > 1:
-            made["anyOf"] = rest
-        elif "$ref" in rest[0]:
-            made["allOf"] = rest
-        else:
-            made |= rest[0]
-        made["nullable"] = True
+        made |= _nullable([choice for choice in choices if choice != {"type": "null"}])
     if "$ref" in made and len(made) > 1:  # 3.0 ignores what stands beside a reference
         made["allOf"] = [{"$ref": made.pop("$ref")}]
     return made
+
+
+def _nullable(choices: list[Any]) -> dict[str, Any]:
+    """One of several schemas, or null."""
+    if len(choices) > 1:
+        return {"anyOf": choices, "nullable": True}
+    if "$ref" in choices[0]:
+        return {"allOf": choices, "nullable": True}
+    return {**choices[0], "nullable": True}
 
 
 def _operation(

@@ -117,24 +117,7 @@ def decode(body: bytes, header_length: str | None) -> InferRequest:
     for tensor in parsed.inputs:
         if tensor.name in tensors:
             raise HttpError(400, f"input {tensor.name} is given twice")
-        if tensor.datatype not in DTYPES:
-            raise HttpError(
-                400,
-                f"input {tensor.name}: unknown datatype {tensor.datatype!r}; "
-                f"there are {', '.join(DTYPES)}",
-            )
-        length = tensor.parameters.get("binary_data_size")
-        if length is None:
-            tensors[tensor.name] = _from_json(tensor)
-            continue
-        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
-            raise HttpError(400, f"input {tensor.name}: binary_data_size must be a number of bytes")
-        if size + length > len(body):
-            raise HttpError(
-                400, f"input {tensor.name} has {length} bytes; {len(body) - size} are left"
-            )
-        tensors[tensor.name] = _from_bytes(tensor, body[size : size + length])
-        size += length
+        tensors[tensor.name], size = _read(tensor, body, size)
     if size != len(body):
         raise HttpError(400, f"{len(body) - size} bytes follow the last tensor")
     parameters = dict(parsed.parameters)
@@ -144,6 +127,26 @@ def decode(body: bytes, header_length: str | None) -> InferRequest:
         for output in parsed.outputs or ()
     }
     return InferRequest(parsed.id, tensors, wanted, binary, parameters)
+
+
+def _read(tensor: _Input, body: bytes, start: int) -> tuple[Array, int]:
+    """A tensor, of the JSON or of the bytes of the body from `start`, and where they end."""
+    if tensor.datatype not in DTYPES:
+        raise HttpError(
+            400,
+            f"input {tensor.name}: unknown datatype {tensor.datatype!r}; "
+            f"there are {', '.join(DTYPES)}",
+        )
+    length = tensor.parameters.get("binary_data_size")
+    if length is None:
+        return _from_json(tensor), start
+    if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+        raise HttpError(400, f"input {tensor.name}: binary_data_size must be a number of bytes")
+    end = start + length
+    if end > len(body):
+        left = len(body) - start
+        raise HttpError(400, f"input {tensor.name} has {length} bytes; {left} are left")
+    return _from_bytes(tensor, body[start:end]), end
 
 
 def _count(tensor: _Input) -> int:
