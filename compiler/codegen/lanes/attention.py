@@ -15,13 +15,194 @@ from sparsec.compiler.codegen.lanes.program import Accumulator, Program
 from sparsec.compiler.ir import Dim, Graph, Node
 from sparsec.compiler.lowering.elements import BYTES, F32, S8, U8
 from sparsec.interface import ELEMENTS
-from sparsec.targets import Target
+from sparsec.targets import Target, Tiles
+
+Context = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """What an attention node multiplies.
+
+    Attributes:
+        node: the node.
+        dim: channels of a head.
+        dtypes: of q, k and v.
+        p_type: of the probabilities.
+        qk, pv: "i8" or "f32": what scores, and what outputs are products of.
+    """
+
+    node: Node
+    dim: int
+    dtypes: tuple[np.dtype[Any], ...]
+    p_type: np.dtype[Any]
+    qk: str
+    pv: str
+
+    @staticmethod
+    def of(body: Body) -> _Form:
+        """The form of a group's anchor."""
+        node = body.group.nodes[0]
+        prob: Graph = node.attrs["prob"]
+        qk, pv = products(node, body.graph)
+        return _Form(
+            node,
+            dim=body.group.channels // int(node.attrs["heads"]),
+            dtypes=tuple(body.graph.values[n].dtype for n in node.inputs[:3]),
+            p_type=prob.values[prob.outputs[0]].dtype,
+            qk=qk,
+            pv=pv,
+        )
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return int(self.node.attrs["heads"])
+
+    @property
+    def zeros(self) -> tuple[int, int, int]:
+        """Zero points of q, k and v as the kernel sees them: q unsigned, k and v signed."""
+        q, k, v = (int(self.node.attrs[key]) for key in ("q_zp", "k_zp", "v_zp"))
+        q_type, k_type, v_type = self.dtypes
+        return (
+            q + (128 if q_type == S8 else 0),
+            k - (128 if k_type == U8 else 0),
+            v - (128 if v_type == U8 else 0),
+        )
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """A tensor that the scores meet, as a mask.
+
+    Attributes:
+        lines: C statements ahead of its use.
+        load: C expression of its elements for one key and a vector of queries.
+        row: for the template, where those begin that do not depend on the query, and whether there
+            is one for each key.
+    """
+
+    lines: tuple[str, ...]
+    load: str
+    row: Context
 
 
 @dataclass(frozen=True)
 class _Piece:
     count: int
     width: int
+
+
+def products(node: Node, graph: Graph) -> tuple[str, str]:
+    """The types, "i8" or "f32", of the products that make scores, and that make the result."""
+    prob: Graph = node.attrs["prob"]
+    types = (graph.values[node.inputs[0]].dtype, prob.values[prob.outputs[0]].dtype)
+    qk, pv = ("i8" if dtype in BYTES else "f32" for dtype in types)
+    return qk, pv
+
+
+def attention_kernel(body: Body, target: Target, scores: ByteScores | None) -> LaneKernel:
+    """The kernel of an attention group: one head of one or several blocks of 16 queries a call.
+
+    Args:
+        body: of the group.
+        target: the ISA to emit for.
+        scores: their form, where they are bytes.
+    """
+    form = _Form.of(body)
+    args, tokens = body.args, body.graph.tokens
+    title = f"attention, {form.heads} heads of {form.dim}, scores {form.qk}, output {form.pv}"
+    context: Context = {
+        "qk": form.qk,
+        "pv": form.pv,
+        "dim": form.dim,
+        "channels": body.group.channels,
+        "length": tokens,
+        "keep_q": form.qk == "i8" and form.dim // 4 <= target.tiles.query,
+        "pieces": _pieces(form, target.tiles),
+        "title": title,
+        **_operands(form, body),
+    }
+    scale = args.number(float(form.node.attrs["qk_scale"]), "qk_scale") if form.qk == "i8" else ""
+    extras = [_extra(i, name, body) for i, name in enumerate(form.node.inputs[3:])]
+    context |= _score(form, body, scale, extras) | _probability(form, body) | _epilogue(form, body)
+    base = f"attention_{form.qk}_{form.pv}_{form.heads}x{form.dim}"
+    if scores is None:
+        name, text = named(base, "lanes/attention.c.j2", args, {**context, "kernel": "@NAME@"})
+    else:
+        context |= _byte_scores(scores, extras, body, target)
+        name, text = named(f"{base}_bytes", "lanes/attention_bytes.c.j2", args, context)
+    keys = (tokens + 3) // 4 * 4
+    packs = sum(form.dim // (4 if kind == "i8" else 1) for kind in (form.qk, form.pv))
+    return LaneKernel(
+        name,
+        text,
+        args,
+        scratch=keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys,
+        title=title,
+        heads=form.heads,
+        loops=scores is not None,
+        shape=f"{form.heads}x{form.dim}",
+        work_key=form.heads * packs,
+    )
+
+
+def _pieces(form: _Form, tiles: Tiles) -> list[tuple[int, _Piece]]:
+    """A head's channels in pieces whose sums are in registers together: (first channel, piece)."""
+    width = tiles.out_i8 if form.pv == "i8" else tiles.out_f32
+    pieces = [(0, _Piece(form.dim // width, width))] if form.dim >= width else []
+    at = form.dim - form.dim % width
+    while at < form.dim:
+        step = min(4, form.dim - at)
+        pieces.append((at, _Piece(1, step)))
+        at += step
+    return pieces
+
+
+def _operands(form: _Form, body: Body) -> Context:
+    """Where q, k and v are, and their zero points."""
+    args = body.args
+    # One tensor may be several of them.
+    q, k, v = (body.choice.root(name) for name in form.node.inputs[:3])
+    q_type, k_type, v_type = form.dtypes
+    context: Context = {
+        "q": args.input((q, "panel_u8" if form.qk == "i8" else "lane"), q_type, "q"),
+        "k": args.input((k, "panel_s8" if form.qk == "i8" else "lane"), k_type, "k"),
+        "v": args.input((v, "byte_s8" if form.pv == "i8" else "lane"), v_type, "v"),
+    }
+    q_zp, k_zp, v_zp = form.zeros
+    if form.qk == "i8":
+        args.integer(q_zp, "q_zero")
+        args.integer(k_zp, "k_zero")
+    if form.pv == "i8":
+        args.integer(v_zp, "v_zero")
+    return context | {"q_zp": bool(q_zp), "k_zp": bool(k_zp), "v_zp": bool(v_zp)}
+
+
+def _extra(number: int, name: str, body: Body) -> _Extra:
+    """How a kernel reads one of the tensors that scores meet."""
+    graph, args = body.graph, body.args
+    value = graph.values[name]
+    ctype = ELEMENTS[value.dtype.name].c_type
+    if name in graph.constants:
+        pointer = args.vector(graph.constants[name], "extra")
+    else:
+        pointer = args.input((body.choice.root(name), "flat"), value.dtype, "extra")
+    shape = (1,) * (4 - len(value.shape)) + value.shape
+    element = f"e{number}[{_index(shape, ('seq', 'head', 'qi[i]', 'kv'))}]"
+    # Truth values are all bits of a lane, or none.
+    is_float = value.dtype == F32
+    lane = element if is_float else f"-(int32_t)({element} != 0)"
+    vector = "vf" if is_float else "vi"
+    lines = [f"const {ctype} *const e{number} = {pointer};"]
+    load = f"{vector}_set1({lane})"
+    if shape[2] != 1:
+        kind = "float" if is_float else "int32_t"
+        lines.append(f"{kind} g{number}[VL] __attribute__((aligned(64)));")
+        lines += ["for (int i = 0; i < VL; i++)", f"    g{number}[i] = {lane};"]
+        load = f"{vector}_load(g{number})"
+    row = _index(shape, ("seq", "head", "", ""))
+    return _Extra(tuple(lines), load, {"pointer": pointer, "index": row, "keys": shape[3] != 1})
 
 
 def _index(shape: Sequence[Dim], names: Sequence[str]) -> str:
@@ -35,148 +216,60 @@ def _index(shape: Sequence[Dim], names: Sequence[str]) -> str:
     return " + ".join(terms) or "0"
 
 
-def products(node: Node, graph: Graph) -> tuple[str, str]:
-    """The types, "i8" or "f32", of the products that make scores, and that make the result."""
-    prob: Graph = node.attrs["prob"]
-    types = (graph.values[node.inputs[0]].dtype, prob.values[prob.outputs[0]].dtype)
-    qk, pv = ("i8" if dtype in BYTES else "f32" for dtype in types)
-    return qk, pv
+def _score(form: _Form, body: Body, scale: str, extras: Sequence[_Extra]) -> Context:
+    """What becomes of a product of a query and a key, `scale` times which is the score."""
+    score: Graph = form.node.attrs["score"]
+    first = f"(vf_cvt(acc) * vf_set1({scale}))" if scale else "acc"
+    leaves = dict(zip(score.inputs, [first, *(extra.load for extra in extras)], strict=True))
+    program = Program(score, body.args, leaves.get, prefix="score_")
+    result = program.demand(score.outputs[0])
+    ahead = [line for extra in extras for line in extra.lines]
+    return {"score": [*ahead, *program.lines], "score_result": result}
 
 
-def attention_kernel(body: Body, target: Target, found: ByteScores | None) -> LaneKernel:
-    """The kernel of an attention group: one head of one or several blocks of 16 queries a call.
-
-    Args:
-        body: of the group.
-        target: the ISA to emit for.
-        found: the form of its scores, where they are bytes.
-    """
-    group, graph, args = body.group, body.graph, body.args
-    node = group.nodes[0]
-    attrs = node.attrs
-    heads = int(attrs["heads"])
-    dim = group.channels // heads
-    score: Graph = attrs["score"]
-    prob: Graph = attrs["prob"]
-    q, k, v = (body.choice.root(n) for n in node.inputs[:3])
-    dtypes = [graph.values[n].dtype for n in (q, k, v)]
-    p_type = prob.values[prob.outputs[0]].dtype
-    qk, pv = products(node, graph)
-    # One tensor may be several of them.
-    at_q = args.input((q, "panel_u8" if qk == "i8" else "lane"), dtypes[0], "q")
-    at_k = args.input((k, "panel_s8" if qk == "i8" else "lane"), dtypes[1], "k")
-    at_v = args.input((v, "byte_s8" if pv == "i8" else "lane"), dtypes[2], "v")
-    zero = [int(attrs[key]) for key in ("q_zp", "k_zp", "v_zp")]
-    q_zp = zero[0] + (128 if dtypes[0] == S8 else 0)
-    k_zp = zero[1] - (128 if dtypes[1] == U8 else 0)
-    v_zp = zero[2] - (128 if dtypes[2] == U8 else 0)
-    context: dict[str, Any] = {
-        "qk": qk,
-        "pv": pv,
-        "q": at_q,
-        "k": at_k,
-        "v": at_v,
-        "dim": dim,
-        "channels": group.channels,
-        "length": graph.tokens,
-        "keep_q": qk == "i8" and dim // 4 <= target.tiles.query,
-        "q_zp": bool(q_zp),
-        "k_zp": bool(k_zp),
-    }
-    if qk == "i8":
-        args.integer(q_zp, "q_zero")
-        args.integer(k_zp, "k_zero")
-    if pv == "i8":
-        args.integer(v_zp, "v_zero")
-    # What happens to a score; extras are read for each key (and query, where they depend on it).
-    first = {score.inputs[0]: "acc"}
-    if qk == "i8":
-        scale = args.number(float(attrs["qk_scale"]), "qk_scale")
-        first = {score.inputs[0]: f"(vf_cvt(acc) * vf_set1({scale}))"}
-    loads: dict[str, str] = {}
-    prefix: list[str] = []
-    masks: list[dict[str, Any]] = []
-    for i, (inner, outer) in enumerate(zip(score.inputs[1:], node.inputs[3:], strict=True)):
-        extra = graph.values[outer]
-        ctype = ELEMENTS[extra.dtype.name].c_type
-        if outer in graph.constants:
-            pointer = args.vector(graph.constants[outer], "extra")
-        else:
-            pointer = args.input((body.choice.root(outer), "flat"), extra.dtype, "extra")
-        shape = (1,) * (4 - len(extra.shape)) + extra.shape
-        index = _index(shape, ("seq", "head", "qi[i]", "kv"))
-        # For those that do not depend on the query: where its keys begin, and whether it has any.
-        row = _index(shape, ("seq", "head", "", ""))
-        masks.append({"pointer": pointer, "index": row, "keys": shape[3] != 1})
-        prefix.append(f"const {ctype} *const e{i} = {pointer};")
-        is_float = extra.dtype == F32
-        convert = "" if is_float else "-(int32_t)"
-        if shape[2] == 1:
-            test = f"e{i}[{index}]" if is_float else f"-(int32_t)(e{i}[{index}] != 0)"
-            loads[inner] = f"v{'f' if is_float else 'i'}_set1({test})"
-        else:
-            kind = "float" if is_float else "int32_t"
-            each = f"e{i}[{index}]" if is_float else f"{convert}(e{i}[{index}] != 0)"
-            prefix.append(f"{kind} g{i}[VL] __attribute__((aligned(64)));")
-            prefix += ["for (int i = 0; i < VL; i++)", f"    g{i}[i] = {each};"]
-            loads[inner] = f"v{'f' if is_float else 'i'}_load(g{i})"
-    inside = Program(score, args, {**first, **loads}.get, prefix="score_")
-    result = inside.demand(score.outputs[0])
-    context |= {"score": [*prefix, *inside.lines], "score_result": result}
-    after = Program(prob, args, {prob.inputs[0]: "x"}.get, prefix="prob_")
-    result = after.demand(prob.outputs[0])
-    if p_type == S8:
+def _probability(form: _Form, body: Body) -> Context:
+    """What becomes of a probability: bytes are unsigned."""
+    prob: Graph = form.node.attrs["prob"]
+    program = Program(prob, body.args, {prob.inputs[0]: "x"}.get, prefix="prob_")
+    result = program.demand(prob.outputs[0])
+    if form.p_type == S8:
         result = f"({result} + 128)"
-    context |= {"prob": after.lines, "prob_result": result}
-    leaf = {node.output: "acc"}
-    sums: dict[str, Accumulator] = {}
-    if pv == "i8":
-        scale = args.number(float(attrs["pv_scale"]), "pv_scale")
-        leaf[node.output] = f"(vf_cvt(acc) * vf_set1({scale}))"
-        most = np.int64(graph.tokens) * 255 * 255
-        sums[node.output] = Accumulator("acc", np.float32(attrs["pv_scale"]), -most, most)
-    prog = body.program(leaf, sums)
-    panels = body.stores(prog, masked=True)
-    width = target.tiles.out_i8 if pv == "i8" else target.tiles.out_f32
-    pieces = [(0, _Piece(dim // width, width))] if dim >= width else []
-    rest = dim % width
-    at = dim - rest
-    while rest:
-        step = 4 if rest >= 4 else rest
-        pieces.append((at, _Piece(1, step)))
-        at, rest = at + step, rest - step
-    if panels and dim % 4:
-        raise ValueError(f"{node.source}: heads of {dim} channels cannot be packed")
-    title = f"attention, {heads} heads of {dim}, scores {qk}, output {pv}"
-    context |= {"pieces": pieces, "panels": panels, "epilogue": prog.lines, "title": title}
-    base = f"attention_{qk}_{pv}_{heads}x{dim}"
-    if found is None:
-        name, text = named(base, "lanes/attention.c.j2", args, {**context, "kernel": "@NAME@"})
-    else:
-        args.number(found.factor, "byte_step")
-        args.integer(found.zp, "byte_zero")
-        if found.mask is not None:
-            args.number(found.drop, "drop")
-        args.number(1.0 / found.prob_scale, "byte_share")
-        args.vector(byte_scores.decay_table(found.decay, target.vectors), "decay")
-        context |= {
-            "kernel": "@NAME@_any",
-            "mask": None if found.mask is None else masks[found.mask],
-            "pair": target.tiles.keys,
-            "v_zp": bool(v_zp),
-        }
-        name, text = named(f"{base}_bytes", "lanes/attention_bytes.c.j2", args, context)
-    keys = (graph.tokens + 3) // 4 * 4
-    scratch = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
-    work = heads * dim // (4 if qk == "i8" else 1) + heads * dim // (4 if pv == "i8" else 1)
-    return LaneKernel(
-        name,
-        text,
-        args,
-        scratch,
-        title,
-        heads=heads,
-        loops=found is not None,
-        shape=f"{heads}x{dim}",
-        work_key=work,
-    )
+    return {"prob": program.lines, "prob_result": result}
+
+
+def _epilogue(form: _Form, body: Body) -> Context:
+    """What becomes of an output.
+
+    Raises:
+        ValueError: heads have other channels than packs of 4, and packs are wanted.
+    """
+    output = form.node.output
+    leaf, sums = {output: "acc"}, {}
+    if form.pv == "i8":
+        scale = float(form.node.attrs["pv_scale"])
+        leaf = {output: f"(vf_cvt(acc) * vf_set1({body.args.number(scale, 'pv_scale')}))"}
+        most = np.int64(body.graph.tokens) * 255 * 255
+        sums = {output: Accumulator("acc", np.float32(scale), -most, most)}
+    program = body.program(leaf, sums)
+    panels = body.stores(program, masked=True)
+    if panels and form.dim % 4:
+        raise ValueError(f"{form.node.source}: heads of {form.dim} channels cannot be packed")
+    return {"epilogue": program.lines, "panels": panels}
+
+
+def _byte_scores(
+    scores: ByteScores, extras: Sequence[_Extra], body: Body, target: Target
+) -> Context:
+    """What the kernel for scores that stay bytes needs besides."""
+    args = body.args
+    args.number(scores.factor, "byte_step")
+    args.integer(scores.zp, "byte_zero")
+    if scores.mask is not None:
+        args.number(scores.drop, "drop")
+    args.number(1.0 / scores.prob_scale, "byte_share")
+    args.vector(byte_scores.decay_table(scores.decay, target.vectors), "decay")
+    return {
+        "kernel": "@NAME@_any",
+        "mask": None if scores.mask is None else extras[scores.mask].row,
+        "pair": target.tiles.keys,
+    }
