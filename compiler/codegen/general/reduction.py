@@ -54,22 +54,15 @@ def emit_reduce(call: Call) -> str:
     inner = dims[-1] if dims else ONE
     if dims:
         (reduced if along else kept).pop()
-    floating = x.dtype.kind == "f"
     rows = product(dims[k] for k in kept)
     count = product(d for i, d in enumerate(whole) if i in axes)
     blocks = f"(({inner} + {COLUMNS - 1}) / {COLUMNS})"
     source = [steps[k] for k in kept]
-    operator = {"sum": "+=", "mean": "+=", "prod": "*="}.get(name, "")
     return call.render(
         "reduce",
         rows=rows if along else f"({rows} * {blocks})",
         work=product(whole),
-        name="sum" if name == "mean" else name,
-        operator=operator,
-        suffix=suffix(x.dtype),
-        type=c_type(x.dtype),
-        accumulator=("double" if floating else "uint64_t") if operator else c_type(x.dtype),
-        start={"+=": "0", "*=": "1"}.get(operator) or _LIMITS[x.dtype.name][name == "min"],
+        **_accumulator(name, x.dtype),
         finish=_finish(name, x.dtype, count),
         along=along,
         inner=inner,
@@ -79,6 +72,18 @@ def emit_reduce(call: Call) -> str:
         at=total(offset("i", source), offset("k", [steps[k] for k in reduced])),
         loops=[(f"k{n}", dims[k], steps[k]) for n, k in enumerate(reduced)],
     )
+
+
+def _accumulator(name: str, dtype: np.dtype[Any]) -> dict[str, str]:
+    """What a reduction keeps of the elements so far, where it begins, and how it takes one more."""
+    made = {"suffix": suffix(dtype), "type": c_type(dtype)}
+    if name in ("max", "min"):
+        start = _LIMITS[dtype.name][name == "min"]
+        return made | {"name": name, "operator": "", "accumulator": c_type(dtype), "start": start}
+    wide = "double" if dtype.kind == "f" else "uint64_t"
+    operator, start = ("*=", "1") if name == "prod" else ("+=", "0")
+    name = "sum" if name == "mean" else name
+    return made | {"name": name, "operator": operator, "accumulator": wide, "start": start}
 
 
 def _finish(name: str, dtype: np.dtype[Any], count: Extent) -> str:

@@ -188,35 +188,52 @@ class Body:
         forms = [(name, form) for name in self.outputs for form in self.outputs[name]]
         # Panels last: a value that nothing else asked for needs no saturation of its own.
         for name, form in sorted(forms, key=lambda pair: (pair[1].startswith("panel"), pair)):
-            dtype = self.graph.values[name].dtype
-            y = self.args.output((name, form), dtype)
-            at = f"{y} + (blk * {self.padded} + c) * 16 + s * VL"
-            steps = prog.steps(name) if form != "lane" else None
-            wants = _wanted(form, dtype)
-            if steps is not None:
-                value, zp = steps
-                zp += 128 * ((dtype == S8) - (wants == "s8"))
-                zero = self.args.integer(zp, "zero")
-            else:
-                value = prog.demand(name)
-                if wants != ("s8" if dtype == S8 else "u8") and form != "lane":
-                    value = f"({value} ^ 128)"  # the other signedness is 128 away
+            y = self.args.output((name, form), self.graph.values[name].dtype)
+            if form == "lane":
+                self._store_lanes(prog, name, y, masked)
+                continue
+            value, zero, wants = self._byte(prog, name, form)
             if form.startswith("panel"):
-                pack = ("vi_pack4", "") if steps is None else (f"vi_pack4_{wants}", zero)
                 prog.lines.append(f"*p{len(panels)} = {value};")
-                panels.append(Panel(y, *pack))
-            elif form.startswith("byte"):
-                if steps is not None:
-                    value = f"vi_saturate_{wants}({value}, {zero})"
-                call = "vi_store_8_lanes" if masked else "vi_store_8"
-                prog.lines.append(f"{call}({at}, {value}{', lo, hi' if masked else ''});")
-            elif masked:
-                prog.lines.append(f"vi_store_lanes({at}, (vi){value}, lo, hi);")
-            else:
-                call = "vf_store" if dtype == F32 else "vi_store"
-                prog.lines.append(f"{call}({at}, {value});")
-                self.lines_ahead.add(f"__builtin_prefetch({at}, 0, 2);")
+                panels.append(Panel(y, f"vi_pack4_{wants}" if zero else "vi_pack4", zero))
+                continue
+            if zero:
+                value = f"vi_saturate_{wants}({value}, {zero})"
+            call, lanes_ = ("vi_store_8_lanes", ", lo, hi") if masked else ("vi_store_8", "")
+            prog.lines.append(f"{call}({self._place(y)}, {value}{lanes_});")
         return panels
+
+    def _place(self, y: str) -> str:
+        """C expression of where a vector of the rows of a channel is."""
+        return f"{y} + (blk * {self.padded} + c) * 16 + s * VL"
+
+    def _byte(self, prog: Program, name: str, form: str) -> tuple[str, str, str]:
+        """A value as a byte of the form: C expression, that of its zero point, and signedness.
+
+        With a zero point, the expression is the number of steps from it, not saturated yet; it is
+        "" where the expression is the byte itself.
+        """
+        dtype = self.graph.values[name].dtype
+        wants = _wanted(form, dtype)
+        steps = prog.steps(name)
+        if steps is not None:
+            value, zp = steps
+            shift = 128 * ((dtype == S8) - (wants == "s8"))
+            return value, self.args.integer(zp + shift, "zero"), wants
+        value = prog.demand(name)
+        if wants != ("s8" if dtype == S8 else "u8"):
+            value = f"({value} ^ 128)"  # the other signedness is 128 away
+        return value, "", wants
+
+    def _store_lanes(self, prog: Program, name: str, y: str, masked: bool) -> None:
+        """Append the store of a value in lanes of 4 bytes."""
+        value, at = prog.demand(name), self._place(y)
+        if masked:
+            prog.lines.append(f"vi_store_lanes({at}, (vi){value}, lo, hi);")
+            return
+        call = "vf_store" if self.graph.values[name].dtype == F32 else "vi_store"
+        prog.lines.append(f"{call}({at}, {value});")
+        self.lines_ahead.add(f"__builtin_prefetch({at}, 0, 2);")
 
 
 class _AliasProgram(Program):
