@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, ValueInfoProto, helper
 
 import sparsec
 from examples.encoders import Form, write_random
 from examples.encoders.config import EncoderConfig
-from sparsec.compiler.c_text import c_comment, c_string
+from sparsec.compiler.c_text import WIDTH, c_comment, c_string, tidy
 from sparsec.compiler.frontend import load_model, signature
 from sparsec.errors import ModelError, UnsupportedError
 from tests.frontend_support import BOOL, FLOAT, INT64, check, model_proto, node, session
@@ -192,3 +194,20 @@ def test_text_in_c() -> None:
     for text in ("*/", "/*/", "**//", "a\\", "??/", "/\n*"):
         safe = c_comment(text)
         assert not any(end in f"{safe}\n" for end in ("*/", "/*", "\\", "??", "\n\n"))
+
+
+C_LINES = st.lists(st.sampled_from(["x = f(a, b);", "+ 4", '"a  b"', "word", "q"]), max_size=60)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "    ", "/* "]), C_LINES), max_size=6))
+def test_long_lines_of_c_are_folded(lines: list[tuple[str, list[str]]]) -> None:
+    """Only white space outside literals changes, and what is tidy stays as it is."""
+    text = "\n".join(
+        head + " ".join(words) + (" */" if head == "/* " else "") for head, words in lines
+    )
+    made = tidy(text)
+    assert "".join(made.replace("\n * ", "").split()) == "".join(text.split())
+    assert max(map(len, made.split("\n"))) <= WIDTH
+    assert "\n\n\n" not in made
+    assert tidy(made) == made
+    assert "/*" in text or text.count('"a  b"') == made.count('"a  b"')

@@ -130,11 +130,11 @@ def write_tree(folder: Path, form: str) -> None:
         ("sparsec.h", "sparsec.h"),
         ("vec_isa.h", f"lanes/{vectors}"),
         ("vec.h", "lanes/vec.h"),
-        ("lanes.h", "lanes/lanes.h"),
         ("tiles.h", "lanes/tiles.h"),
         ("tiles_isa.h", f"lanes/{tiles}"),
     ):
         (folder / name).write_text(read_template(source))
+    (folder / "lanes.h").write_text(environment().get_template("lanes/lanes.h.j2").render())
     text = """
 typedef struct {
     const char *x;

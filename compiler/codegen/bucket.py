@@ -60,6 +60,9 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         profile: count the time of every call, for ``sparsec_profile()``.
     """
     text = _Text(plan, profile)
+    users: dict[str, list[str]] = {}
+    for call in plan.calls:
+        users.setdefault(call.kernel, []).append(call.function)
     inputs, outputs = plan.inputs, plan.outputs
     buffers = [f"(char *)inputs[{i}] + {_step(p.size)} * b0" for i, p in enumerate(inputs)]
     buffers += [f"(char *)outputs[{i}] + {_step(p.size)} * b0" for i, p in enumerate(outputs)]
@@ -70,9 +73,9 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         length=plan.length,
         tokens=plan.tokens,
         target=target.name,
-        kernels=list(plan.kernels.values()),
+        kernels=[(text, users.get(name, [])) for name, text in plan.kernels.items()],
         calls=text.stages(),
-        stages=text.names(),
+        stages=text.summaries(),
         n_inputs=len(inputs),
         n_outputs=len(outputs),
         supports_lengths=plan.skips,
@@ -107,7 +110,7 @@ def _headers(target: Target) -> dict[str, str]:
         "vec_isa.h": read_template(f"lanes/{target.vectors.header}"),
         "vec.h": read_template("lanes/vec.h"),
         "vmath.h": tidy(_fill("lanes/vmath.h.j2", phi=gelu.literals())),
-        "lanes.h": read_template("lanes/lanes.h"),
+        "lanes.h": tidy(_fill("lanes/lanes.h.j2")),
     }
 
 
@@ -137,6 +140,15 @@ class _Text:
         """The functions to call, in order."""
         names = [f"stage_{i}" for i in range(len(self.plan.stages))]
         return [*names, "copy_outputs"] if self.plan.copies else names
+
+    def summaries(self) -> list[tuple[str, str]]:
+        """The functions to call, in order, and what each is about."""
+        about = []
+        for stage in self.plan.stages:
+            sources = [call.source.split(", ")[0] for call in stage.calls if call.source]
+            first = f" from {sources[0]} on" if sources else ""
+            about.append(f"{stage.kind}{first}")
+        return list(zip(self.names(), [*about, "copies"], strict=False))
 
     def stages(self) -> list[str]:
         """The functions, each after what it calls."""

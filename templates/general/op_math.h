@@ -81,7 +81,7 @@ static inline float op_log_f32(float x)
     const float rest = op_fma_f32(square * f, p, op_fma_f32(whole, -2.12194440e-4f, -0.5f * square));
     const float y = op_fma_f32(whole, 0.693359375f, f + rest);
     const float edge = x == 0 ? -INFINITY : x > 0 ? x : NAN; /* infinity and NaN stay */
-    return (x > 0) & (x < INFINITY) ? y : edge;
+    return ((x > 0) & (x < INFINITY)) ? y : edge;
 }
 
 /* The error function within 1.2 units of the last place. */
