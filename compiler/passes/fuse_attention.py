@@ -132,23 +132,23 @@ def _region(m: Match, start: str, end: str, spaces: tuple[Shape, ...]) -> _Regio
 
     None if they do more than elementwise work on the scores, or if others read what they make.
     """
-    above: set[int] = set()
+    above: set[str] = set()
     stack = [end]
     while stack:
         node = m.producer(name) if (name := stack.pop()) != start else None
-        if node is not None and id(node) not in above and _is_step(m, node, spaces):
-            above.add(id(node))
+        if node is not None and node.outputs[0] not in above and _is_step(m, node, spaces):
+            above.add(node.outputs[0])
             stack.extend(node.inputs)
     made = {start}
     order: list[Node] = []
     for node in m.graph.nodes:
-        if id(node) in above and not made.isdisjoint(node.inputs):
+        if node.outputs[0] in above and not made.isdisjoint(node.inputs):
             made.add(node.output)
             order.append(node)
     if end not in made or any(name in m.graph.outputs for name in made):
         return None
-    inside = {id(node) for node in order}
-    if any(id(user) not in inside for name in made - {end} for user in m.users(name)):
+    inside = {node.outputs[0] for node in order}
+    if any(user.outputs[0] not in inside for name in made - {end} for user in m.users(name)):
         return None
     extras: list[str] = []
     for node in order:

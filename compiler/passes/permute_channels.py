@@ -79,9 +79,9 @@ class _Permuting:
         self.graph = graph
         self.producers = graph.producers()
         self.consumers = graph.consumers()
-        self.place = {id(node): i for i, node in enumerate(graph.nodes)}
+        self.place = {node.outputs[0]: i for i, node in enumerate(graph.nodes)}
         self.weights = {
-            id(n): graph.constants[n.inputs[1]]
+            n.outputs[0]: graph.constants[n.inputs[1]]
             for n in graph.nodes
             if n.op in ("linear", "qlinear") and n.inputs[1] in graph.constants
         }
@@ -118,7 +118,7 @@ class _Permuting:
                     free.append(site)
                 elif node.op == "qlinear":
                     gathers += self.behind_norm(name)
-        free.sort(key=lambda site: min(self.place[id(n)] for n in site.makers))
+        free.sort(key=lambda site: min(self.place[n.outputs[0]] for n in site.makers))
         return gathers + free
 
     def channels(self, name: str) -> int:
@@ -161,7 +161,7 @@ class _Permuting:
         if node.op == "reshape":
             ends = (node.inputs[0], node.output)
             return ends if self.channels(ends[0]) == self.channels(ends[1]) else None
-        if node.op in ("linear", "qlinear") and id(node) in self.weights:
+        if node.op in ("linear", "qlinear") and node.outputs[0] in self.weights:
             if makes:
                 site.makers.append(node)
                 return ()
@@ -202,7 +202,7 @@ class _Permuting:
         if norm is None or norm.op != "layernorm" or self.channels(name) % 4:
             return []
         if name in self.graph.outputs or any(
-            n.op != "qlinear" or n.inputs.count(name) != 1 or id(n) not in self.weights
+            n.op != "qlinear" or n.inputs.count(name) != 1 or n.outputs[0] not in self.weights
             for n in readers
         ):
             return []
@@ -212,8 +212,8 @@ class _Permuting:
 
     def choose(self, site: _Site) -> Array | None:
         """The best order found, if it saves enough; None to leave the site as it is."""
-        used = [self.weights[id(n)] != 0 for n in site.readers]
-        packs = sum(int((packs_of(self.weights[id(n)]) != 0).sum()) for n in site.readers)
+        used = [self.weights[n.outputs[0]] != 0 for n in site.readers]
+        packs = sum(int((packs_of(self.weights[n.outputs[0]]) != 0).sum()) for n in site.readers)
         if not packs or sum(int(u.sum()) for u in used) >= FULL * 4 * packs:
             return None
         order = _ordered(np.concatenate(used), site.width)
@@ -226,7 +226,7 @@ class _Permuting:
         total = 0.0
         for node in dict.fromkeys((*site.makers, *site.readers)):
             if node.op == "qlinear":
-                w = self.weights[id(node)]
+                w = self.weights[node.outputs[0]]
                 if order is not None:
                     w = self.reordered(node, site, order)
                 total += estimated_work(w)
@@ -234,7 +234,7 @@ class _Permuting:
 
     def reordered(self, node: Node, site: _Site, order: Array) -> Array:
         """A layer's weights with the site's channels in that order."""
-        w = self.weights[id(node)]
+        w = self.weights[node.outputs[0]]
         if node in site.makers:
             w = w[order]
         return w[:, order] if node in site.readers else w
@@ -242,40 +242,43 @@ class _Permuting:
     def apply(self, site: _Site, order: Array) -> None:
         """Make an order the one that later sites see."""
         for node in dict.fromkeys((*site.makers, *site.readers)):
-            self.weights[id(node)] = self.reordered(node, site, order)
+            self.weights[node.outputs[0]] = self.reordered(node, site, order)
 
     # -- the new graph
 
     def rewritten(self, chosen: Sequence[tuple[_Site, Array]]) -> Graph:
         """The graph with reordered constants, and gathers where there are no makers."""
         edit = Editor(self.graph)
-        inputs = {id(node): list(node.inputs) for node in self.graph.nodes}
-        rows: dict[int, Array] = {}
-        touched: set[int] = set()
+        inputs = {node.outputs[0]: list(node.inputs) for node in self.graph.nodes}
+        rows: dict[str, Array] = {}
+        touched: set[str] = set()
         for site, order in chosen:
             for node in site.makers:
-                rows[id(node)] = order
-                touched.add(id(node))
-            touched |= {id(node) for node in site.readers}
+                rows[node.outputs[0]] = order
+                touched.add(node.outputs[0])
+            touched |= {node.outputs[0] for node in site.readers}
             if site.gathered:
                 indices = edit.constant(order, f"{site.gathered}.order")
                 axis = len(self.graph.values[site.gathered].shape) - 1
                 source = self.producers[site.gathered].source
                 moved = edit.emit("gather", (site.gathered, indices), source=source, axis=axis)
                 for node in site.readers:
-                    inputs[id(node)][0] = moved
+                    inputs[node.outputs[0]][0] = moved
             for name in site.values - {site.gathered}:
                 node = self.producers[name]
                 if OPS[node.op].elementwise:
-                    self.reorder_constants(edit, inputs[id(node)], order)
+                    self.reorder_constants(edit, inputs[node.outputs[0]], order)
         for node in self.graph.nodes:
-            if id(node) in touched:
-                names = inputs[id(node)]
-                names[1] = edit.constant(np.ascontiguousarray(self.weights[id(node)]), names[1])
-                if id(node) in rows:
-                    self.reorder_constants(edit, names, rows[id(node)], first=2)
+            if node.outputs[0] in touched:
+                names = inputs[node.outputs[0]]
+                names[1] = edit.constant(
+                    np.ascontiguousarray(self.weights[node.outputs[0]]), names[1]
+                )
+                if node.outputs[0] in rows:
+                    self.reorder_constants(edit, names, rows[node.outputs[0]], first=2)
         edit.nodes = [
-            replace(node, inputs=tuple(inputs.get(id(node), node.inputs))) for node in edit.nodes
+            replace(node, inputs=tuple(inputs.get(node.outputs[0], node.inputs)))
+            for node in edit.nodes
         ]
         return edit.finish()
 

@@ -179,7 +179,7 @@ _DRAW: Mapping[type, Callable[[Any, Any], None]] = {
 def _svg(title: str, paint: Callable[[Any], None], size: tuple[float, float] = _SIZE) -> str:
     import matplotlib
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": title,  # the same plot has the same names in it, other plots have others
         "font.family": "sans-serif",
