@@ -56,11 +56,11 @@ class Builder:
         """A constant."""
         return self._editor.constant(value)
 
-    def weights(self, keep: float, block: int = 1, largest: int = 127) -> Array:
-        """Int8 [channels, channels], of which that share of 1 x `block` blocks is not zero."""
-        n = self.size.channels
-        w = self.rng.integers(1, largest + 1, (n, n)) * self.rng.choice([-1, 1], (n, n))
-        kept = np.repeat(self.rng.random((n, n // block)) < keep, block, axis=1)
+    def weights(self, keep: float, block: int = 1, largest: int = 127, times: int = 1) -> Array:
+        """Int8 [times * channels, channels]; that share of 1 x `block` blocks is not zero."""
+        n, k = times * self.size.channels, self.size.channels
+        w = self.rng.integers(1, largest + 1, (n, k)) * self.rng.choice([-1, 1], (n, k))
+        kept = np.repeat(self.rng.random((n, k // block)) < keep, block, axis=1)
         return (w * kept).astype(np.int8)
 
     def emit(self, op: str, inputs: Iterable[str], **attrs: Any) -> str:
@@ -81,10 +81,10 @@ class Case:
     near: float = 0.0
 
 
-def _bytes(keep: float, block: int = 4, largest: int = 127) -> Case:
+def _bytes(keep: float, block: int = 4, largest: int = 127, times: int = 1) -> Case:
     def build(b: Builder) -> str:
-        w = b.number(b.weights(keep, block, largest))
-        bias = b.number(b.rng.integers(-999, 999, b.size.channels).astype(np.int32))
+        w = b.number(b.weights(keep, block, largest, times))
+        bias = b.number(b.rng.integers(-999, 999, times * b.size.channels).astype(np.int32))
         scale = b.number(np.float32(0.01))
         return b.emit("qlinear", [b.given(np.uint8, b.rows), w, scale, bias], x_zp=120)
 
@@ -157,6 +157,7 @@ IN_LANES: dict[str, Case] = {
     "linear_i8_sparse_pairs": _bytes(0.2),
     "linear_i8_dense": _bytes(1.0),
     "linear_i8_dense_pairs": _bytes(1.0, largest=64),
+    "linear_i8_tiles": _bytes(1.0, times=8),
     "linear_f32_sparse": _floats(0.1),
     "linear_f32_sparse_runs": _floats(0.2, block=4),
     "linear_f32_dense": _floats(1.0),

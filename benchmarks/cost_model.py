@@ -69,7 +69,7 @@ def made_of(layer: LayerClass, tiling: Tiling, blocks: int, target: Target) -> n
     """What the time of a layer is made of, for the unit that computes it."""
     if tiling.matrix:
         assert target.matrix is not None
-        return matrix_features(layer, blocks, target.matrix.sweep)
+        return matrix_features(layer, blocks, target.lanes, target.matrix.sweep)
     return features(layer, tiling, blocks, target.lanes)
 
 

@@ -118,7 +118,6 @@ cdef extern from "cpu.h" nogil:
     uint64_t sparsec_cpu_features()
     void sparsec_cpu_caches(uint64_t *)
     void sparsec_cpu_brand(char *)
-    int sparsec_cpu_request_tiles()
 
 
 ctypedef const sparsec_info *(*info_function)() noexcept nogil
@@ -964,11 +963,6 @@ def cpu_probe():
         if mask >> i & 1:
             names.append(sparsec_cpu_feature_name(i).decode())
     return brand.decode("ascii", "replace"), names, [caches[0], caches[1], caches[2]]
-
-
-def request_tiles():
-    """Ask the system for tile registers, for all threads of this process: 0, or a number of errno."""
-    return sparsec_cpu_request_tiles()
 
 
 def pool_workers():

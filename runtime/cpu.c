@@ -1,13 +1,7 @@
 /* cpu.c: see cpu.h. */
 #include "cpu.h"
 
-#include <errno.h>
 #include <string.h>
-
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 /* Words of CPUID: leaf 1, leaf 7, and its sub-leaf 1. */
 enum { BASIC_C, EXT_B, EXT_C, EXT_D, EXT1_A, WORDS };
@@ -47,16 +41,6 @@ enum { COUNT = sizeof features / sizeof *features };
 const char *sparsec_cpu_feature_name(int index)
 {
     return index >= 0 && index < COUNT ? features[index].name : NULL;
-}
-
-int sparsec_cpu_request_tiles(void)
-{
-#if defined(__x86_64__) && defined(__linux__)
-    const int request_permission = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
-    return syscall(SYS_arch_prctl, request_permission, tile_data) ? errno : 0;
-#else
-    return ENOSYS;
-#endif
 }
 
 #if defined(__x86_64__) || defined(__i386__)

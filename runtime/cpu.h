@@ -15,11 +15,6 @@ uint64_t sparsec_cpu_features(void);
 /* Sizes in bytes of the level 1 data, level 2 and level 3 caches as seen by one core; 0: unknown. */
 void sparsec_cpu_caches(uint64_t sizes[3]);
 
-/* Asks the system to save tile registers (AMX), which it does for a process that has asked: for all of
- * its threads and forks, and for as long as it lives.  Asking again changes nothing.
- * Returns 0, or what is wrong as in errno. */
-int sparsec_cpu_request_tiles(void);
-
 /* The processor's name, "" when unknown. */
 void sparsec_cpu_brand(char text[64]);
 

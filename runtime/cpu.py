@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from sparsec import targets
-from sparsec.errors import HardwareError
 
 
 @dataclass(frozen=True)
@@ -63,40 +61,6 @@ def detect() -> CpuInfo:
         cores=cores,
         threads=threads,
     )
-
-
-#: Why Linux does not give a process tile registers.
-_REFUSALS = {
-    **dict.fromkeys(
-        (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP),
-        "this system does not save them; Linux does from 5.16 on",
-    ),
-    **dict.fromkeys(
-        (errno.EPERM, errno.EACCES),
-        "something that confines this process (seccomp) forbids to ask for them by arch_prctl",
-    ),
-    errno.ENOSPC: "a thread handles signals on a stack that is too small for them (sigaltstack); "
-    "AT_MINSIGSTKSZ of getauxval is the least size",
-}
-
-
-def request_tiles(ask: Callable[[], int] | None = None) -> None:
-    """Have the system save tile registers (AMX), for all threads of this process and its forks.
-
-    From then on, alternate signal stacks must have room for them: Linux refuses smaller ones.
-
-    Args:
-        ask: asks the system, and returns 0 or a number of errno; absent: arch_prctl does.
-
-    Raises:
-        HardwareError: it does not; says why.
-    """
-    from sparsec.runtime import _engine
-
-    code = (ask or _engine.request_tiles)()
-    if code:
-        reason = _REFUSALS.get(code, os.strerror(code))
-        raise HardwareError(f"this process may not use tile registers (AMX): {reason}")
 
 
 def usable_cores(root: Path = Path("/")) -> tuple[int, int]:

@@ -88,7 +88,8 @@ struct sparsec_parallel {
 enum {
     SPARSEC_OK = 0,
     SPARSEC_BAD_ARGUMENT = 1, /* a null pointer, batch < 1, or a length outside [0, length] */
-    SPARSEC_BAD_INDEX = 2     /* an index outside its table; sparsec_bad_index() says which */
+    SPARSEC_BAD_INDEX = 2,    /* an index outside its table; sparsec_bad_index() says which */
+    SPARSEC_REFUSED = 3       /* the system does not let this process use what the code needs; see below */
 };
 
 /* An index that is outside the table which the model looks it up in.  Right would have been
@@ -115,8 +116,16 @@ size_t sparsec_workspace_size(int64_t batch, int32_t threads);
  *                    tell which tokens may hold any indices)
  *   workspace        sparsec_workspace_size(batch, threads) bytes, 64-byte aligned
  *   parallel         NULL: run on the calling thread
- * Returns SPARSEC_OK or an error.  Outputs are untouched after SPARSEC_BAD_ARGUMENT, and unspecified
- * after SPARSEC_BAD_INDEX.  Indices of tokens that are padding by `lengths` are never an error. */
+ * Returns SPARSEC_OK or an error.  Outputs are untouched after SPARSEC_BAD_ARGUMENT and SPARSEC_REFUSED, and
+ * unspecified after SPARSEC_BAD_INDEX.  Indices of tokens that are padding by `lengths` are never an error.
+ *
+ * A library for target "amx" asks Linux on its first run for tile registers, which the system saves only
+ * for processes that have asked: arch_prctl(ARCH_REQ_XCOMP_PERM, 18), for all threads and later forks.
+ * SPARSEC_REFUSED says that it was refused: by a system older than Linux 5.16, by a filter of system calls,
+ * or because a thread has an alternate signal stack (sigaltstack) smaller than getauxval(AT_MINSIGSTKSZ),
+ * which signals with these registers would overflow; from then on Linux refuses such stacks instead.  To know
+ * before, or to ask before threads start, make the call yourself.  Each piece of work configures the
+ * calling thread's tiles and releases them before it returns: what the caller keeps in tiles is lost. */
 int sparsec_run(const void *const *inputs, void *const *outputs, int64_t batch,
                 const int32_t *lengths, void *workspace, const sparsec_parallel *parallel);
 

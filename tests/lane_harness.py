@@ -22,9 +22,20 @@ from sparsec.runtime import cpu
 
 UBSAN = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
 
-#: Where this CPU has no AVX-VNNI, its 256-bit kernels still run with the AVX-512 encoding of the
-#: same instruction.
-STAND_INS = {"avx_vnni": ("avx2", "fma", "avx512f", "avx512vl", "avx512vnni")}
+#: What runs the kernels of targets that this CPU cannot run.  AVX-VNNI's have the AVX-512 encoding
+#: of the same instruction, AMX's an emulation beside vectors of 32 bytes: it takes all the layers
+#: that it can.
+STAND_INS = {
+    "avx_vnni": replace(
+        targets.get("avx_vnni"), features=("avx2", "fma", "avx512f", "avx512vl", "avx512vnni")
+    ),
+    "amx": replace(
+        targets.get("avx2"),
+        name="amx",
+        matrix=targets.Matrix(header="tiles_emulated.h", weights=16 << 10, sweep=4),
+        costs=replace(targets.costs(targets.get("avx2")), matrix=(1e-3,) * 5),
+    ),
+}
 
 
 def target_params() -> list[Any]:
@@ -33,7 +44,7 @@ def target_params() -> list[Any]:
     params = []
     for target in targets.TARGETS:
         missing = target.missing(info.features)
-        if missing and not set(STAND_INS.get(target.name, missing)) - set(info.features):
+        if missing and not STAND_INS.get(target.name, target).missing(info.features):
             missing = ()
         marks = [pytest.mark.skip(reason=f"this CPU lacks {', '.join(missing)}")] if missing else []
         params.append(pytest.param(target.name, marks=marks))
@@ -43,7 +54,7 @@ def target_params() -> list[Any]:
 def _target(name: str) -> targets.Target:
     target = next(t for t in targets.TARGETS if t.name == name)
     if target.missing(cpu.detect().features) and name in STAND_INS:
-        return replace(target, features=STAND_INS[name])
+        return STAND_INS[name]
     return target
 
 

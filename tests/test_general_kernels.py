@@ -984,7 +984,7 @@ def test_integer_extremes(build: Any, dtype: str) -> None:
 def test_other_vectors(target: str, cases: list[Case], tmp_path_factory: Any) -> None:
     """The instructions of other targets that this machine can run, or such as do the same."""
     cc, features = toolchain.find(), cpu.detect().features
-    needs = STAND_INS.get(target, targets.get(target).features)
+    needs = STAND_INS.get(target, targets.get(target)).features
     if isinstance(cc, toolchain.Zig) or not {*needs} <= {*features}:
         pytest.skip(f"cannot build or run {target} here")
     own = ["-Wno-aggressive-loop-optimizations"] if isinstance(cc, toolchain.Gcc) else []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsec import targets
+from sparsec import targets, tile_registers
 from sparsec.errors import HardwareError
 from sparsec.runtime import cpu, detect
 
@@ -89,13 +89,13 @@ def test_features_of_targets_are_detected() -> None:
 )
 def test_tiles_that_are_refused(code: int, reason: str) -> None:
     with pytest.raises(HardwareError, match=r"may not use tile registers \(AMX\): ") as refused:
-        cpu.request_tiles(lambda: code)
+        tile_registers.request(lambda: code)
     assert reason in str(refused.value)
 
 
 def test_tiles_that_are_given() -> None:
     asked = []
-    cpu.request_tiles(lambda: asked.append(1) or 0)
+    tile_registers.request(lambda: asked.append(1) or 0)
     assert asked
 
 
@@ -103,8 +103,8 @@ def test_this_system_gives_tiles_where_it_has_them() -> None:
     """In a process of its own, for this one could no longer take small signal stacks."""
     code = (
         "from sparsec.errors import HardwareError\n"
-        "from sparsec.runtime import cpu\n"
-        "try:\n    cpu.request_tiles(); cpu.request_tiles()\n"
+        "from sparsec import tile_registers\n"
+        "try:\n    tile_registers.request(); tile_registers.request()\n"
         "except HardwareError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

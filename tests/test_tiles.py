@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ HERE = Path(__file__).parent
 Array = np.ndarray[Any, Any]
 
 #: Whether programs here may use the unit.
-UNIT = {"amx_tile", "amx_int8", "avx512vnni"} <= cpu.detect().features
+UNIT = "amx" in cpu.detect().targets()
 
 needs_unit = pytest.mark.skipif(not UNIT, reason="this CPU has no tiles")
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -91,30 +92,54 @@ SHAPES = (
 )
 
 
+#: What kernels are given.
+FIELDS = (
+    "const char *x",
+    "const int8_t *weights",
+    "const int32_t *bias",
+    "int32_t *sums",
+    "char *y",
+)
+
+#: Kernels have a type of their own for it.
+CALL = """
+static void call_@(const linear_args *a, int64_t b0, int64_t b1, int32_t q0, int32_t q1, char *s)
+{
+    const linear_@_args own = {a->x, a->weights, a->bias, a->sums, a->y};
+    linear_@(NULL, NULL, &own, b0, b1, q0, q1, s);
+}
+"""
+
+KERNEL = """
+typedef struct {
+    void (*run)(const linear_args *, int64_t, int64_t, int32_t, int32_t, char *);
+    size_t stride, weights, quads, scratch;
+} kernel;
+static const kernel kernels[] = {
+"""
+
+
 def render(shape: Shape, name: str, lanes: int) -> str:
     """A kernel that stores its sums, and their low bytes as a panel."""
-    out = f"(blk * {shape.quads} * 4 + c) * 16 + s * VL"
-    epilogue = (
-        f"typedef linear_args {name}_args;\n"
-        f"SPARSEC_INLINE void {name}_ep(const {name}_args *a, int64_t blk, int s, int64_t c, "
-        f"vi acc, vi *p0)\n{{\n    vi_store(a->sums + {out}, acc);\n"
-        "    *p0 = acc;\n}\n"
-        f"SPARSEC_INLINE void {name}_ahead(const {name}_args *a, int64_t blk, int64_t c)\n{{\n"
-        "    const int s = 0;\n"
-        f"    __builtin_prefetch(a->sums + {out}, 0, 2);\n}}\n"
-    )
-    return epilogue + environment().get_template("lanes/linear_tiles.c.j2").render(
-        name=name,
-        title=f"{shape.k} -> {shape.n}",
-        panels=[{"y": "a->y", "pack": "vi_pack4", "zero": ""}],
-        ahead=True,
-        sub=16 // lanes,
-        stride=shape.packs * 64,
-        packs=shape.packs,
-        quads=shape.quads,
-        steps=shape.steps,
-        chunk=shape.chunk,
-        sweep=shape.sweep,
+    out = f"a->sums + (blk * {shape.quads} * 4 + c) * 16 + s * VL"
+    return (
+        environment()
+        .get_template("lanes/linear_tiles.c.j2")
+        .render(
+            name=name,
+            title=f"{shape.k} -> {shape.n}",
+            args=SimpleNamespace(fields=[SimpleNamespace(declaration=f) for f in FIELDS]),
+            epilogue=[f"vi_store({out}, acc);", "*p0 = acc;"],
+            ahead=[f"__builtin_prefetch({out}, 0, 2);"],
+            panels=[{"y": "a->y", "pack": "vi_pack4", "zero": ""}],
+            sub=16 // lanes,
+            stride=shape.packs * 64,
+            packs=shape.packs,
+            quads=shape.quads,
+            steps=shape.steps,
+            chunk=shape.chunk,
+            sweep=shape.sweep,
+        )
     )
 
 
@@ -135,27 +160,13 @@ def write_tree(folder: Path, form: str) -> None:
     ):
         (folder / name).write_text(read_template(source))
     (folder / "lanes.h").write_text(environment().get_template("lanes/lanes.h.j2").render())
-    text = """
-typedef struct {
-    const char *x;
-    const int8_t *weights;
-    const int32_t *bias;
-    int32_t *sums;
-    char *y;
-} linear_args;
-"""
-    text += "".join(render(shape, f"linear_{i}", lanes) for i, shape in enumerate(SHAPES))
-    text += """
-typedef struct {
-    void (*run)(const sparsec_rt *, const sparsec_rows *, const linear_args *, int64_t, int64_t,
-                int32_t, int32_t, char *);
-    size_t stride, weights, quads, scratch;
-} kernel;
-static const kernel kernels[] = {
-"""
+    text = "typedef struct {\n" + "".join(f"    {f};\n" for f in FIELDS) + "} linear_args;\n"
+    for i, shape in enumerate(SHAPES):
+        text += render(shape, f"linear_{i}", lanes) + CALL.replace("@", str(i))
+    text += KERNEL
     for i, s in enumerate(SHAPES):
         weights = -(-s.n // 16) * s.steps * 1024
-        text += f"    {{linear_{i}, {s.packs * 64}, {weights}, {s.quads}, {scratch(s)}}},\n"
+        text += f"    {{call_{i}, {s.packs * 64}, {weights}, {s.quads}, {scratch(s)}}},\n"
     (folder / "kernels.h").write_text(text + "};\n")
 
 

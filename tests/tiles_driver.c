@@ -50,7 +50,7 @@ int main(void)
         char *const scratch = buffer(k->scratch, 0xa5);
         const linear_args args = {.x = x, .weights = w, .bias = bias, .sums = lanes, .y = (char *)panel};
         tiles_configure_whole();
-        k->run(NULL, NULL, &args, head[1], head[2], head[3], head[4], scratch);
+        k->run(&args, head[1], head[2], head[3], head[4], scratch);
         tiles_release();
         if (fwrite(lanes, 4, out_size, stdout) != out_size || fwrite(panel, 1, out_size, stdout) != out_size)
             abort();

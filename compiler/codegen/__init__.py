@@ -138,6 +138,7 @@ def plan_bucket(
         copies=copies,
         sites=made.sites,
         chunk=schedule.chunk(graph),
+        tall=schedule.tall(target),
         skips=takes_lengths and graph.length > 0 and (token_rows or counts),
     )
     plan.verify()

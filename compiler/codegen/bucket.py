@@ -22,7 +22,6 @@ from sparsec.compiler.codegen.plan import (
     Stage,
     Weights,
 )
-from sparsec.compiler.codegen.schedule import TALL
 from sparsec.compiler.lowering.linear import SLAB_QUADS
 from sparsec.compiler.templates import environment, read_template
 from sparsec.targets import Target
@@ -84,7 +83,8 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         scratch=max((64, *(call.scratch for call in plan.calls))),
         slots=plan.memory.places,
         local_bytes=plan.memory.local,
-        tall=TALL,
+        tall=plan.tall,
+        matrix=target.matrix is not None,
         buffers=buffers,
         sites=plan.sites,
         profile=len(plan.calls) if profile else 0,
@@ -104,7 +104,12 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
 
 def _headers(target: Target) -> dict[str, str]:
     """The headers that ``bucket.c`` includes."""
+    tiles = {}
+    if target.matrix is not None:
+        tiles["tiles.h"] = read_template("lanes/tiles.h")
+        tiles["tiles_isa.h"] = read_template(f"lanes/{target.matrix.header}")
     return {
+        **tiles,
         "rt.h": read_template("rt.h"),
         **headers(),
         "vec_isa.h": read_template(f"lanes/{target.vectors.header}"),
@@ -203,6 +208,7 @@ class _Text:
                 for wave in stage.waves
             ],
             splits=any(call.quads for call in stage.calls),
+            matrix=stage.matrix,
             zeroed=[{"buffer": self._number(b), "bytes": b.size.batch} for b in flat],
             slab=SLAB_QUADS,
         )

@@ -189,6 +189,7 @@ class _Maker:
                 quads=kernel.quads,
                 heads=kernel.heads,
                 loops=kernel.loops,
+                matrix=kernel.matrix,
                 scratch=kernel.scratch,
                 work=work,
                 layer=layer,

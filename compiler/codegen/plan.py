@@ -158,6 +158,7 @@ class Call:
         quads: groups of 4 output channels, which can be split over threads; 0: they cannot be.
         heads: of attention.
         loops: the kernel takes several blocks of queries a call (attention only).
+        matrix: the kernel works on tiles, which its thread has to configure.
         scratch: bytes that the kernel needs for itself in each thread.
         work: how much it computes.
         layer: what is reported of a linear layer.
@@ -178,6 +179,7 @@ class Call:
     quads: int = 0
     heads: int = 0
     loops: bool = False
+    matrix: bool = False
     scratch: int = 0
     work: Work = field(default_factory=Work)
     layer: Layer | None = None
@@ -203,6 +205,11 @@ class Stage:
     def calls(self) -> tuple[Call, ...]:
         """All calls in order."""
         return tuple(call for wave in self.waves for call in wave)
+
+    @property
+    def matrix(self) -> bool:
+        """Whether its threads have to configure tiles."""
+        return any(call.matrix for call in self.calls)
 
     @property
     def domain(self) -> str:
@@ -300,6 +307,7 @@ class Plan:
         copies: after the last stage.
         sites: by number.
         chunk: sequences to compute at a time; 0: all, because the batch cannot be cut.
+        tall: blocks of 16 rows that a thread takes through a stage at a time.
         skips: padding is left out where lengths are given.
     """
 
@@ -313,6 +321,7 @@ class Plan:
     copies: tuple[Copy, ...] = ()
     sites: tuple[Site, ...] = ()
     chunk: int = 0
+    tall: int = 0
     skips: bool = False
 
     @property
@@ -492,7 +501,8 @@ def _head(plan: Plan) -> list[str]:
 def _stages(plan: Plan) -> Iterator[str]:
     for i, stage in enumerate(plan.stages):
         rows = {"token": " of tokens", "item": " of sequences"}.get(stage.domain, "")
-        yield f"stage {i}: {stage.kind}{rows}"
+        tiles = ", threads configure tiles" if stage.matrix else ""
+        yield f"stage {i}: {stage.kind}{rows}{tiles}"
         for k, wave in enumerate(stage.waves):
             if len(stage.waves) > 1:
                 yield f"  wave {k}"

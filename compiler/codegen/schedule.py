@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from sparsec.compiler.codegen.plan import Call, Slot, Stage
 from sparsec.compiler.ir import Graph
 from sparsec.compiler.lowering.batch import separable
+from sparsec.targets import Target
 
 #: Rows that are computed at a time where the batch can be cut: few enough to keep activations in
 #: the caches.  With many threads it is more, so that each has TALL blocks.
 CHUNK_ROWS = 512
 
 #: Blocks of rows that a thread takes through a stage at a time: what they leave behind from kernel
-#: to kernel should stay in the second-level cache.
+#: to kernel should stay in the second-level cache.  Products of tiles are so fast that weights
+#: should meet more of them.
 TALL = 4
 
 
@@ -42,6 +44,11 @@ def waves(calls: Sequence[Call]) -> tuple[tuple[Call, ...], ...]:
             made = set()
         made = made | {*call.writes} if layer else set()
     return tuple(map(tuple, found))
+
+
+def tall(target: Target) -> int:
+    """Blocks of rows that a thread takes through a stage at a time."""
+    return TALL if target.matrix is None else max(TALL, target.matrix.sweep)
 
 
 def chunk(graph: Graph) -> int:

@@ -169,6 +169,10 @@ def _adds_pairs(target: Target) -> bool:
     return target.adds_pairs
 
 
+def _multiplies_tiles(target: Target) -> bool:
+    return target.matrix is not None
+
+
 def _untiled(target: Target) -> tuple[int, ...]:
     return ()
 
@@ -176,6 +180,13 @@ def _untiled(target: Target) -> tuple[int, ...]:
 def _first(*facts: tuple[bool, str]) -> str:
     """The first reason that holds, or ""."""
     return next((reason for holds, reason in facts if holds), "")
+
+
+def _blocks(sparse: bool, matrix: bool) -> Callable[[Target], tuple[int, ...]]:
+    """Blocks of rows that layers can have in registers together."""
+    if matrix:
+        return lambda target: (2,)
+    return lambda target: target.tiles.sparse if sparse else target.tiles.dense
 
 
 def _linear(
@@ -186,8 +197,9 @@ def _linear(
     has: Callable[[Target], bool] = _everywhere,
     pairs: bool = False,
     runs: bool = False,
+    matrix: bool = False,
 ) -> InLanes:
-    form = "sparse" if sparse else "dense"
+    form = "sparse" if sparse else "tiles" if matrix else "dense"
 
     def why_not(request: Request) -> str:
         plan = request.plan
@@ -195,6 +207,8 @@ def _linear(
             (plan.kind != kind, f"its weights are {plan.kind}"),
             (plan.sparse and not sparse, "fewer products are left where zeros are skipped"),
             (sparse and not plan.sparse, "too few packs are zero"),
+            (plan.matrix and not matrix, "products of tiles are faster"),
+            (matrix and not plan.matrix, "its rows or products are too few"),
             (pairs and not plan.pairs, "a pair of products may leave 16 bits"),
             (plan.pairs and not pairs, "products are added in pairs"),
             (runs and plan.run == 1, "weights are not pruned in blocks"),
@@ -208,8 +222,8 @@ def _linear(
         has=has,
         why_not=why_not,
         packing=packing,
-        tilings=lambda target: target.tiles.sparse if sparse else target.tiles.dense,
-        templates=("lanes/linear.c.j2",),
+        tilings=_blocks(sparse, matrix),
+        templates=("lanes/linear_tiles.c.j2" if matrix else "lanes/linear.c.j2",),
         emit=lambda request: linear_kernel(request.body, request.plan, request.target),
     )
 
@@ -282,6 +296,13 @@ IN_LANES: tuple[InLanes, ...] = (
     ),
     _linear("i8", Packing(linear.pack_dense, DENSE), sparse=False),
     _linear("i8", Packing(linear.pack_dense, DENSE), sparse=False, has=_adds_pairs, pairs=True),
+    _linear(
+        "i8",
+        Packing(linear.pack_tiles, "all, in tiles of 16 output x 64 input channels"),
+        sparse=False,
+        has=_multiplies_tiles,
+        matrix=True,
+    ),
     _linear("f32", Packing(linear.pack_sparse, STREAM), sparse=True),
     _linear(
         "f32",

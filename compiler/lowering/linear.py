@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.compiler.ir import Graph, Node
+from sparsec.compiler.lowering import tile_packing
 from sparsec.compiler.lowering.pairing import arrange
 from sparsec.compiler.lowering.tiling import (
     BUDGETS,
@@ -53,15 +54,17 @@ class LinearPlan:
     Attributes:
         kind: "i8" (u8 x s8 -> int32) or "f32".
         sparse: whether only non-zero packs are stored.
+        matrix: whether it is computed by products of tiles.
         n, k: output and input channels.
         packs: input packs: of 4 channels (i8) or 1 (f32).
         chunk_packs, chunks: K is processed in `chunks` pieces of `chunk_packs` (the last may be
             shorter).
         quads: groups of 4 output channels.
         tiles: rows/16 of the tile variants, largest first.
-        weights: int32 dwords or float32; `offsets`: uint16 byte offsets into a chunk's activations,
-            `start`: int32 ``[chunks * quads + 1, 2]``, where each (chunk, quad) begins in both, in
-            steps of 4 weights (or runs of them) and in pairs of offsets (both only where sparse).
+        weights: int32 dwords, float32, or tiles (``tile_packing.py``); `offsets`: uint16 byte
+            offsets into a chunk's activations, `start`: int32 ``[chunks * quads + 1, 2]``, where
+            each (chunk, quad) begins in both, in steps of 4 weights (or runs of them) and in pairs
+            of offsets (both only where sparse).
         order: uint16 ``[chunks, 4 * quads]``: channels in the order in which quads take them; empty
             where every quad is 4 adjacent channels.
         bias: int32, the layer's bias less what the input's zero point contributes (i8 only).
@@ -76,6 +79,7 @@ class LinearPlan:
 
     kind: str
     sparse: bool
+    matrix: bool
     n: int
     k: int
     packs: int
@@ -109,8 +113,9 @@ class LinearPlan:
     def title(self) -> str:
         """One line for comments and manifests."""
         form = "sparse" if self.sparse else "dense"
+        unit = " on tiles" if self.matrix else ""
         return (
-            f"{form} {self.kind} linear, {self.k} -> {self.n} channels, "
+            f"{form} {self.kind} linear{unit}, {self.k} -> {self.n} channels, "
             f"K in {self.chunks} chunk{'s' if self.chunks > 1 else ''} of {self.chunk_packs} packs"
         )
 
@@ -210,6 +215,12 @@ def pack_dense(w: Array, chunk_packs: int) -> Packed:
     return Packed(weights, none, none, none)
 
 
+def pack_tiles(w: Array, chunk_packs: int) -> Packed:
+    """The weights [N, K] as tiles; where a chunk ends changes nothing."""
+    none = np.zeros(0, np.int32)
+    return Packed(tile_packing.pack_tiles(w), none, none, none)
+
+
 def pack_sparse(w: Array, chunk_packs: int) -> Packed:
     """The non-zero packs of the weights [N, K], of each chunk."""
     return _sparse_stream(packs_of(w), chunk_packs)
@@ -303,6 +314,12 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         pack = pack_pairs if pairs else pack_runs if run > 1 else pack_sparse
         packed = pack(w, chunk_packs)
         work = int(packed.start[-1, 0]) * 4 * run
+    elif tiling.matrix:
+        steps = tile_packing.tile_count(k)
+        chunk_packs = -(-steps // tiling.chunks) * tile_packing.PACKS
+        packed = pack_tiles(w, chunk_packs)
+        work = quads * 4 * packs
+        pairs = False
     else:
         chunk_packs = packs
         packed = pack_dense(w, chunk_packs)
@@ -311,6 +328,7 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
     return LinearPlan(
         kind=kind,
         sparse=tiling.sparse,
+        matrix=tiling.matrix,
         n=n,
         k=k,
         packs=packs,
@@ -359,7 +377,7 @@ class Plans:
             tilings.items() if tilings else ()
         )
         self._class_of: dict[bytes, LayerClass] = {}
-        self._plans: dict[tuple[bytes, bool, int], LinearPlan] = {}
+        self._plans: dict[tuple[bytes, bool, bool, int], LinearPlan] = {}
 
     def get(self, node: Node, graph: Graph, panels: bool = True) -> LinearPlan:
         """The plan of a `linear`, `qlinear` or `linear_integer` node in the bucket of a graph.
@@ -384,7 +402,7 @@ class Plans:
             if any((layer, length) not in self._tilings for length in self._blocks):
                 self._tilings.update(by_model(layer, self._target, self._blocks))
         tiling = self._tilings[self._class_of[key], graph.tokens]
-        stored = (key, tiling.sparse, tiling.chunks)
+        stored = (key, tiling.sparse, tiling.matrix, tiling.chunks)
         if stored not in self._plans:
             self._plans[stored] = plan_linear(node, graph, self._target, tiling)
         # The height of a tile does not change how weights are stored.

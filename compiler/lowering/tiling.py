@@ -156,23 +156,24 @@ def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Arra
     return np.array(row + [0.0] * 4)
 
 
-def matrix_features(layer: LayerClass, blocks: int, sweep: int) -> Array:
+def matrix_features(layer: LayerClass, blocks: int, lanes: int, sweep: int) -> Array:
     """What the time of a layer on tiles is made of, as :func:`features`.
 
     Args:
         blocks: blocks of 16 rows.
+        lanes: 32-bit lanes of a vector.
         sweep: those that weights meet each time they come from further away.
 
     Returns:
         Float64: products of tiles, loads of weights for two blocks, those that there is no time to
-        fetch before, results (vectors of 16 rows), calls.
+        fetch before, results (in vectors), calls.
     """
     weights = float(-(-layer.n // tile_packing.CHANNELS) * tile_packing.tile_count(layer.k))
     whole, rest = divmod(blocks, sweep)
     sweeps = [sweep] * whole + [rest] * (rest > 0)
     late = sum(max(0.0, 1 - rows / FETCHED_MEANWHILE) for rows in sweeps)
     pairs = sum(-(-rows // 2) for rows in sweeps)
-    results = -(-layer.n // 4) * 4 * blocks
+    results = -(-layer.n // 4) * 4 * blocks * (16 // lanes)
     return np.array([weights * blocks, weights * pairs, weights * late, results, 1.0])
 
 
@@ -185,7 +186,7 @@ def estimate(layer: LayerClass, tiling: Tiling, blocks: int, target: Target) -> 
     factors = targets.costs(target)
     if tiling.matrix:
         assert target.matrix is not None
-        made_of = matrix_features(layer, blocks, target.matrix.sweep)
+        made_of = matrix_features(layer, blocks, target.lanes, target.matrix.sweep)
         return float(made_of @ np.array(factors.matrix))
     return float(
         features(layer, tiling, blocks, target.lanes) @ np.array(getattr(factors, layer.kind))

@@ -45,6 +45,9 @@ int main(int argc, char **argv) {
     if (status == SPARSEC_BAD_INDEX && bad_index(workspace, &bad) == SPARSEC_OK)
         return fprintf(stderr, "input %d has %lld at element %lld, outside the table \"%s\" of %lld\n", bad.input,
                        (long long)bad.index, (long long)bad.position, bad.table, (long long)bad.extent), 1;
+    if (status == SPARSEC_REFUSED)
+        return fprintf(stderr, "the system does not let this process use the tile registers of target \"%s\"\n",
+                       info->target), 1;
     if (status != SPARSEC_OK) return fprintf(stderr, "sparsec_run: error %d\n", status), 1;
 
     printf("%s on %s, %u tokens, %s:", info->model, info->target, info->length, info->outputs[0].name);

@@ -18,6 +18,10 @@ _INTEGER = frozenset(
 )
 
 
+#: Multiply-adds of 16 lanes that products of tiles do in a cycle.
+TILES = 16
+
+
 @dataclass(frozen=True)
 class Core:
     """What one core does at most, measured: clock in Hz, multiply-adds of 16 lanes a second."""
@@ -88,6 +92,8 @@ class Counters:
             seconds = nanoseconds / max(runs, 1) / 1e9
             eight_bit = "_i8" in row.kernel or row.kernel in _INTEGER
             peak = self.core.dot4 if eight_bit else self.core.fma
+            if row.kernel.startswith("linear_i8_tiles"):
+                peak = TILES * self.core.clock
             rate = count / seconds if count and seconds else None
             made.append(
                 Row(
@@ -123,7 +129,7 @@ class Counters:
         lines.append(
             f"{total:.3f} ms in kernels, summed over threads; MAC/cycle: multiply-adds of 16 lanes "
             f"(VPDPBUSD or FMA) for non-zero weights, of at most "
-            f"{self.core.dot4 / self.core.clock:.2f} (8-bit) and "
+            f"{self.core.dot4 / self.core.clock:.2f} (8-bit; {TILES} on tiles) and "
             f"{self.core.fma / self.core.clock:.2f} (float) at {self.core.clock / 1e9:.2f} GHz"
         )
         return "\n".join(lines)

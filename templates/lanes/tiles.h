@@ -30,6 +30,15 @@ _Static_assert(sizeof(tile_config) == 64, "the instruction reads 64 bytes");
 
 #include "tiles_isa.h"
 
+/* Whether the system saves tiles for this process; it is asked until it does. */
+static inline int tiles_permitted(void)
+{
+    static int32_t given;
+    if (!__atomic_load_n(&given, __ATOMIC_RELAXED) && tiles_request() == 0)
+        __atomic_store_n(&given, 1, __ATOMIC_RELAXED);
+    return __atomic_load_n(&given, __ATOMIC_RELAXED);
+}
+
 /* Eight whole tiles. */
 SPARSEC_INLINE void tiles_configure_whole(void)
 {

@@ -37,6 +37,7 @@ class LaneKernel:
         quads: groups of 4 output channels (linear kernels only).
         scratch: bytes of scratch memory for one thread.
         title: one line for comments and the manifest.
+        matrix: the kernel works on tiles, which its thread has to configure.
         loops: the kernel takes several blocks of queries a call (attention only).
         shape: input x output channels, or heads x channels of a head.
         sparsity: share of all-zero packs of the weights (linear kernels only).
@@ -53,6 +54,7 @@ class LaneKernel:
     quads: int = 0
     heads: int = 0
     loops: bool = False
+    matrix: bool = False
     shape: str = ""
     sparsity: float = 0.0
     work_block: int = 0

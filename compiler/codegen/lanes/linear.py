@@ -8,11 +8,32 @@ from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.program import Accumulator
 from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds
 from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
-from sparsec.targets import Target
+from sparsec.compiler.lowering.tile_packing import PACKS, tile_count
+from sparsec.compiler.lowering.tiling import MATRIX_CHANNELS
+from sparsec.targets import Matrix, Target
 
 #: How far ahead of its use a sparse weight stream is fetched: the time that memory takes to answer,
 #: at the few bytes a cycle that the loop reads.
 PREFETCH_BYTES = 2048
+
+
+def _on_tiles(plan: LinearPlan, matrix: Matrix) -> dict[str, int]:
+    """How products of tiles go through a layer."""
+    return {
+        "steps": tile_count(plan.k),
+        "chunk": plan.chunk_packs // PACKS,
+        "sweep": matrix.sweep,
+    }
+
+
+def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
+    """Bytes of sums that wait, for their epilogue or for the next chunk."""
+    if plan.matrix:
+        assert target.matrix is not None
+        pairs = -(-target.matrix.sweep // 2)
+        return 4 * MATRIX_CHANNELS * 32 * (1 + (pairs if plan.chunks > 1 else 0))
+    quads = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
+    return 4 * max(plan.tiles) * 16 * 4 * quads
 
 
 def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
@@ -60,16 +81,22 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         prog = body.program(leaf)
     panels = body.stores(prog, masked=False)
     context |= {"panels": panels, "epilogue": prog.lines, "ahead": sorted(body.lines_ahead)}
-    base = f"linear_{plan.kind}_{'sparse' if plan.sparse else 'dense'}_{plan.n}x{plan.k}"
-    name, text = named(base, "lanes/linear.c.j2", args, context)
-    waiting = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
+    form = "sparse" if plan.sparse else "tiles" if plan.matrix else "dense"
+    template = "lanes/linear.c.j2"
+    if plan.matrix:
+        assert target.matrix is not None
+        template = "lanes/linear_tiles.c.j2"
+        context |= _on_tiles(plan, target.matrix)
+    base = f"linear_{plan.kind}_{form}_{plan.n}x{plan.k}"
+    name, text = named(base, template, args, context)
     return LaneKernel(
         name=name,
         text=text,
         args=args,
-        scratch=4 * max(plan.tiles) * 16 * 4 * waiting,
+        scratch=_waiting(plan, bool(panels), target),
         title=plan.title,
-        tiles=plan.tiles,
+        tiles=() if plan.matrix else plan.tiles,
+        matrix=plan.matrix,
         quads=plan.quads,
         shape=f"{plan.k}x{plan.n}",
         sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
