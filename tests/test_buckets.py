@@ -142,5 +142,5 @@ def test_plot(texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     assert main(["buckets", str(texts), "--tokenizer", str(tmp_path), "--plot", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 5000
-    bad = str(tmp_path / "no" / "out.png")
+    bad = str(out / "out.png")  # a file is no folder
     assert main(["buckets", str(texts), "--tokenizer", str(tmp_path), "--plot", bad]) == 8

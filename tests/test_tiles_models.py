@@ -167,6 +167,7 @@ def test_threads_and_forks(tmp_path: Path) -> None:
         assert same[-1]
 
 
+@pytest.mark.slow
 @needs_gcc
 def test_stays_inside_its_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the other targets, with layers whose inputs and outputs are no whole tiles."""

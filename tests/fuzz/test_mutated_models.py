@@ -41,7 +41,11 @@ def time_limit() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture(scope="module", params=FORMS)
+# All forms in the slow tests, the one with most kinds of nodes always.
+OF_FORMS = [form if form == "qdq" else pytest.param(form, marks=pytest.mark.slow) for form in FORMS]
+
+
+@pytest.fixture(scope="module", params=OF_FORMS)
 def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A tiny encoder in every form."""
     form: Form = request.param
