@@ -824,6 +824,9 @@ def test_a_pipeline_of_a_class_that_is_not_registered(models: Models) -> None:
         with pickle.loads(pickle.dumps(pipeline)) as again:
             assert type(again) is type(pipeline) is Raw.pipeline
             assert again.runner.buckets == (16,)
+        (answer,) = pipeline("a text").outputs
+        assert sorted(answer) == sorted(pipeline.runner.output_names)
+        assert pipeline([["a text", "another"]]).outputs != [answer]
     with pytest.raises(InputError, match="unknown task"):
         sparsec.Pipeline.create(int, models("outputs"))  # type: ignore[arg-type]
 

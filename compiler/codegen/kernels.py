@@ -22,7 +22,6 @@ from sparsec.compiler.codegen.lanes.body import Body, LaneKernel
 from sparsec.compiler.codegen.plan import (
     Argument,
     Call,
-    Layer,
     Loaded,
     Operand,
     Site,
@@ -40,6 +39,7 @@ from sparsec.compiler.lowering.linear import LinearPlan, Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.ops import OPS
 from sparsec.interface import ELEMENTS
+from sparsec.runtime.artifact import LayerInfo
 from sparsec.targets import Target
 
 
@@ -87,9 +87,9 @@ def _buffers(operands: Iterable[Operand]) -> tuple[Slot, ...]:
     return tuple(dict.fromkeys(value for value in operands if isinstance(value, tuple)))
 
 
-def _layer(anchor: Node, plan: LinearPlan, kernel: LaneKernel) -> Layer:
+def _layer(anchor: Node, plan: LinearPlan, kernel: LaneKernel) -> LayerInfo:
     """What is reported of a linear layer."""
-    return Layer(
+    return LayerInfo(
         name=anchor.source,
         op=anchor.op,
         n=plan.n,
@@ -169,7 +169,7 @@ class _Maker:
         domain: str,
         source: str,
         work: Work,
-        layer: Layer | None = None,
+        layer: LayerInfo | None = None,
     ) -> None:
         self.texts[kernel.name] = kernel.text
         self.calls.append(

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from itertools import combinations, groupby, pairwise
 
+from sparsec.runtime.artifact import LayerInfo
+
 #: A value in one of its forms, which is what a buffer holds.  Forms: "flat" (row-major), "lane"
 #: (4-byte lanes), "byte" and "byte_s8" (byte lanes, as is or made signed), "panel_u8", "panel_s8"
 #: (made unsigned, signed).
@@ -107,19 +109,6 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What the manifest says of a linear layer; `kernel` is the name of the function."""
-
-    name: str
-    op: str
-    n: int
-    k: int
-    sparsity: float
-    block4_sparsity: float
-    kernel: str
-
-
-@dataclass(frozen=True)
 class Work:
     """How much a call computes, for ``sparsec benchmark --profile``: fields of its ``KernelInfo``.
 
@@ -182,7 +171,7 @@ class Call:
     matrix: bool = False
     scratch: int = 0
     work: Work = field(default_factory=Work)
-    layer: Layer | None = None
+    layer: LayerInfo | None = None
 
     def __str__(self) -> str:
         return f"{self.function} (from {self.source or 'nothing'})"
@@ -330,7 +319,7 @@ class Plan:
         return tuple(call for stage in self.stages for call in stage.calls)
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[LayerInfo, ...]:
         """All linear layers in order."""
         return tuple(call.layer for call in self.calls if call.layer is not None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +14,33 @@ from sparsec.pruning.evaluation.models import Contender
 from sparsec.pruning.evaluation.parts import Histogram
 from sparsec.pruning.evaluation.task import Findings, Metric, Said, Task
 from sparsec.pruning.evaluation.texts import Sample
-from sparsec.serving.pipelines import Job, Pipeline, TextClassificationInput
+from sparsec.serving.pipelines import (
+    Job,
+    Pipeline,
+    TextClassificationInput,
+    TextClassificationPipeline,
+)
 from sparsec.serving.runner import Outputs
 
 
+class AnyOutputs(BaseModel):
+    """All outputs of the model, for each text."""
+
+    outputs: list[dict[str, Any]]
+
+
 class AnyModel(Pipeline):
-    """A pipeline that only finds out how texts become sequences; it is not registered."""
+    """Texts or pairs to all outputs, whatever they are; it is not registered."""
 
     task = "outputs"
     input_schema = TextClassificationInput
-    output_schema = TextClassificationInput
+    output_schema = AnyOutputs
+    prepare = TextClassificationPipeline.prepare
 
-    def prepare(self, inputs: BaseModel) -> Job:
-        raise NotImplementedError
-
-    def finish(self, job: Job, outputs: list[Outputs]) -> BaseModel:
-        raise NotImplementedError
+    def finish(self, job: Job, outputs: list[Outputs]) -> AnyOutputs:
+        return AnyOutputs(
+            outputs=[{name: array.tolist() for name, array in each.items()} for each in outputs]
+        )
 
 
 class Raw(Task[Outputs, dict[str, tuple[float, float]]]):
