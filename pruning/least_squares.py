@@ -1,0 +1,164 @@
+"""The least squares that second moments pose, and its exact solutions.
+
+For inputs x [K] and targets y [N] of one layer the loss of the weights w of one output, with the
+best bias for it, is
+
+    L(w) = E |w x - y|^2  +  damping * |w - w0|^2        (x, y less their means)
+
+and all outputs share its Hessian, E x x^T + damping.  That is the layer-wise problem of Optimal
+Brain Surgeon as OBC, SparseGPT and ZipLM pose it (Frantar et al., arXiv:2208.11580; Frantar and
+Alistarh, 2301.00774; Kurtic et al., 2302.04089), with targets from the dense model, so that a layer
+also makes up for what the layers before it have lost.  The prior w0 is the dense layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsec.pruning.gram import Centered, Moments
+
+#: Inputs with less than this share of the mean variance carry nothing.
+DEAD = 1e-9
+
+#: What damping is chosen from, as shares of the Hessian's mean diagonal.
+DAMPINGS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+#: Bytes of matrices that are worked on together.
+BATCH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Least squares with a prior, for all outputs of one layer.
+
+    Attributes:
+        data: the moments that it is made of.
+        hessian: float64 [K, K], E x x^T + damping.
+        weights: float64 [N, K], the minimum over dense weights.
+        damping: what was added to the diagonal.
+    """
+
+    data: Centered
+    hessian: Tensor
+    weights: Tensor
+    damping: float
+
+    def loss(self, weights: Tensor) -> Tensor:
+        """Loss of each row of weights [N, K] above the dense minimum: float64 [N]."""
+        d = weights.to(self.hessian) - self.weights
+        return ((d @ self.hessian) * d).sum(-1)
+
+
+def make_problem(data: Centered, prior: Tensor, damping: float = 0.01) -> Problem:
+    """The problem of fitting the targets of `data`, staying near weights `prior` [N, K].
+
+    Args:
+        damping: as a share of the Hessian's mean diagonal.  Weights of dead inputs are held to 0.
+    """
+    diagonal = data.xx.diagonal()
+    mean = float(diagonal.mean().clamp_min(1e-12))
+    strength = max(damping, 1e-9) * mean
+    hessian = data.xx.clone()
+    hessian.diagonal().add_(strength)
+    held = prior.to(hessian) * (diagonal > DEAD * mean)
+    factor = torch.linalg.cholesky(hessian)
+    weights = torch.cholesky_solve((data.yx + strength * held).T, factor).T
+    return Problem(data, hessian, weights.contiguous(), strength)
+
+
+def choose_damping(
+    moments: Moments,
+    prior: Tensor,
+    keep: Tensor | None = None,
+    dampings: Sequence[float] = DAMPINGS,
+    rows: int = 48,
+) -> float:
+    """The damping whose weights, fitted on all folds but the last, do best on the last.
+
+    Args:
+        prior: [N, K], the dense weights.
+        keep: bool [N, K], what is not pruned; absent: everything.
+        rows: outputs to judge by, evenly spaced.
+
+    Returns:
+        One of `dampings`; the middle one where there is only one fold with rows in it.
+    """
+    used = [i for i, count in enumerate(moments.count) if count > 0]
+    if len(used) < 2:
+        return dampings[len(dampings) // 2]
+    fitted, judged = moments.centered(used[:-1]), moments.centered(used[-1:])
+    picked = torch.linspace(0, len(prior) - 1, min(rows, len(prior))).long()
+    best, best_error = dampings[0], float("inf")
+    for damping in dampings:
+        problem = make_problem(fitted.of_outputs(picked), prior[picked], damping)
+        weights = problem.weights
+        if keep is not None:
+            weights = solve_rows(problem.hessian, problem.weights, keep[picked])
+        error = float(judged.of_outputs(picked).error(weights).sum())
+        if error < best_error:
+            best, best_error = damping, error
+    return best
+
+
+def row_batches(rows: int, width: int, size: int = 4) -> Iterator[slice]:
+    """Slices of rows, each of which has a matrix [width, width] of `size`-byte elements."""
+    step = max(1, BATCH_BYTES // max(1, width * width * size))
+    yield from (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+
+
+def solve_rows(hessian: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
+    """The weights of least loss that are zero outside a mask, row by row.
+
+    Args:
+        hessian: float64 [K, K], positive definite.
+        weights: [N, K], the minimum without a mask.
+        keep: bool [N, K].
+
+    Returns:
+        Float64 [N, K], exact but for rounding.
+    """
+    result = torch.zeros_like(weights, dtype=torch.float64)
+    counts = keep.sum(1)
+    order = counts.argsort(descending=True)
+    order = order[counts[order] > 0]
+    single = hessian.float()
+    start = 0
+    while start < len(order):
+        widest = int(counts[order[start]])
+        step = max(1, BATCH_BYTES // (2 * widest * widest * 4))
+        rows = order[start : start + step]
+        _solve_batch(hessian, single, weights, keep, rows, result)
+        start += step
+    return result
+
+
+def _solve_batch(
+    hessian: Tensor, single: Tensor, weights: Tensor, keep: Tensor, rows: Tensor, result: Tensor
+) -> None:
+    """:func:`solve_rows` of some rows, widest first, whose matrices fit in memory together."""
+    mask = keep[rows]
+    widest = int(mask[0].sum())
+    # Columns that a row keeps come first; rows with fewer are filled up with rows of the identity.
+    columns = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :widest]
+    real = mask.gather(1, columns)
+    matrices = single[columns[:, :, None], columns[:, None, :]]
+    matrices *= real[:, :, None] & real[:, None, :]
+    matrices.diagonal(dim1=1, dim2=2).add_((~real).float())
+    factor, info = torch.linalg.cholesky_ex(matrices)
+    exact = bool((info != 0).any())
+    if exact:  # too ill-conditioned for float32
+        matrices = hessian[columns[:, :, None], columns[:, None, :]]
+        matrices *= real[:, :, None] & real[:, None, :]
+        matrices.diagonal(dim1=1, dim2=2).add_((~real).double())
+        factor = torch.linalg.cholesky(matrices)
+    solution = torch.zeros_like(weights[rows], dtype=torch.float64)
+    # What float32 leaves is solved for once more.
+    for _ in range(1 if exact else 3):
+        gradient = ((weights[rows].double() - solution) @ hessian).gather(1, columns) * real
+        step = torch.cholesky_solve(gradient.to(factor)[..., None], factor)[..., 0]
+        solution.scatter_add_(1, columns, step.double() * real)
+    result[rows] = solution
