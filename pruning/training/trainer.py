@@ -1,0 +1,469 @@
+"""A student that loses blocks step by step while it learns from the dense model.
+
+`plan` says when how much is pruned and how fast is learnt, `masks` which blocks, `losses` how far
+the student is from its teacher, `batches` what it sees, `checkpoint` what it goes on from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsec.errors import NonFiniteError
+from sparsec.pruning.ranges import Range
+from sparsec.pruning.training import checkpoint, losses, masks, observe, plan
+from sparsec.pruning.training.batches import Batch, Batches
+from sparsec.pruning.training.losses import Kind, Result
+from sparsec.pruning.training.network import Network, Student
+from sparsec.pruning.training.plan import Cycle
+from sparsec.pruning.training.state import Point, State, new_optimizer, restore, snapshot
+
+OBSERVED = 12
+"""Batches whose second moments and ranges are measured when a cycle begins."""
+
+TIMED = 6
+"""Steps that are timed to know how many fit; the first is not counted."""
+
+GOOD_EVERY = 20
+"""Steps after which a state is good enough to go back to."""
+
+RETRIES = 4
+"""Times that a training goes back before it gives up."""
+
+GRADIENT_LIMIT = 1.0
+"""Norm that gradients are clipped to."""
+
+SETTLING = 0.3
+"""Work on solving for the weights that are left, at most, as a share of that of the cycle."""
+
+LATE = 1.15
+"""Time over budget, as a share of it, that is expected before the plan is shortened."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a student is trained.
+
+    Attributes:
+        minutes: how long, about; the time that some steps take decides how many there are.
+        steps: how many there are; None: as many as fit into `minutes`.
+        learning_rate: at the top of each cycle, of AdamW.
+        range_rate: the same for the logarithms of steps of activations.
+        weights: of the parts of the loss.
+        quantize: whether the end computes with 8 bits.
+        seed: of the order of the texts.
+        save_every: seconds between two checkpoints.
+        measure_every: seconds between two measurements on held-out texts, besides those at the end
+            of cycles.
+    """
+
+    minutes: float = 30.0
+    steps: int | None = None
+    learning_rate: float = 3e-4
+    range_rate: float = 1e-3
+    weights: losses.Weights = field(default_factory=losses.Weights)
+    quantize: bool = True
+    seed: int = 0
+    save_every: float = 120.0
+    measure_every: float = 300.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives.
+
+    Attributes:
+        parameters: by name, pruned weights zero; not rounded.
+        masks: bool `[N, K]`, weights that are not pruned, by parameter.
+        ranges: of activations; empty without quantization.
+        curve: agreement over time.
+        steps: how many there were: with that number, seed and texts, the result is the same.
+        seconds: that it took, all runs together.
+    """
+
+    parameters: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    ranges: Mapping[str, Range]
+    curve: tuple[Point, ...]
+    steps: int
+    seconds: float
+
+
+class Trainer:
+    """Trains a student against its teacher; stops at any step and goes on from there.
+
+    Args:
+        teacher: the dense model.
+        student: what is trained, already pruned where that is not the training's business.
+        batches: what it is trained on.
+        held_out: what it is measured on.
+        kinds: of the outputs that count.
+        targets: share of 4-blocks to prune of each weight, in the end.
+        options: how.
+        folder: for checkpoints; None: there are none.
+        fingerprint: of the model, the texts and the options that lead to the student.
+        say: called with lines of progress.
+    """
+
+    def __init__(
+        self,
+        teacher: Network,
+        student: Student,
+        batches: Batches,
+        held_out: Batches,
+        kinds: Mapping[str, Kind],
+        targets: Mapping[str, float],
+        options: Options,
+        *,
+        folder: Path | None = None,
+        fingerprint: str = "",
+        say: Say = lambda line: None,
+    ) -> None:
+        self.teacher = teacher
+        self.student = student
+        self._batches = batches
+        self._held_out = held_out.all()
+        self._kinds = dict(kinds)
+        self._targets = {name: share for name, share in targets.items() if share > 0}
+        self._options = options
+        self._folder = folder
+        self._fingerprint = f"{fingerprint} {asdict(options)} {sorted(self._targets.items())}"
+        self._say = say
+        self._device = student.values[0].device
+        self._autocast = _autocast(self._device)
+        self._optimizer = new_optimizer(student, options.learning_rate)
+        self._state = State()
+        self._good: dict[str, Any] = {}
+
+    # ---- the whole ---------------------------------------------------------------------------
+
+    def train(self) -> Trained:
+        """Train to the end of the plan.
+
+        Raises:
+            NonFiniteError: numbers became NaN or infinite, again and again.
+            InputError: the checkpoint in the folder is that of another training.
+            KeyboardInterrupt: as it comes; what was done is in the checkpoint.
+        """
+        state = self._state
+        if not self._load():
+            self._check_teacher()
+            self._state.cycles = self._plan()
+            self._keep_good()
+        began, saved, measured = (time.monotonic() - state.seconds, *[time.monotonic()] * 2)
+        try:
+            while state.step < plan.total(state.cycles):
+                index, within = plan.locate(state.cycles, state.step)
+                if index != state.cycle:
+                    self._begin_cycle(index)
+                self._one(within)
+                now = time.monotonic()
+                state.seconds = now - began
+                last = within + 1 == state.cycles[index].steps
+                if last or now - measured > self._options.measure_every:
+                    self._measure()
+                    measured = time.monotonic()
+                if now - saved > self._options.save_every:
+                    self._save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            # The step may be half done.
+            self._restore(self._good)
+            self._save()
+            raise
+        self._save()
+        return self._result()
+
+    def _check_teacher(self) -> None:
+        """A teacher without numbers teaches nothing, however often one goes back.
+
+        Raises:
+            NonFiniteError: the dense model gives NaN or infinity.
+        """
+        for batch in self._held_out:
+            inputs, _ = self._tensors(batch)
+            with torch.no_grad():
+                told = self.teacher.run(inputs, {})
+            bad = [n for n in self._kinds if not bool(told.outputs[n].isfinite().all())]
+            if bad:
+                raise NonFiniteError(
+                    f"the dense model gives NaN or infinity in {', '.join(bad)} for a text of the "
+                    f"held-out ones: nothing can be learnt from it; does it run as it is?"
+                )
+
+    def _result(self) -> Trained:
+        student = self.student
+        values = {name: p.detach().clone() for name, p in student.named_values().items()}
+        found = {} if student.ranges is None else student.ranges.read()
+        state = self._state
+        return Trained(
+            values, dict(student.masks), found, tuple(state.curve), state.step, state.seconds
+        )
+
+    def _plan(self) -> tuple[Cycle, ...]:
+        """The cycles: as many steps as are asked for, or as fit."""
+        options = self._options
+        steps = options.steps
+        if steps is None:
+            pace = self._pace()
+            steps = plan.steps_in(60 * options.minutes, pace)
+            self._say(f"{pace:.2f} s a step: {steps} steps in {options.minutes:g} minutes")
+        return plan.make(steps, prune=bool(self._targets), quantize=options.quantize)
+
+    def _pace(self) -> float:
+        """Seconds that a step takes, the median of some that are undone."""
+        kept = self._snapshot()
+        times = []
+        for step in range(TIMED + 1):
+            start = time.perf_counter()
+            self._gradients(self._batches.batch(step))
+            self._optimizer.step()
+            times.append(time.perf_counter() - start)
+        self._restore(kept)
+        return sorted(times[1:])[TIMED // 2]
+
+    # ---- cycles and steps --------------------------------------------------------------------
+
+    def _begin_cycle(self, index: int) -> None:
+        """New masks, a new learning rate, and from the last cycle on rounded numbers."""
+        state = self._state
+        self._shorten(index)
+        cycle = state.cycles[index]
+        seen = [self._batches.batch(state.step + i) for i in range(self._observed())]
+        if self._targets and not cycle.quantized:
+            self._prune(cycle, observe.moments(self.student, seen, self._tensors))
+        if cycle.quantized and self.student.ranges is None:
+            self.student.begin_rounding(observe.ranges(self.student, seen, self._tensors))
+        # Momentum of weights that are gone would bring them back.
+        self._optimizer = new_optimizer(self.student, self._options.learning_rate)
+        state.cycle = index
+        self._keep_good()
+
+    def _prune(self, cycle: Cycle, moments: Mapping[str, Tensor]) -> None:
+        """The masks of a cycle, and weights that make up for what goes.
+
+        Args:
+            moments: of the inputs, by place.
+        """
+        student, named = self.student, self.student.named_values()
+        made: dict[str, Tensor] = {}
+        for layer in student.network.layers:
+            name = layer.weight
+            if name not in self._targets or name in made:
+                continue
+            seen = moments[layer.place]
+            squares = self._optimizer.state.get(named[name], {}).get("exp_avg_sq")
+            known = None if squares is None else masks.sensitivity(squares, seen)
+            weight = named[name].detach()
+            before = student.masks.get(name, torch.ones_like(weight, dtype=torch.bool))
+            made[name] = masks.choose(
+                weight, seen, before, self._targets[name] * cycle.share, known
+            )
+        places = {layer.weight: layer.place for layer in student.network.layers}
+        settled = {}
+        if self._settles(made, cycle):
+            settled = {
+                name: masks.settle(named[name].detach(), moments[places[name]], mask)
+                for name, mask in made.items()
+            }
+        student.prune(made, settled)
+
+    def _settles(self, found: Mapping[str, Tensor], cycle: Cycle) -> bool:
+        """Whether solving for what is left is worth its time: little beside the cycle's steps."""
+        weights = sum(mask.numel() for mask in found.values())
+        # Forward, backward, and the teacher's forward; a sum takes a product and an addition.
+        step = 4 * weights * self._batches.tokens
+        solving = sum(masks.settling_work(mask) for mask in found.values())
+        return solving < SETTLING * step * cycle.steps
+
+    def _observed(self) -> int:
+        return min(OBSERVED, self._batches.per_epoch)
+
+    def _shorten(self, index: int) -> None:
+        """Fewer steps to come, where the machine has become slower than it was measured."""
+        state, options = self._state, self._options
+        if options.steps is not None or not state.step:
+            return
+        left = plan.total(state.cycles) - state.step
+        budget = 60 * options.minutes
+        need = state.seconds / state.step * left
+        if state.seconds + need > LATE * budget:
+            factor = max(0.0, budget - state.seconds) / need
+            state.cycles = plan.shortened(state.cycles, index, factor)
+            self._say(f"steps take longer than measured: {plan.total(state.cycles)} instead")
+
+    def _one(self, within: int) -> None:
+        """One step; where its numbers are none, back to the last good ones."""
+        state, options = self._state, self._options
+        rate = state.cycles[state.cycle].learning_rate(within) * state.slower
+        for group, top in zip(
+            self._optimizer.param_groups, (options.learning_rate, options.range_rate), strict=False
+        ):
+            group["lr"] = top * rate
+        loss = self._gradients(self._batches.batch(state.step))
+        if loss is None:
+            self._go_back(rate * options.learning_rate)
+            return
+        self._optimizer.step()
+        state.step += 1
+        state.loss = loss if math.isnan(state.loss) else 0.95 * state.loss + 0.05 * loss
+        if state.step % GOOD_EVERY == 0:
+            self._keep_good()
+        self._tell()
+
+    def _gradients(self, batch: Batch) -> float | None:
+        """Gradients of a batch, clipped, and its loss; None: they are no numbers."""
+        inputs, mask = self._tensors(batch)
+        targets = {
+            name: torch.from_numpy(values).to(self._device)
+            for name, values in batch.targets.items()
+        }
+        with self._autocast():
+            with torch.no_grad():
+                told = self.teacher.run(inputs, {})
+            got = self.student(inputs)
+            loss = losses.total_loss(
+                self._kinds, self._options.weights, got, told, mask, targets or None
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), GRADIENT_LIMIT)
+        value = float(loss.detach())
+        return value if math.isfinite(value) and bool(norm.isfinite()) else None
+
+    def _go_back(self, rate: float) -> None:
+        """To the last good state, with half the learning rate.
+
+        Raises:
+            NonFiniteError: that was done often enough.
+        """
+        state = self._state
+        retries, slower, step = state.retries + 1, state.slower / 2, state.step
+        self._restore(self._good)
+        state.retries, state.slower = retries, slower
+        if retries > RETRIES:
+            state.retries = 0  # who starts it again wants it tried again
+            self._save()
+            raise NonFiniteError(
+                f"the training has no numbers any more (NaN or infinity at step {step}), and going "
+                f"back with half the learning rate {RETRIES} times did not help; the last was "
+                f"{rate:.1e}: less sparsity or a lower learning rate may"
+            )
+        self._keep_good()
+        self._say(f"NaN or infinity at step {step}: back to {state.step}, half the learning rate")
+
+    def _tensors(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        inputs = {
+            name: torch.from_numpy(values).to(self._device) for name, values in batch.inputs.items()
+        }
+        return inputs, torch.from_numpy(batch.mask).to(self._device)
+
+    # ---- how good it is ----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def agreement(self) -> float:
+        """Mean agreement with the teacher on the held-out texts, over outputs and texts."""
+        found: list[Tensor] = []
+        for batch in self._held_out:
+            inputs, mask = self._tensors(batch)
+            told: Result = self.teacher.run(inputs, {})
+            got: Result = self.student(inputs)
+            found += [
+                losses.agreement(kind, got.outputs[name], told.outputs[name], mask)
+                for name, kind in self._kinds.items()
+            ]
+        return float(torch.cat(found).mean())
+
+    def _measure(self) -> None:
+        state = self._state
+        point = Point(
+            state.step,
+            round(state.seconds, 3),
+            self.student.sparsity(),
+            self.student.ranges is not None,
+            state.loss,
+            self.agreement(),
+        )
+        state.curve.append(point)
+        self._tell(point)
+
+    def _tell(self, point: Point | None = None) -> None:
+        """A line of progress: now and then, and at each measurement."""
+        state = self._state
+        total = plan.total(state.cycles)
+        if point is None and state.step % 10:
+            return
+        left = state.seconds / max(1, state.step) * (total - state.step)
+        line = (
+            f"step {state.step} of {total}, loss {state.loss:.4f}, "
+            f"{100 * self.student.sparsity():.0f} % zero"
+        )
+        if state.curve:
+            line += f", agreement {state.curve[-1].agreement:.4f}"
+        if self.student.ranges is not None:
+            line += ", int8"
+        self._say(f"{line}, {clock(left)} left")
+
+    # ---- states ------------------------------------------------------------------------------
+
+    def _snapshot(self) -> dict[str, Any]:
+        return snapshot(self.student, self._optimizer, self._state)
+
+    def _restore(self, kept: Mapping[str, Any]) -> None:
+        rate = self._options.learning_rate
+        self._optimizer = restore(kept, self.student, self._state, rate)
+
+    def _keep_good(self) -> None:
+        self._good = self._snapshot()
+
+    def _save(self) -> None:
+        """Write a checkpoint; one that cannot be written is said and changes nothing else."""
+        if self._folder is None:
+            return
+        try:
+            checkpoint.write(self._folder, self._fingerprint, self._snapshot())
+        except OSError as error:
+            self._say(
+                f"warning: no checkpoint could be written to {self._folder} ({error.strerror}); "
+                f"the one before stays; make room, or what is done since is lost if this stops"
+            )
+
+    def _load(self) -> bool:
+        """Go on from the folder's checkpoint; whether there is one."""
+        kept = None
+        if self._folder is not None:
+            kept = checkpoint.read(self._folder, self._fingerprint)
+        if kept is None:
+            return False
+        self._restore(kept)
+        self._keep_good()
+        state = self._state
+        self._say(f"goes on at step {state.step} of {plan.total(state.cycles)}")
+        return True
+
+
+def clock(seconds: float) -> str:
+    """A time in words that a reader takes in at a glance: 50 s, 12 min, 1 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _autocast(device: torch.device) -> Callable[[], Any]:
+    """bfloat16 where products of it are faster, else nothing."""
+    if device.type == "cuda":
+        wanted = torch.cuda.is_bf16_supported()
+    else:
+        can = torch.cpu.get_capabilities()
+        wanted = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=wanted)
