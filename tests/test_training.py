@@ -585,3 +585,59 @@ def test_minutes_become_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.total(one._plan()) == 100
     made = one.train()
     assert made.steps <= 100 and "100 steps in 0.05 minutes" in lines[0]
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text():  # type: ignore[no-untyped-def]
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    from sparsec.serving.text import Text
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "who", "lives", "in", "ber", "##lin", "anna", "."]
+    made = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return Text(made)
+
+
+def test_labels_become_targets(text) -> None:  # type: ignore[no-untyped-def]
+    from sparsec.pruning.evaluation.texts import Sample
+    from sparsec.pruning.training.targets import targets
+
+    def of(task: str, sample: Sample, outputs=("y",), names=("O", "PER", "LOC"), longest=32):  # type: ignore[no-untyped-def]
+        return targets(task, sample, "text 1", text, longest, outputs, names)
+
+    none = losses.IGNORE
+    assert of("text-classification", Sample("anna")) == {}
+    assert of("text-classification", Sample("anna", label="LOC")) == {"y": 2}
+    assert of("multi-label-classification", Sample("a", label=["O", 2]))["y"].tolist() == [1, 0, 1]
+    assert of("regression", Sample("anna", label="0.5"))["y"].tolist() == [0.5]
+    words = Sample("", words=("anna", "lives", "in", "berlin"), label=["PER", "O", "O", "LOC"])
+    made = of("token-classification", words)["y"].tolist()
+    assert made == [none, 1, 0, 0, 2, none, none]
+    assert of("token-classification", words, longest=4)["y"].tolist() == [none, 1, 0, none]
+    plain = Sample("anna in", label="PER O")
+    assert of("token-classification", plain)["y"].tolist() == [none, 1, 0, none]
+    question = Sample("who", "anna lives in berlin .", label="berlin")
+    both = ("start", "end")
+    # [CLS] who [SEP] anna lives in ber ##lin . [SEP]
+    assert of("question-answering", question, both) == {"start": 6, "end": 7}
+    assert of("question-answering", question, both, longest=8) == {"start": none, "end": none}
+    nobody = dataclasses.replace(question, label=[])
+    assert of("question-answering", nobody, both) == {"start": 0, "end": 0}
+    other = dataclasses.replace(question, label="paris")
+    assert of("question-answering", other, both) == {"start": none, "end": none}
+    for task, label, match in (
+        ("embeddings", 0.5, "takes none"),
+        ("text-classification", "ORG", "no label 'ORG'"),
+        ("regression", "much", "a number is needed"),
+        ("token-classification", ["PER"], "1 labels for 2 words"),
+        ("token-classification", [{"start": 0}], "one for each word"),
+    ):
+        with pytest.raises(InputError, match=match):
+            of(task, Sample("anna in", label=label))
