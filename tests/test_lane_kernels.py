@@ -6,9 +6,10 @@ Each test compiles one graph that holds many cases, because the C compiler is wh
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from sparsec.compiler.editor import Editor
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, BatchDim, Graph
 from sparsec.compiler.lowering import groups, lanes
-from sparsec.compiler.lowering.linear import Plans, exceeds_pairs, packs_of, split_pairs
+from sparsec.compiler.lowering.linear import Plans
+from sparsec.compiler.lowering.words import (
+    DEPTHS,
+    Words,
+    exceeds_pairs,
+    pack_words,
+    split_pairs,
+    split_words,
+)
 from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.templates import environment, read_template
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params
@@ -198,14 +207,55 @@ def test_packed_stream_holds_every_weight_once(
     else:
         dense = np.ascontiguousarray(plan.weights.transpose(0, 2, 1))
         rows = dense.reshape(plan.quads * 4, plan.packs, 1).view(item)
-    np.testing.assert_array_equal(rows.reshape(plan.quads * 4, -1)[:n, :k], w)
+    whole = rows.reshape(plan.quads * 4, -1).astype(np.float64)
+    if plan.words:
+        for channel, pack, rest in _rests(plan.words):
+            whole[channel, 4 * pack : 4 * pack + 4] += rest
+    np.testing.assert_array_equal(whole[:n, :k], w)
     if kind == "i8":
         want = -3 * w.astype(np.int64).sum(axis=1)
         np.testing.assert_array_equal(plan.bias[:n], want)
+    assert plan.pairs == (kind == "i8" and target == "avx2")
+    assert (plan.words is not None) == (plan.pairs and not plan.sparse)
     if plan.pairs:
         assert not exceeds_pairs(plan.weights.reshape(1, -1)).any()
-    elif kind == "i8" and target == "avx2":
-        assert not plan.sparse and exceeds_pairs(packs_of(w)).any()
+
+
+def _rests(words: Words) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Output channel, pack and weights [4] of what is multiplied apart."""
+    for quad, (first, end) in enumerate(itertools.pairwise(words.start)):
+        for step in range(first, end):
+            for r in range(4):
+                weights = words.rest[step, r : r + 1].view(np.int8)
+                yield 4 * quad + r, int(words.at[step, r]), weights.astype(np.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_words_never_leave_16_bits(data: st.DataObject) -> None:
+    """The parts add up to the whole; neither sums of 16 bits nor pairs of products leave them."""
+    depth = data.draw(st.sampled_from(DEPTHS))
+    packs = data.draw(st.integers(1, 9))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    spread = data.draw(st.sampled_from((5, 30, 60, 300)))
+    w = np.clip(np.rint(rng.standard_normal((8, 4 * packs)) * spread), -128, 127).astype(np.int8)
+    main, rest = split_words(w.view(np.int32), depth)
+    parts = np.concatenate([main[None], rest])
+    np.testing.assert_array_equal(
+        np.ascontiguousarray(parts).view(np.int8).sum(axis=0, dtype=np.int64), w
+    )
+    assert not exceeds_pairs(rest.reshape(-1, packs)).any()
+    wide = np.ascontiguousarray(main).view(np.int8).astype(np.int64).reshape(8, packs, 2, 2)
+    for first in range(0, packs, depth):
+        sums = wide[:, first : first + depth]
+        assert (255 * np.maximum(sums, 0).sum(axis=(1, 3)) < 2**15).all()
+        assert (255 * np.minimum(sums, 0).sum(axis=(1, 3)) >= -(2**15)).all()
+    words = pack_words(w.view(np.int32), depth)
+    whole = np.ascontiguousarray(words.main.transpose(0, 2, 1)).view(np.int8).reshape(8, -1)
+    whole = whole.astype(np.float64)
+    for channel, pack, more in _rests(words):
+        whole[channel, 4 * pack : 4 * pack + 4] += more
+    np.testing.assert_array_equal(whole, w)
 
 
 @settings(max_examples=60, deadline=None)

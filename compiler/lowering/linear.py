@@ -25,6 +25,7 @@ from sparsec.compiler.lowering.tiling import (
     by_model,
     chunks_for,
 )
+from sparsec.compiler.lowering.words import Words, best_words, split_pairs
 from sparsec.compiler.ops import OPS
 from sparsec.targets import Target
 
@@ -71,10 +72,11 @@ class LinearPlan:
         sparsity, block4_sparsity: shares of zero weights and of all-zero aligned 1x4 blocks.
         nonzero: packs of the matrix that hold a non-zero weight.
         work: pack products that the kernel computes for a block of 16 rows, padding included.
-        pairs: no sum of two adjacent products of an unsigned byte and a weight leaves 16 bits, so
-            that a kernel may add products in pairs of 16 bits (i8 only).
+        pairs: products are added in 16 bits before they are in 32 (i8 only).
         run: consecutive packs that share one offset in the sparse stream: 4 where float weights
             were pruned in blocks, else 1.
+        words: the weights of a dense layer whose products are added in 16 bits; `weights` are its
+            main part.
     """
 
     kind: str
@@ -98,6 +100,7 @@ class LinearPlan:
     work: int
     pairs: bool
     run: int
+    words: Words | None
 
     @property
     def block_bytes(self) -> int:
@@ -157,25 +160,6 @@ def packs_of(weights: Array) -> Array:
     return single
 
 
-def exceeds_pairs(rows: Array) -> Array:
-    """Whether products of packs [N, packs] with unsigned bytes, in pairs, may leave 16 bits."""
-    pairs = np.ascontiguousarray(rows).view(np.int8).reshape(*rows.shape, 2, 2).astype(np.int16)
-    above = np.maximum(pairs, 0).sum(axis=3) * 255 > 32767
-    below = np.minimum(pairs, 0).sum(axis=3) * 255 < -32768
-    return np.asarray((above | below).any(axis=2))
-
-
-def split_pairs(rows: Array) -> Array:
-    """Packs as sums of two: [N, packs] -> [N, 2 * packs], each followed by what it lacks.
-
-    Packs that :func:`exceeds_pairs` are halved, so that none does; others are followed by zero.
-    """
-    whole = np.ascontiguousarray(rows).view(np.int8)
-    half = np.where(np.repeat(exceeds_pairs(rows), 4, axis=1), whole >> 1, whole).astype(np.int8)
-    rest = (whole - half).astype(np.int8)
-    return np.stack([half.view(np.int32), rest.view(np.int32)], axis=2).reshape(len(rows), -1)
-
-
 def _default_chunk(packs: int) -> int:
     """Packs of a chunk that the widest vectors mostly get."""
     return -(-packs // chunks_for(packs, 2, BUDGETS[0]))
@@ -205,6 +189,7 @@ class Packed:
     offsets: Array
     start: Array
     order: Array
+    words: Words | None = None
 
 
 def pack_dense(w: Array, chunk_packs: int) -> Packed:
@@ -213,6 +198,13 @@ def pack_dense(w: Array, chunk_packs: int) -> Packed:
     weights = np.ascontiguousarray(rows.reshape(len(rows) // 4, 4, chunk_packs).transpose(0, 2, 1))
     none = np.zeros(0, np.int32)
     return Packed(weights, none, none, none)
+
+
+def pack_in_words(w: Array, chunk_packs: int) -> Packed:
+    """As :func:`pack_dense`, for products that are added in 16 bits (``words.py``)."""
+    words = best_words(packs_of(w))
+    none = np.zeros(0, np.int32)
+    return Packed(words.main, none, none, none, words)
 
 
 def pack_tiles(w: Array, chunk_packs: int) -> Packed:
@@ -322,9 +314,8 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         pairs = False
     else:
         chunk_packs = packs
-        packed = pack_dense(w, chunk_packs)
+        packed = pack_in_words(w, chunk_packs) if pairs else pack_dense(w, chunk_packs)
         work = quads * 4 * packs
-        pairs = pairs and not exceeds_pairs(rows).any()
     return LinearPlan(
         kind=kind,
         sparse=tiling.sparse,
@@ -347,6 +338,7 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         work=work,
         pairs=pairs,
         run=run if tiling.sparse else 1,
+        words=packed.words,
     )
 
 

@@ -45,12 +45,13 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
     return acc + (vi)_mm256_madd_epi16(even, w_even) + (vi)_mm256_madd_epi16(odd, w_odd);
 #endif
 }
-/* The same for weights of which no two adjacent products add up to more than 16 bits. */
-SPARSEC_INLINE vi vi_dot4_pairs(vi acc, vi x, vi w)
-{
-    const vi_raw pairs = _mm256_maddubs_epi16((vi_raw)x, (vi_raw)w);
-    return acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
+/* Sums of 2 products of unsigned bytes x and signed bytes w, in 16 bits, for weights of which no two adjacent
+ * products leave them; and those of neighbours, in 32. */
+typedef int16_t vs __attribute__((vector_size(32)));
+SPARSEC_INLINE vs vs_dot2(vi x, vi w) { return (vs)_mm256_maddubs_epi16((vi_raw)x, (vi_raw)w); }
+SPARSEC_INLINE vi vs_widen(vs v) { return (vi)_mm256_madd_epi16((vi_raw)v, _mm256_set1_epi16(1)); }
+/* The sum of 4 products, added to acc. */
+SPARSEC_INLINE vi vi_dot4_pairs(vi acc, vi x, vi w) { return acc + vs_widen(vs_dot2(x, w)); }
 /* 8 bytes, widened. */
 SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
 SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)); }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparsec.compiler.codegen.lanes.arguments import Args
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.program import Accumulator
 from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds
 from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering.tile_packing import PACKS, tile_count
 from sparsec.compiler.lowering.tiling import MATRIX_CHANNELS
+from sparsec.compiler.lowering.words import Words
 from sparsec.targets import Matrix, Target
 
 #: How far ahead of its use a sparse weight stream is fetched: the time that memory takes to answer,
@@ -36,6 +38,16 @@ def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
     return 4 * max(plan.tiles) * 16 * 4 * quads
 
 
+def _in_words(words: Words, args: Args) -> tuple[int, bool]:
+    """How many packs are added in 16 bits, and whether some weights are multiplied apart."""
+    rests = len(words.rest) > 0
+    if rests:
+        args.vector(words.rest, "rest")
+        args.vector(words.at, "rest_at")
+        args.vector(words.start, "rest_start")
+    return words.depth, rests
+
+
 def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     """The kernel of a linear group, one function for each tile height."""
     group, graph, args = body.group, body.graph, body.args
@@ -50,6 +62,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         args.vector(plan.order, "order")
     if plan.kind == "i8":
         args.vector(plan.bias_by_place, "bias")
+    depth, rests = _in_words(plan.words, args) if plan.words else (0, False)
     dot = "vi_dot4_pairs" if plan.pairs else "vi_dot4" if plan.kind == "i8" else "vf_fma_acc"
     context: dict[str, Any] = {
         "title": plan.title,
@@ -69,6 +82,8 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "fetch": -(-plan.weights.nbytes // (64 * plan.chunks * plan.quads)) + 1,
         "ordered": plan.order.size > 0,
         "tiles": plan.tiles,
+        "depth": depth,
+        "rests": rests,
     }
     leaf: dict[str, str] = {}
     if anchor.op == "qlinear":
