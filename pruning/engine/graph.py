@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparsec.compiler.ir import BatchDim, Graph, Node
@@ -224,13 +222,15 @@ def _fitting(graph: Graph, inputs: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in inputs:
         raise InputError(f"the input {name} is missing; {graph.name} takes {value}")
     tensor = inputs[name]
+    dtype = torch_dtype(value.dtype)
     right = len(value.shape) == tensor.ndim and all(
         isinstance(d, BatchDim) or d == extent
         for d, extent in zip(value.shape, tensor.shape, strict=False)
     )
-    if not right or tensor.dtype != torch_dtype(value.dtype):
+    # Ids and masks may come as integers of any width.
+    if not right or tensor.is_floating_point() != dtype.is_floating_point:
         raise InputError(f"{value} is given {tensor.dtype}{list(tensor.shape)}")
-    return tensor
+    return tensor.to(dtype)
 
 
 def _batch_of(graph: Graph, inputs: Mapping[str, Tensor]) -> int:
@@ -288,15 +288,3 @@ def _reaching_outputs(graph: Graph) -> set[str]:
             skipped = 1 if node.op == "where" else 0
             needed |= {n for n in node.inputs[skipped:] if n and graph.values[n].dtype.kind != "b"}
     return needed
-
-
-def inputs_for(
-    module: TorchGraph, arrays: Mapping[str, Any], device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
-    """Numpy arrays as what a graph takes: its names and element types."""
-    values = module.graph.values
-    return {
-        name: tensor_of(arrays[name]).to(device, torch_dtype(values[name].dtype))
-        for name in module.inputs
-        if name in arrays
-    }

@@ -8,6 +8,7 @@ them stays in the graph, where gradients go through it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -135,6 +136,14 @@ def stored(model: Model) -> dict[str, onnx.TensorProto]:
     return found
 
 
+def node_labels(proto: onnx.ModelProto) -> list[str]:
+    """A name for each node of a graph, by which the core IR's ``source`` is told: its own, with its
+    index where it shares it."""
+    labels = [node_label(node, i) for i, node in enumerate(proto.graph.node)]
+    counts = Counter(labels)
+    return [label if counts[label] == 1 else f"{label}#{i}" for i, label in enumerate(labels)]
+
+
 def _held(model: Model, graph: Graph) -> dict[str, onnx.TensorProto]:
     """Stored floats that are constants of an imported graph, whole."""
     candidates = stored(model)
@@ -152,8 +161,8 @@ def _held(model: Model, graph: Graph) -> dict[str, onnx.TensorProto]:
 def _read_by(model: Model, labels: set[str]) -> set[str]:
     return {
         name
-        for i, node in enumerate(model.proto.graph.node)
-        if node_label(node, i) in labels
+        for node, label in zip(model.proto.graph.node, node_labels(model.proto), strict=True)
+        if label in labels
         for name in node.input
     }
 
@@ -166,9 +175,10 @@ def _bare(model: Model, weights: Mapping[str, onnx.TensorProto], extra: Iterable
     new.opset_import.extend(old.opset_import)
     graph = new.graph
     graph.name = old.graph.name
-    graph.node.extend(
-        n for n in old.graph.node if n.op_type != "Constant" or n.output[0] not in weights
-    )
+    for node, label in zip(old.graph.node, node_labels(old), strict=True):
+        if node.op_type != "Constant" or node.output[0] not in weights:
+            graph.node.append(node)
+            graph.node[-1].name = label
     graph.initializer.extend(t for t in old.graph.initializer if t.name not in weights)
     graph.sparse_initializer.extend(old.graph.sparse_initializer)
     named = {value.name for value in old.graph.input}

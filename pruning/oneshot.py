@@ -1,0 +1,331 @@
+"""One shot: every linear layer pruned and rounded in turn, without back-propagation.
+
+Two runs of the model go side by side over all calibration texts, node by node: the dense one, and
+the one that is pruned so far.  At a layer both stop.  The layer's inputs are those of the pruned
+run, with the rounding that they will get; its targets are the dense run's outputs, and where the
+layer is added to a residual stream, what that stream has lost by then as well.  Only what later
+nodes read is kept meanwhile, so memory grows with the texts and not with the depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sparsec.compiler.ir import Graph
+from sparsec.pruning import blocks, channels
+from sparsec.pruning.batches import Batch
+from sparsec.pruning.engine import TorchModel, Walk
+from sparsec.pruning.gram import Moments
+from sparsec.pruning.layers import Layer, Use
+from sparsec.pruning.least_squares import Problem, choose_damping, make_problem
+from sparsec.pruning.ranges import Histogram, Range, search
+from sparsec.pruning.rounding import round_weights, search_scale
+
+
+@dataclass(frozen=True)
+class Form:
+    """What becomes of a layer.
+
+    Attributes:
+        sparsity: share of its 4-blocks that go.
+        keep_inputs: channels that it still reads, whose makers go with the others: a head's or a
+            feed-forward channel's; None: all.
+        quantize: whether it computes with bytes.
+    """
+
+    sparsity: float = 0.0
+    keep_inputs: tuple[int, ...] | None = None
+    quantize: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A layer as it has become: y = x W^T + b.
+
+    Attributes:
+        name: of the stored matrix.
+        weights: int8 [N, K]; float32 where it is not quantized.
+        scale: float32 [N] or []; None where it is not quantized.
+        bias: float32 [N].
+        range: of the inputs; None where they stay floats.
+        error: squared error of what it gives, as a share of the targets' variance.
+    """
+
+    name: str
+    weights: Tensor
+    scale: Tensor | None
+    bias: Tensor
+    range: Range | None
+    error: float
+
+    @property
+    def dense(self) -> Tensor:
+        """The weights as floats [N, K]."""
+        if self.scale is None:
+            return self.weights
+        return self.weights.float() * self.scale.reshape(-1, 1)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of 4-blocks that are zero."""
+        return block_sparsity(self.weights)
+
+
+def block_sparsity(weights: Tensor) -> float:
+    """Share of 4-blocks of weights [N, K] that are zero."""
+    width = weights.shape[1]
+    padded = torch.nn.functional.pad(weights != 0, (0, -width % blocks.BLOCK))
+    return 1 - float(padded.reshape(len(weights), -1, blocks.BLOCK).any(-1).double().mean())
+
+
+def stored_form(layer: Layer, weights: Tensor) -> Tensor:
+    """Weights [N, K] as the model stores them."""
+    return weights.T.contiguous() if layer.transposed else weights
+
+
+def plain_form(layer: Layer, stored: Tensor) -> Tensor:
+    """Stored weights as [N, K]."""
+    return stored.T.contiguous() if layer.transposed else stored
+
+
+def fake_quantize(x: Tensor, found: Range) -> Tensor:
+    """x as its quantized form stands for it."""
+    q = ((x / found.scale).round() + found.zero_point).clamp(found.low, found.high)
+    return (q - found.zero_point) * found.scale
+
+
+@dataclass(eq=False)
+class Settings:
+    """How layers are solved.
+
+    Attributes:
+        per_channel: a weight scale for each output, else one for the layer.
+        signed: activations as int8, else as uint8.
+        damping: None: chosen for each layer by what it leaves on texts held out.
+        rate: share of a row's remaining blocks that is removed at once.
+    """
+
+    per_channel: bool = True
+    signed: bool = False
+    damping: float | None = None
+    rate: float = 0.1
+
+
+@dataclass(eq=False)
+class Run:
+    """The model pruned so far.
+
+    Attributes:
+        model: the dense model.
+        made: what layers have become, by name.
+        weights: tensors in the place of parameters.
+        ranges: of layers' inputs.
+    """
+
+    model: TorchModel
+    made: dict[str, Compressed] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
+
+    def put(self, layer: Layer, made: Compressed) -> None:
+        """Let a layer be what it has become."""
+        self.made[layer.name] = made
+        self.weights[layer.name] = stored_form(layer, made.dense)
+        if layer.bias:
+            self.weights[layer.bias] = made.bias
+        if made.range is not None:
+            self.ranges[layer.name] = made.range
+
+    def on_input(self, layer: str, x: Tensor) -> Tensor:
+        """What a layer multiplies: rounded, where it is quantized."""
+        found = self.ranges.get(layer)
+        return x if found is None else fake_quantize(x, found)
+
+
+Report = Callable[[Layer, Compressed], None]
+
+
+class OneShot:
+    """The two runs over calibration texts, and where they have come."""
+
+    def __init__(
+        self, model: TorchModel, batches: Sequence[Batch], settings: Settings | None = None
+    ) -> None:
+        """
+        Args:
+            model: dense; it is not changed.
+            batches: calibration texts.
+        """
+        self.model = model
+        self.batches = batches
+        self.settings = settings or Settings()
+        self.run = Run(model)
+        self._uses = [self._of_length(batch) for batch in batches]
+        graphs = [model.graph(model.length_of(batch.inputs)) for batch in batches]
+        self._dense = [g.start(b.inputs) for g, b in zip(graphs, batches, strict=True)]
+        self._small = [
+            g.start(b.inputs, weights=self.run.weights, on_input=self.run.on_input)
+            for g, b in zip(graphs, batches, strict=True)
+        ]
+
+    def _of_length(self, batch: Batch) -> dict[str, Layer]:
+        length = self.model.length_of(batch.inputs)
+        return {layer.name: layer for layer in self.model.uses(length)}
+
+    @torch.no_grad()
+    def compress(
+        self,
+        forms: Mapping[str, Form],
+        report: Report | None = None,
+        known: Mapping[str, Compressed] | None = None,
+    ) -> Run:
+        """Prune and round layers, in the order in which they are computed.
+
+        Args:
+            forms: what is to become of each; the others stay as they are.
+            report: called with each layer when it is done.
+            known: layers that are done already: from an earlier run with the same settings.
+        """
+        histograms: dict[str, Range] = {}
+        for layer in self.model.layers:
+            form = forms.get(layer.name)
+            if form is None:
+                continue
+            if known is not None and layer.name in known:
+                made = known[layer.name]
+            else:
+                made = self._solve(layer, form, histograms)
+            self.run.put(layer, made)
+            if made.range is not None:
+                histograms[layer.uses[0].x] = made.range
+            if report is not None:
+                report(layer, made)
+        return self.run
+
+    # -- one layer --------------------------------------------------------------------------------
+
+    def _solve(self, layer: Layer, form: Form, ranges: Mapping[str, Range]) -> Compressed:
+        dense = plain_form(layer, self.model.weights[layer.name].detach())
+        found = None
+        if form.quantize:
+            # Layers that read the same values share their rounding, as they do in the file.
+            found = ranges.get(layer.uses[0].x) or self._range(layer, dense)
+        moments = self._moments(layer, found)
+        made = solve(moments, dense, form, self.settings)
+        return Compressed(layer.name, made.weights, made.scale, made.bias, found, made.error)
+
+    def _range(self, layer: Layer, weights: Tensor) -> Range:
+        """The range of a layer's inputs: errors count by what the layer makes of them."""
+        histogram = Histogram()
+        importance = weights.square().sum(0)
+        for batch, _, small, _ in self._stopped(layer):
+            histogram.add(small, batch.rows(small), importance)
+        low, high = (-128, 127) if self.settings.signed else (0, 255)
+        return search(histogram, low, high)
+
+    def _moments(self, layer: Layer, found: Range | None) -> Moments:
+        moments = Moments(layer.inputs, layer.outputs)
+        weight = plain_form(layer, self.model.weights[layer.name].detach())
+        bias = self.model.weights[layer.bias].detach() if layer.bias else None
+        for batch, dense, small, lost in self._stopped(layer):
+            y = torch.nn.functional.linear(dense, weight, bias)
+            target = y if lost is None else y + lost
+            x = small if found is None else fake_quantize(small, found)
+            moments.add(x, target, batch.rows(x))
+        return moments
+
+    def _stopped(self, layer: Layer) -> Iterable[tuple[Batch, Tensor, Tensor, Tensor | None]]:
+        """(batch, what the dense layer multiplies, the same of the pruned run, and what the
+        residual stream that the layer is added to has lost) at each of its uses."""
+        walks = zip(self.batches, self._uses, self._dense, self._small, strict=True)
+        for batch, uses, dense, small in walks:
+            first, *more = uses[layer.name].uses
+            self._advance(first, dense, small)
+            lost = self._lost(first, dense, small)
+            yield batch, dense.value(first.x), small.value(first.x), lost
+            if more:
+                yield from self._ahead(batch, more)
+
+    def _advance(self, use: Use, dense: Walk, small: Walk) -> None:
+        for walk in (dense, small):
+            walk.until(use.node)
+
+    def _ahead(
+        self, batch: Batch, uses: Sequence[Use]
+    ) -> Iterable[tuple[Batch, Tensor, Tensor, Tensor | None]]:
+        """Later uses of a shared layer, as in the dense model: nothing is pruned there yet."""
+        walk = self.model.graph(self.model.length_of(batch.inputs)).start(batch.inputs)
+        for use in uses:
+            walk.until(use.node)
+            x = walk.value(use.x)
+            yield batch, x, x, None
+
+    @staticmethod
+    def _lost(use: Use, dense: Walk, small: Walk) -> Tensor | None:
+        """What is missing in the stream that a layer's result is added to; None if it is not."""
+        other = residual(dense.module.graph, use)
+        if other is None:
+            return None
+        try:
+            return dense.value(other) - small.value(other)
+        except KeyError:
+            return None  # it is computed later
+
+
+def residual(graph: Graph, use: Use) -> str | None:
+    """The run-time value that a layer's result is added to, of the same shape."""
+    readers = [node for node in graph.nodes[use.end :] if use.y in node.inputs]
+    if len(readers) != 1 or readers[0].op != "add" or use.y in graph.outputs:
+        return None
+    others = [name for name in readers[0].inputs if name != use.y]
+    same = len(others) == 1 and graph.values[others[0]].shape == graph.values[use.y].shape
+    return others[0] if same and others[0] not in graph.constants else None
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A layer's least squares with a form: see :class:`Compressed`."""
+
+    weights: Tensor
+    scale: Tensor | None
+    bias: Tensor
+    error: float
+
+
+def solve(moments: Moments, dense: Tensor, form: Form, settings: Settings) -> Solved:
+    """The best layer of a form.
+
+    Args:
+        moments: of its inputs and targets.
+        dense: [N, K], what it was.
+    """
+    damping = settings.damping
+    if damping is None:
+        damping = choose_damping(moments, dense)
+    problem = make_problem(moments.centered(), dense, damping)
+    weights, mask = problem.weights, None
+    if form.keep_inputs is not None:
+        keep = torch.zeros(dense.shape[1], dtype=torch.bool)
+        keep[list(form.keep_inputs)] = True
+        weights = channels.solve(problem, keep).weights
+        mask = keep.expand_as(dense)
+    if form.sparsity > 0:
+        made = blocks.prune(problem, form.sparsity, rate=settings.rate)
+        weights = made.weights
+        mask = blocks.expand(made.keep, blocks.BLOCK, dense.shape[1])
+    if not form.quantize:
+        return _finished(problem, weights.float(), None)
+    scale = search_scale(problem, weights, settings.per_channel)
+    return _finished(problem, round_weights(problem, weights, scale, mask), scale)
+
+
+def _finished(problem: Problem, weights: Tensor, scale: Tensor | None) -> Solved:
+    real = weights.double()
+    if scale is not None:
+        real = real * scale.double().reshape(-1, 1)
+    bias = problem.data.bias(real).float()
+    return Solved(weights, scale, bias, problem.data.relative_error(real))
