@@ -1,4 +1,4 @@
-"""How cost grows: with tokens, batch, cores, padding, buckets; and what loading and a call cost.
+"""How cost grows: with tokens, batch, cores, padding, masks; and what loading and a call cost.
 
     python benchmarks/growth.py             a few minutes; saves to benchmarks/results
     python benchmarks/growth.py --preset tiny
@@ -120,6 +120,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "## Padding, 2 cores",
         report.table(["", "time"], [[n, f"{s * 1e3:.2f} ms"] for n, s in padding.items()]),
     ]
+    masked: dict[str, Call] = {}
+    as_float = artifact(args.cache, recipe.with_(form="fp32"), [LONG])
+    with sparsec.Engine(as_float, num_cores=2) as floats:
+        for name, engine in (("int8", two), ("float32", floats)):
+            masked[f"{name}, no token masked"] = run(engine, text(vocab, 1, LONG))
+            masked[f"{name}, half of them masked"] = run(engine, text(vocab, 1, LONG, LONG // 2))
+        masks = in_turns(masked, args.rounds)
+    parts += [
+        f"## Masks, {LONG} tokens that are all computed, 2 cores",
+        report.table(["", "time"], [[n, f"{s * 1e3:.2f} ms"] for n, s in masks.items()]),
+    ]
     small = args.cache / "call" / "model.onnx"
     small.parent.mkdir(parents=True, exist_ok=True)
     tiny = EncoderConfig(layers=1, hidden=4, heads=1, intermediate=4, vocab=50, max_position=4)
@@ -143,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(document)
     results = {
         "model": recipe, "machine": described, "load_average_after": machine.load_average(),
-        "lengths": lengths, "batches": batches, "padding": padding, "load": loading, "call": call,
+        "lengths": lengths, "batches": batches, "padding": padding,
+        "masks": masks, "load": loading, "call": call,
     }  # fmt: skip
     for file in report.save(args.results, f"growth-{args.preset}", document, results):
         print(f"wrote {file}", file=sys.stderr)

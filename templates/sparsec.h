@@ -125,7 +125,12 @@ size_t sparsec_workspace_size(int64_t batch, int32_t threads);
  * or because a thread has an alternate signal stack (sigaltstack) smaller than getauxval(AT_MINSIGSTKSZ),
  * which signals with these registers would overflow; from then on Linux refuses such stacks instead.  To know
  * before, or to ask before threads start, make the call yourself.  Each piece of work configures the
- * calling thread's tiles and releases them before it returns: what the caller keeps in tiles is lost. */
+ * calling thread's tiles and releases them before it returns: what the caller keeps in tiles is lost.
+ *
+ * Computations round to nearest, raise no floating-point exceptions, and take denormal numbers (float32:
+ * below 1.2e-38) for 0, those of inputs too, where the processor has SSE (MXCSR: FTZ and DAZ).  Each piece
+ * of work sets that on the thread that it runs on, and gives the thread its own mode and flags back before
+ * it returns: neither the caller nor parallel->run nor its threads ever see it. */
 int sparsec_run(const void *const *inputs, void *const *outputs, int64_t batch,
                 const int32_t *lengths, void *workspace, const sparsec_parallel *parallel);
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from sparsec import targets
 from sparsec.compiler import toolchain
-from sparsec.compiler.codegen.lanes import byte_scores, gelu
+from sparsec.compiler.codegen.lanes import byte_scores, gelu, masks
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, BatchDim, Graph
@@ -465,25 +465,32 @@ def attention_graph(
     zps: tuple[int, int, int, int],
     extra_shape: tuple[int | BatchDim, ...],
     score_zero: np.ndarray | None = None,
+    fill: bool | None = None,
 ) -> Graph:
     """Attention whose operands come straight from the inputs.
 
-    With `score_zero`, a zero point, scores are quantized in steps of 1.5 and back.
+    With `score_zero`, a zero point, scores are quantized in steps of 1.5 and back.  With `fill`,
+    a truth value, they are -1e9 where the mask has it, instead of being added to.
     """
     channels = heads * dim
     e = Editor(name="attention", length=length)
     names = [e.input(n, t, (BATCH, length, channels)) for n, t in zip("qkv", types, strict=False)]
-    mask = e.input("mask", np.float32, extra_shape)
+    mask_type = np.dtype(np.float32 if fill is None else np.bool_)
+    mask = e.input("mask", mask_type, extra_shape)
     full = (BATCH, heads, length, length)
     score = Editor(name="score")
     s = score.input("s", np.float32, full)
-    m = score.input("m", np.float32, extra_shape)
+    m = score.input("m", mask_type, extra_shape)
     if score_zero is not None:
         parameters = [score.constant(np.float32(1.5)), score.constant(score_zero)]
         s = score.emit("quantize", [s, *parameters])
         s = score.emit("dequantize", [s, *parameters])
     s = score.emit("mul", [s, score.constant(np.float32(0.25))])
-    score.outputs.append(score.emit("add", [s, m]))
+    least = score.constant(np.float32(-1e9))
+    if fill is None:
+        score.outputs.append(score.emit("add", [s, m]))
+    else:
+        score.outputs.append(score.emit("where", [m, least, s] if fill else [m, s, least]))
     prob = Editor(name="prob")
     p = prob.input("p", np.float32, full)
     if types[3] != np.float32:
@@ -509,6 +516,7 @@ def attention_graph(
 
 
 U, S, F = np.uint8, np.int8, np.float32
+VECTOR_TARGETS = [p for p in TARGETS if p.values[0] != "amx"]
 FULL = (BATCH, 1, 1, 21)
 
 
@@ -553,6 +561,86 @@ def test_attention(
         (want,) = interpret(graph, inputs)
         (have,) = library.run(inputs)
         assert_attention(have, want)
+
+
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
+@pytest.mark.parametrize(
+    ("types", "zps", "fill"),
+    [
+        ((F, F, F, F), (0, 0, 0, 0), True),
+        ((F, F, U, U), (0, 0, 140, 0), False),
+        ((U, S, F, F), (100, -7, 0, 0), None),
+    ],
+)
+def test_attention_leaves_masked_keys_out(
+    tmp_path: Path,
+    target: str,
+    types: tuple[type, type, type, type],
+    zps: tuple[int, int, int, int],
+    fill: bool | None,
+) -> None:
+    """Their probabilities are exactly 0: not even an infinite value of theirs shows."""
+    length, heads, dim = 21, 2, 12
+    graph = attention_graph(length, heads, dim, types, zps, FULL, fill=fill)
+    found = masks.find(graph.nodes[0], graph)
+    assert found is not None and found.scale == 0.25 and (found.constant is None) == (fill is None)
+    library = compile_graph(tmp_path, graph, target, [])
+    rng = np.random.default_rng(dim)
+    kept = {
+        "all": np.ones(length, bool),
+        "tail masked": np.arange(length) < 10,
+        "scattered": rng.random(length) < 0.4,
+        "the last": np.arange(length) == 20,
+        "none": np.zeros(length, bool),
+    }
+    for keep in kept.values():
+        inputs: list[np.ndarray] = []
+        for t in types[:3]:
+            x = rng.standard_normal((3, length, heads * dim)).astype(np.float32)
+            inputs.append(x if t == F else np.clip(x * 60 + 100, 0, 127).astype(t))
+        groups = np.repeat(np.resize(keep, 24).reshape(6, 4).any(axis=1), 4)[:length]
+        if types[2] == F and keep.any():
+            inputs[2][:, ~groups] = np.inf
+        # The third sequence keeps all; of the second, a bias says nothing.
+        mask = np.stack([keep, keep, np.ones(length, bool)])[:, None, None]
+        if types[2] == F:
+            inputs[2][2] = 1.0
+        if fill is None:
+            added = np.where(mask, 0, rng.choice([-1e4, -1e9, -np.inf, np.finfo(F).min]))
+            added[1] += 1.5
+            given = added.astype(np.float32)
+        else:
+            given = mask ^ fill
+        (have,) = library.run([*inputs, given])
+        finite = [np.where(np.isinf(x), 0, x) if x.dtype == F else x for x in inputs]
+        with np.errstate(all="ignore"):
+            (want,) = interpret(graph, [*finite, given])
+        if not np.isnan(want).any():  # all of -inf
+            assert_attention(have, want)
+
+
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
+def test_attention_that_a_mask_does_not_settle(tmp_path: Path, target: str) -> None:
+    """Masked keys whose products make up for the mask have their share, as in ONNX."""
+    length, heads, dim = 21, 2, 12
+    graph = attention_graph(length, heads, dim, (F, F, F, F), (0, 0, 0, 0), FULL)
+    library = compile_graph(tmp_path, graph, target)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((4, length, heads * dim)).astype(np.float32) for _ in range(3))
+    mask = np.zeros((4, 1, 1, length), np.float32)
+    mask[..., 8:] = -1000
+    q[0] *= 1000  # products up to thousands
+    k[1, 12] = np.nan  # nothing is known of what it does
+    mask[2, ..., 8:] = -100  # too little to be sure of
+    k[3, :8], mask[3, ..., :8] = 0, -np.inf
+    (have,) = library.run([q, k, v, mask])
+    with np.errstate(all="ignore"):
+        (want,) = interpret(graph, [q, k, v, mask])
+    assert np.isnan(have[1]).all() and np.isnan(want[1]).all()
+    for i in (0, 2, 3):
+        assert_attention(have[i], want[i])
+    (without,) = interpret(graph, [q, k, v, np.where(mask == -1000, -np.inf, mask)])
+    assert np.abs(without[0] - want[0]).max() > 0.1
 
 
 def assert_attention(have: np.ndarray, want: np.ndarray) -> None:

@@ -25,6 +25,14 @@ SPARSEC_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 SPARSEC_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 SPARSEC_INLINE vi vi_min(vi a, vi b) { return (vi)_mm256_min_epi32((vi_raw)a, (vi_raw)b); }
 SPARSEC_INLINE vi vi_max(vi a, vi b) { return (vi)_mm256_max_epi32((vi_raw)a, (vi_raw)b); }
+/* Whether all lanes of four vectors are below a limit; NaN is not. */
+SPARSEC_INLINE int vf_all_below(vf a, vf b, vf c, vf d, float limit)
+{
+    const vf most = vf_set1(limit);
+    const vf ab = _mm256_and_ps(_mm256_cmp_ps(a, most, _CMP_LT_OQ), _mm256_cmp_ps(b, most, _CMP_LT_OQ));
+    const vf cd = _mm256_and_ps(_mm256_cmp_ps(c, most, _CMP_LT_OQ), _mm256_cmp_ps(d, most, _CMP_LT_OQ));
+    return _mm256_movemask_ps(_mm256_and_ps(ab, cd)) == 0xff;
+}
 SPARSEC_INLINE vf vf_sqrt(vf v) { return _mm256_sqrt_ps(v); }
 SPARSEC_INLINE vf vf_floor(vf v) { return _mm256_floor_ps(v); }
 SPARSEC_INLINE vf vf_ceil(vf v) { return _mm256_ceil_ps(v); }

@@ -25,6 +25,13 @@ SPARSEC_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 SPARSEC_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 SPARSEC_INLINE vi vi_min(vi a, vi b) { return (vi)_mm512_min_epi32((vi_raw)a, (vi_raw)b); }
 SPARSEC_INLINE vi vi_max(vi a, vi b) { return (vi)_mm512_max_epi32((vi_raw)a, (vi_raw)b); }
+/* Whether all lanes of four vectors are below a limit; NaN is not. */
+SPARSEC_INLINE int vf_all_below(vf a, vf b, vf c, vf d, float limit)
+{
+    const vf most = vf_set1(limit);
+    const __mmask16 first = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(a, most, _CMP_LT_OQ), b, most, _CMP_LT_OQ);
+    return _mm512_mask_cmp_ps_mask(_mm512_mask_cmp_ps_mask(first, c, most, _CMP_LT_OQ), d, most, _CMP_LT_OQ) == 0xffff;
+}
 SPARSEC_INLINE vf vf_sqrt(vf v) { return _mm512_sqrt_ps(v); }
 SPARSEC_INLINE vf vf_floor(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 SPARSEC_INLINE vf vf_ceil(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }

@@ -40,6 +40,12 @@ SPARSEC_INLINE vf vf_min(vf a, vf b) { return (vf)vi_blend(a < b, (vi)a, (vi)b);
 SPARSEC_INLINE vf vf_max(vf a, vf b) { return (vf)vi_blend(a > b, (vi)a, (vi)b); }
 SPARSEC_INLINE vi vi_min(vi a, vi b) { return vi_blend(a < b, a, b); }
 SPARSEC_INLINE vi vi_max(vi a, vi b) { return vi_blend(a > b, a, b); }
+/* Whether all lanes of four vectors are below a limit; NaN is not. */
+SPARSEC_INLINE int vf_all_below(vf a, vf b, vf c, vf d, float limit)
+{
+    const vi below = (a < limit) & (b < limit) & (c < limit) & (d < limit);
+    return (below[0] & below[1] & below[2] & below[3]) != 0;
+}
 SPARSEC_INLINE vf vf_sqrt(vf v)
 {
     vf r;

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.compiler.codegen.lanes import byte_scores
+from sparsec.compiler.codegen.lanes import byte_scores, masks
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.byte_scores import ByteScores
 from sparsec.compiler.codegen.lanes.program import Accumulator, Program
@@ -18,6 +18,9 @@ from sparsec.interface import ELEMENTS
 from sparsec.targets import Target, Tiles
 
 Context = dict[str, Any]
+
+#: Bytes of a run of keys: where it begins and ends.
+_RUN = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,18 +130,22 @@ def attention_kernel(body: Body, target: Target, scores: ByteScores | None) -> L
     extras = [_extra(i, name, body) for i, name in enumerate(form.node.inputs[3:])]
     context |= _score(form, body, scale, extras) | _probability(form, body) | _epilogue(form, body)
     base = f"attention_{form.qk}_{form.pv}_{form.heads}x{form.dim}"
+    keys = (tokens + 3) // 4 * 4
+    packs = sum(form.dim // (4 if kind == "i8" else 1) for kind in (form.qk, form.pv))
+    # Scores, probabilities, what a zero point takes off the keys, and the byte kernel's lists.
+    lists = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
+    context |= {"runs_at": lists, "key_mask": None}
     if scores is None:
+        context["key_mask"] = _key_mask(form, body, extras)
         name, text = named(base, "lanes/attention.c.j2", args, {**context, "kernel": "@NAME@"})
     else:
         context |= _byte_scores(scores, extras, body, target)
         name, text = named(f"{base}_bytes", "lanes/attention_bytes.c.j2", args, context)
-    keys = (tokens + 3) // 4 * 4
-    packs = sum(form.dim // (4 if kind == "i8" else 1) for kind in (form.qk, form.pv))
     return LaneKernel(
         name,
         text,
         args,
-        scratch=keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys,
+        scratch=lists + 2 * _RUN * (keys // 8 + 1),
         title=title,
         heads=form.heads,
         loops=scores is not None,
@@ -234,7 +241,37 @@ def _probability(form: _Form, body: Body) -> Context:
     result = program.demand(prob.outputs[0])
     if form.p_type == S8:
         result = f"({result} + 128)"
-    return {"prob": program.lines, "prob_result": result}
+    return {"prob": program.lines, "prob_result": result, "vanishes": _vanishes(prob, form)}
+
+
+def _vanishes(prob: Graph, form: _Form) -> bool:
+    """Whether a probability of 0 adds nothing to an output."""
+    nodes = masks.path(prob, prob.producers(), prob.outputs[0])
+    if nodes is None:
+        return False
+    zero = masks.run(nodes, prob.inputs[0], np.zeros(1, np.float32), prob)
+    return bool(zero[0] == (np.iinfo(form.p_type).min if form.p_type in BYTES else 0))
+
+
+def _key_mask(form: _Form, body: Body, extras: Sequence[_Extra]) -> Context | None:
+    """What the kernel needs to leave out keys that are masked, or None where it cannot."""
+    mask = masks.find(form.node, body.graph)
+    if mask is None or not extras[mask.extra].row["keys"]:
+        return None
+    dtype = body.graph.values[form.node.inputs[3 + mask.extra]].dtype
+    added = "m[i]"
+    if mask.constant is not None:
+        masked = f"m[i] {'!=' if mask.when else '=='} 0"
+        added = f"{masked} ? {body.args.number(mask.constant, 'mask_value')} : 0.0f"
+    scale = mask.scale
+    if form.qk == "i8":  # no product of bytes is larger
+        scale *= abs(float(form.node.attrs["qk_scale"])) * form.dim * 255 * 255
+    body.args.number(scale, "mask_scale")
+    return extras[mask.extra].row | {
+        "c_type": ELEMENTS[dtype.name].c_type,
+        "added": added,
+        "drop": f"{masks.MASKS}f",
+    }
 
 
 def _epilogue(form: _Form, body: Body) -> Context:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.codegen.lanes import masks
 from sparsec.compiler.codegen.lanes.requantize import exact_factor
-from sparsec.compiler.interpreter import run_node
 from sparsec.compiler.ir import Graph, Node
-from sparsec.compiler.lowering.elements import BYTES, F32, S8
+from sparsec.compiler.lowering.elements import BYTES, S8
 from sparsec.targets import Vectors
 
 Array = np.ndarray[Any, Any]
@@ -54,14 +54,15 @@ def find(node: Node, graph: Graph) -> ByteScores | None:
         return None
     prob_scale = _probabilities(prob)
     made = score.producers()
-    mask, top = _mask(node, graph, score, made)
+    mask, top = masks.added(node, graph, score, made)
     chain = _chain(score, made, top)
     if prob_scale is None or chain is None:
         return None
     before, quantize, after = chain
     dtype = score.values[quantize.output].dtype
     levels = np.arange(256).astype(np.uint8)
-    table = _run(after, quantize.output, levels.view(dtype), score)[np.argsort(levels.view(dtype))]
+    order = np.argsort(levels.view(dtype))
+    table = masks.run(after, quantize.output, levels.view(dtype), score)[order]
     step = float(table[-1] - table[0]) / 255
     even = float(table[0]) + step * np.arange(256)
     if step <= 0 or np.abs(table - even).max() > 1e-6 * np.abs(table).max():
@@ -73,7 +74,7 @@ def find(node: Node, graph: Graph) -> ByteScores | None:
     qk_scale = np.float32(node.attrs["qk_scale"])
 
     def real(acc: Array) -> Array:
-        return _run(before, score.inputs[0], acc * qk_scale, score)
+        return masks.run(before, score.inputs[0], acc * qk_scale, score)
 
     large = np.float32(1 << 20)
     slope = np.array([float(real(np.atleast_1d(large))[0]) / float(large)])
@@ -106,27 +107,11 @@ def _probabilities(prob: Graph) -> float | None:
     return float(scale.reshape(-1)[0])
 
 
-def _mask(node: Node, graph: Graph, score: Graph, made: dict[str, Node]) -> tuple[int | None, str]:
-    """Which extra is added last to the scores, and what it is added to."""
-    top = score.outputs[0]
-    last = made.get(top)
-    if last is None or last.op != "add":
-        return None, top
-    for name, other in (last.inputs, last.inputs[::-1]):
-        if name not in score.inputs[1:]:
-            continue
-        position = score.inputs.index(name) - 1
-        value = graph.values[node.inputs[3 + position]]
-        if value.dtype == F32 and (len(value.shape) < 2 or value.shape[-2] == 1):
-            return position, other
-    return None, top
-
-
 def _chain(
     score: Graph, made: dict[str, Node], top: str
 ) -> tuple[list[Node], Node, list[Node]] | None:
     """Scalings, a quantization, and what follows it, from the scores up to `top`."""
-    nodes = _path(score, made, top)
+    nodes = masks.path(score, made, top) or []
     at = [i for i, node in enumerate(nodes) if node.op == "quantize"]
     if len(at) != 1:
         return None
@@ -136,31 +121,6 @@ def _chain(
         return None
     bytes_ = len(quantize.inputs) > 2 and score.values[quantize.output].dtype in BYTES
     return (before, quantize, after) if bytes_ else None
-
-
-def _path(score: Graph, made: dict[str, Node], top: str) -> list[Node]:
-    """The nodes from the scores up to `top`, if each takes one number besides; else none."""
-    nodes: list[Node] = []
-    while top != score.inputs[0]:
-        node = made.get(top)
-        if node is None:
-            return []
-        rest = [score.constants.get(n) for n in node.inputs[1:]]
-        if any(array is None or array.size != 1 for array in rest):
-            return []
-        nodes.insert(0, node)
-        top = node.inputs[0]
-    return nodes
-
-
-def _run(nodes: list[Node], source: str, array: Array, graph: Graph) -> Array:
-    """What a chain of nodes with constant operands makes of an array."""
-    for node in nodes:
-        assert node.inputs[0] == source
-        rest = [graph.constants[n].reshape(()) for n in node.inputs[1:]]
-        array = run_node(node, [array, *rest])[0]
-        source = node.output
-    return array
 
 
 def decay_table(decay: float, vectors: Vectors) -> Array:
