@@ -158,6 +158,7 @@ IN_LANES: dict[str, Case] = {
     "linear_i8_dense": _bytes(1.0),
     "linear_i8_dense_pairs": _bytes(1.0, largest=64),
     "linear_i8_tiles": _bytes(1.0, times=8),
+    "linear_i8_masked": _bytes(0.5, times=8),
     "linear_f32_sparse": _floats(0.1),
     "linear_f32_sparse_runs": _floats(0.2, block=4),
     "linear_f32_dense": _floats(1.0),

@@ -31,6 +31,7 @@ static const struct {
     {"avx512cd", EXT_B, 28, ZMM},
     {"avx512vnni", EXT_C, 11, ZMM},
     {"avx512vbmi", EXT_C, 1, ZMM},
+    {"avx512vbmi2", EXT_C, 6, ZMM},
     {"avx512bf16", EXT1_A, 5, ZMM},
     {"amx_tile", EXT_D, 24, TILES},
     {"amx_int8", EXT_D, 25, TILES},

@@ -78,11 +78,14 @@ class Matrix:
         header: the file in ``templates/lanes/`` with its operations.
         weights: bytes of weights that layers keep in the first-level cache while they meet rows.
         sweep: blocks of 16 rows that weights meet each time they come from further away.
+        kept: bytes of all weights of a model up to which they are still in the second-level cache
+            at its next run.
     """
 
     header: str
     weights: int
     sweep: int
+    kept: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +175,8 @@ def table(*rows: Target) -> tuple[Target, ...]:
         if not isinstance(row.costs, str) and {len(row.costs.i8), len(row.costs.f32)} != {11}:
             raise ValueError(f"{row.name} does not have 11 cost factors of each kind")
         costs = measured[row.costs] if isinstance(row.costs, str) else row.costs
-        if row.matrix is not None and len(costs.matrix) != 5:
-            raise ValueError(f"{row.name} does not have 5 cost factors of products of tiles")
+        if row.matrix is not None and len(costs.matrix) != 6:
+            raise ValueError(f"{row.name} does not have 6 cost factors of products of tiles")
         if 16 % row.lanes:
             raise ValueError(f"{row.name} has {row.lanes} lanes, which do not divide 16 rows")
     if rows[-1].arch or rows[-1].features:
@@ -199,15 +202,17 @@ TARGETS: tuple[Target, ...] = table(
     Target(
         name="amx",
         arch="x86_64",
-        features=(*AVX512_VNNI, "amx_tile", "amx_int8"),
+        # Each CPU with tiles has VBMI2, which makes tiles of masked weights.
+        features=(*AVX512_VNNI, "avx512vbmi2", "amx_tile", "amx_int8"),
         tuning=("-mprefer-vector-width=512",),
         vectors=AVX512,
         tiles=REGISTERS_32,
-        matrix=Matrix(header="tiles_amx.h", weights=32 << 10, sweep=8),
+        matrix=Matrix(header="tiles_amx.h", weights=32 << 10, sweep=8, kept=1 << 20),
         adds_pairs=False,
-        # Tiles: not fitted, but made of the rates of an Emerald Rapids core at 2.8 GHz (a product
-        # 16 cycles, a load 8 to 21, 100 from the third-level cache, 970 to wake the unit up).
-        costs=replace(ZEN_4, matrix=(5.0, 8.0, 20.0, 2.47, 350.0)),
+        # Tiles: not fitted, but made of the rates of an Emerald Rapids core at 2.8 GHz: a product
+        # takes 16 cycles, a load 8 to 21, from the third-level cache 100, waking up 970; a tile is
+        # made of its masks in 40, of which two products of two tiles hide most.
+        costs=replace(ZEN_4, matrix=(5.7, 2.5, 30.0, 2.47, 350.0, 4.0)),
         prepare=tile_registers.request,
         summary="tiles of bytes (AMX) and 64-byte vectors: Intel servers since Sapphire Rapids",
     ),

@@ -32,8 +32,10 @@ STAND_INS = {
     "amx": replace(
         targets.get("avx2"),
         name="amx",
-        matrix=targets.Matrix(header="tiles_emulated.h", weights=16 << 10, sweep=4),
-        costs=replace(targets.costs(targets.get("avx2")), matrix=(1e-3,) * 5),
+        matrix=targets.Matrix(header="tiles_emulated.h", weights=16 << 10, sweep=4, kept=0),
+        costs=replace(
+            targets.costs(targets.get("avx2")), matrix=(1e-3, 1e-3, 0.1, 1e-3, 1e-3, 1e-3)
+        ),
     ),
 }
 

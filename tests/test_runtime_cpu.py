@@ -17,13 +17,14 @@ from sparsec.runtime import cpu, detect
 # The kernel's names where they differ from the compilers'.
 KERNEL_NAMES = {
     "avx512vnni": "avx512_vnni",
+    "avx512vbmi2": "avx512_vbmi2",
     "avx512bf16": "avx512_bf16",
     "avxvnni": "avx_vnni",
     "bmi": "bmi1",
 }
 NAMES = (
     "sse4_2 popcnt avx avx2 fma f16c bmi bmi2 avxvnni avx512f avx512bw avx512dq avx512vl avx512cd "
-    "avx512vnni avx512vbmi avx512bf16 amx_tile amx_int8 amx_bf16"
+    "avx512vnni avx512vbmi avx512vbmi2 avx512bf16 amx_tile amx_int8 amx_bf16"
 )
 
 

@@ -25,7 +25,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsec.compiler import toolchain
-from sparsec.compiler.lowering.tile_packing import LEAST_INPUTS, pack_tiles, tile_count
+from sparsec.compiler.lowering.tile_packing import (
+    LEAST_INPUTS,
+    Listed,
+    filled,
+    list_tiles,
+    mask_tiles,
+    pack_tiles,
+    tile_count,
+)
 from sparsec.compiler.templates import environment, read_template
 from sparsec.runtime import cpu
 from sparsec.targets import host_arch
@@ -39,13 +47,19 @@ UNIT = "amx" in cpu.detect().targets()
 needs_unit = pytest.mark.skipif(not UNIT, reason="this CPU has no tiles")
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+#: Sums wrap here, as no model's do.
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fwrapv")
 
 #: Compiler flags, vectors and tiles of each way to run the kernels.
 FORMS = {
     "emulated": (("-O1", "-g", *SANITIZERS), "vec_generic.h", 4, "tiles_emulated.h"),
     "amx": (
-        ("-O2", *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl", "vnni")), "-mfma", "-mbmi"),
+        (
+            "-O2",
+            *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl", "vnni", "vbmi2")),
+            "-mfma",
+            "-mbmi",
+        ),
         "vec_avx512.h",
         16,
         "tiles_amx.h",
@@ -55,12 +69,16 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A layer, and how it is cut: tiles of inputs in a chunk, blocks of rows in a sweep."""
+    """A layer, and how it is cut: tiles of inputs in a chunk, blocks of rows in a sweep.
+
+    Its tiles are "whole", or "listed", or made of masks of "packs" or of "bytes".
+    """
 
     n: int
     k: int
     chunk: int
     sweep: int = 8
+    tiles: str = "whole"
 
     @property
     def packs(self) -> int:
@@ -74,21 +92,41 @@ class Shape:
     def steps(self) -> int:
         return tile_count(self.k)
 
+    @property
+    def chunks(self) -> int:
+        return -(-self.steps // self.chunk)
+
+    @property
+    def granule(self) -> int:
+        return {"packs": 4, "bytes": 1}.get(self.tiles, 0)
+
+    def pack(self, w: Array) -> Listed:
+        """Weights as its kernel reads them."""
+        if self.granule:
+            return mask_tiles(w, self.chunk, (self.granule,))
+        if self.tiles == "listed":
+            return list_tiles(w, self.chunk)
+        none = np.zeros(0, np.int32)
+        return Listed(pack_tiles(w), none.astype(np.uint16), none, 0)
+
 
 #: Whole tiles, and every tail; chunks of one length, and with a shorter last one.
 SHAPES = (
     Shape(32, 64, 1),
-    Shape(16, 128, 2),
     Shape(64, 61, 1),
     Shape(1, 65, 2),
-    Shape(37, 66, 1),
-    Shape(50, 130, 3),
     Shape(18, 200, 2),
     Shape(130, 312, 5),
     Shape(100, 448, 3, 4),
-    Shape(64, 640, 10),
     Shape(33, 577, 4, 2),
     Shape(96, 1000, 7),
+    Shape(37, 66, 1, 8, "listed"),
+    Shape(130, 312, 5, 8, "listed"),
+    Shape(48, 448, 3, 4, "listed"),
+    Shape(64, 64, 1, 8, "packs"),
+    Shape(100, 640, 3, 8, "packs"),
+    Shape(1, 65, 2, 8, "bytes"),
+    Shape(130, 577, 4, 2, "bytes"),
 )
 
 
@@ -96,6 +134,8 @@ SHAPES = (
 FIELDS = (
     "const char *x",
     "const int8_t *weights",
+    "const uint16_t *offsets",
+    "const int32_t *start",
     "const int32_t *bias",
     "int32_t *sums",
     "char *y",
@@ -105,7 +145,7 @@ FIELDS = (
 CALL = """
 static void call_@(const linear_args *a, int64_t b0, int64_t b1, int32_t q0, int32_t q1, char *s)
 {
-    const linear_@_args own = {a->x, a->weights, a->bias, a->sums, a->y};
+    const linear_@_args own = {a->x, a->weights, a->offsets, a->start, a->bias, a->sums, a->y};
     linear_@(NULL, NULL, &own, b0, b1, q0, q1, s);
 }
 """
@@ -113,7 +153,7 @@ static void call_@(const linear_args *a, int64_t b0, int64_t b1, int32_t q0, int
 KERNEL = """
 typedef struct {
     void (*run)(const linear_args *, int64_t, int64_t, int32_t, int32_t, char *);
-    size_t stride, weights, quads, scratch;
+    size_t stride, quads, scratch;
 } kernel;
 static const kernel kernels[] = {
 """
@@ -138,14 +178,23 @@ def render(shape: Shape, name: str, lanes: int) -> str:
             quads=shape.quads,
             steps=shape.steps,
             chunk=shape.chunk,
+            chunks=shape.chunks,
             sweep=shape.sweep,
+            listed=shape.tiles != "whole",
+            granule=shape.granule,
+            sums_bytes=sums_bytes(shape),
         )
     )
 
 
-def scratch(shape: Shape) -> int:
+def sums_bytes(shape: Shape) -> int:
     """Bytes that the sums of a layer need while they wait."""
     return 4096 * (1 + (shape.sweep // 2 if shape.chunk < shape.steps else 0))
+
+
+def scratch(shape: Shape) -> int:
+    """The same with tiles that are made of masks."""
+    return sums_bytes(shape) + (2048 * shape.chunk if shape.granule else 0)
 
 
 def write_tree(folder: Path, form: str) -> None:
@@ -165,8 +214,7 @@ def write_tree(folder: Path, form: str) -> None:
         text += render(shape, f"linear_{i}", lanes) + CALL.replace("@", str(i))
     text += KERNEL
     for i, s in enumerate(SHAPES):
-        weights = -(-s.n // 16) * s.steps * 1024
-        text += f"    {{call_{i}, {s.packs * 64}, {weights}, {s.quads}, {scratch(s)}}},\n"
+        text += f"    {{call_{i}, {s.packs * 64}, {s.quads}, {scratch(s)}}},\n"
     (folder / "kernels.h").write_text(text + "};\n")
 
 
@@ -193,9 +241,11 @@ class Program:
         b0, b1, q0, q1 = ranges
         padded = np.zeros(s.quads * 4, np.int32)
         padded[: s.n] = bias
-        head = struct.pack("5i", shape, b0, b1, q0, q1)
+        packed = s.pack(w)
+        tables = (packed.weights, packed.offsets, packed.start)
+        head = struct.pack("8i", shape, b0, b1, q0, q1, *(table.nbytes for table in tables))
         count = b1 * s.quads * 64
-        data = self.answer((head, panels(x), pack_tiles(w), padded), 5 * count)
+        data = self.answer((head, panels(x), *tables, padded), 5 * count)
         lanes = np.frombuffer(data[: 4 * count], np.int32).reshape(b1, s.quads, 4, 16)
         panel = np.frombuffer(data[4 * count :], np.uint8).reshape(b1, s.quads, 16, 4)
         low = lanes.astype(np.uint8).transpose(0, 1, 3, 2)
@@ -270,7 +320,15 @@ VALUES = {
     "sparse": lambda rng, shape, lo, hi: (
         rng.integers(lo, hi + 1, shape) * (rng.random(shape) < 0.1)
     ),
+    "holes": lambda rng, shape, lo, hi: rng.integers(lo, hi + 1, shape) * holes(rng, shape),
+    "none": lambda rng, shape, lo, hi: np.zeros(shape, int),
 }
+
+
+def holes(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
+    """A mask whose zeros are parts of 16 x 64."""
+    coarse = rng.random((-(-shape[0] // 16), -(-shape[1] // 64))) < 0.4
+    return np.repeat(np.repeat(coarse, 16, 0), 64, 1)[: shape[0], : shape[1]]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -407,6 +465,21 @@ def test_tiles_hold_every_weight_once(n: int, k: int, seed: int) -> None:
             sums[16 * c : 16 * c + 16, first : first + 64] += tile
     np.testing.assert_array_equal(sums[:n, :k], w)
     assert not sums[n:].any() and not sums[:, k:].any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 70), k=st.integers(LEAST_INPUTS, 300), seed=st.integers(0, 2**32 - 1))
+def test_lists_leave_out_empty_tiles_only(n: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = VALUES["holes"](rng, (n, k), 1, 127).astype(np.int8)
+    count = int(pack_tiles(w).any(axis=(2, 3)).sum())
+    assert count == int(filled(w).sum())
+    for chunk in (1, 3):
+        listed, masked = list_tiles(w, chunk), mask_tiles(w, chunk)
+        assert listed.weights.size // 1024 == max(count, 1)
+        assert masked.weights.size == 64 + int((w != 0).sum()) + 128 * max(count, 1) or (
+            masked.granule == 4
+        )
 
 
 def test_fewer_inputs_than_a_tile_are_refused() -> None:

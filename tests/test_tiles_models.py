@@ -49,8 +49,12 @@ SLOW = pytest.mark.slow
 WIDE = {"layers": 1, "hidden": 96, "heads": 4, "intermediate": 260}
 
 
-#: The same, whose tiles take all the layers they can.
-EAGER = replace(EMULATED, costs=replace(AMX.costs, matrix=(1e-3,) * 5))
+#: The same, where no weights are still near at the next run: as with a large model.
+COLD = replace(EMULATED, matrix=replace(AMX.matrix, header="tiles_emulated.h", kept=0))
+
+#: Those whose tiles take all the layers they can; and whose masked tiles do.
+EAGER = replace(EMULATED, costs=replace(AMX.costs, matrix=(1e-3,) * 6))
+MASKING = replace(COLD, costs=replace(AMX.costs, matrix=(1e-3, 1e-3, 1.0, 1e-3, 1e-3, 1e-3)))
 
 
 def install(monkeypatch: pytest.MonkeyPatch, row: targets.Target) -> None:
@@ -111,12 +115,15 @@ def encoder(folder: Path, sparsity: float) -> Model:
 
 
 def test_each_bucket_runs_what_is_fastest_for_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few rows of a sparse model on vectors, many on tiles; a very sparse one on vectors only."""
-    model = encoder(tmp_path, 0.8)
+    model = encoder(tmp_path, 0.85)
+    warm = sparsec.compile(model.path, buckets=[16], target="amx", output=tmp_path / "warm")
+    assert kernels(warm, 16) == {"tiles"}
+    install(monkeypatch, COLD)
     artifact = sparsec.compile(model.path, buckets=[16, 128], target="amx")
-    assert kernels(artifact, 16) == {"sparse"} and kernels(artifact, 128) == {"tiles"}
+    assert "sparse" in kernels(artifact, 16) and kernels(artifact, 128) == {"masked"}
     plain = sparsec.compile(
         model.path, buckets=[128], target="avx2", output=tmp_path / "plain.sparsec"
     )
@@ -128,10 +135,26 @@ def test_each_bucket_runs_what_is_fastest_for_it(
     assert main(["inspect", str(model.path), "--length", "128", "--target", "amx", "--json"]) == 0
     layers = json.loads(capsys.readouterr().out)["layers"]
     assert all(layer["kernel"].startswith("linear_i8_tiles_") for layer in layers)
-    (tmp_path / "95").mkdir()
-    pruned = encoder(tmp_path / "95", 0.97)
+    (tmp_path / "97").mkdir()
+    pruned = encoder(tmp_path / "97", 0.97)
     artifact = sparsec.compile(pruned.path, buckets=[128], target="amx")
     assert kernels(artifact, 128) == {"sparse"}
+
+
+def test_masked_tiles_give_what_vectors_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the weights are zero, and there is no time to fetch whole tiles."""
+    install(monkeypatch, COLD)
+    model = encoder(tmp_path, 0.5)
+    artifact = sparsec.compile(model.path, buckets=[32], target="amx")
+    assert kernels(artifact, 32) == {"masked"}
+    plain = sparsec.compile(model.path, buckets=[32], target="avx2", output=tmp_path / "plain")
+    with sparsec.Engine(artifact) as ours, sparsec.Engine(plain) as others:
+        for batch, length in ((1, 9), (3, 32)):
+            inputs = model.batch(batch, length, seed=2, ragged=True)
+            for x, y in zip(ours.run(inputs), others.run(inputs), strict=True):
+                np.testing.assert_array_equal(x, y)
 
 
 def test_threads_and_forks(tmp_path: Path) -> None:
@@ -169,14 +192,18 @@ def test_threads_and_forks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_gcc
-def test_stays_inside_its_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["tiles", "masked"])
+def test_stays_inside_its_buffers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
     """As the other targets, with layers whose inputs and outputs are no whole tiles."""
-    install(monkeypatch, EAGER)
+    row = MASKING if form == "masked" else EAGER
+    install(monkeypatch, row)
     config = EncoderConfig(**{**vars(ODD), "hidden": 72, "intermediate": 202})
     tree = compile_tree(tmp_path, config, "sparseml", "amx", [21])
     text = (tree.folder / "bucket_21" / "bucket.c").read_text()
-    assert "linear_i8_tiles_202x72" in text and "linear_i8_tiles_72x202" in text
-    compile_sanitized(tree, EAGER, tmp_path / "driver")
+    assert f"linear_i8_{form}_202x72" in text and f"linear_i8_{form}_72x202" in text
+    compile_sanitized(tree, row, tmp_path / "driver")
     done = subprocess.run(
         [str(tmp_path / "driver"), str(tree.folder / "weights.bin")],
         capture_output=True,

@@ -34,8 +34,10 @@ CONFIG = EncoderConfig(layers=1, hidden=32, heads=2, intermediate=64, vocab=50, 
 TILED = replace(
     targets.get("avx512_vnni"),
     name="tiled",
-    matrix=targets.Matrix(header="tiles_emulated.h", weights=32 << 10, sweep=8),
-    costs=replace(targets.costs(targets.get("avx512_vnni")), matrix=(5.0, 8.0, 20.0, 2.47, 350.0)),
+    matrix=targets.Matrix(header="tiles_emulated.h", weights=32 << 10, sweep=8, kept=0),
+    costs=replace(
+        targets.costs(targets.get("avx512_vnni")), matrix=(5.7, 2.5, 30.0, 2.47, 350.0, 4.0)
+    ),
 )
 LAYER = LayerClass.of("i8", 768, 768, 0.2, True)
 
@@ -80,7 +82,7 @@ def test_candidates_are_alike(target: targets.Target) -> None:
         assert forms == [(t.sparse, t.tile) for t in first][: len(forms)]
         assert len(found) == len(first)
         fits = target.matrix is not None and layer.kind == "i8" and layer.k > 60
-        assert [t.matrix for t in found[len(forms) :]] == [True] * fits
+        assert [t.form for t in found[len(forms) :]] == ["tiles", "masked"] * fits
 
 
 def test_tiles_are_for_many_rows_and_full_layers() -> None:
@@ -99,7 +101,7 @@ def test_tiles_are_for_many_rows_and_full_layers() -> None:
 
 def test_rows_that_weights_do_not_meet_again_cost_more() -> None:
     layer = LayerClass.of("i8", 768, 768, 1.0, True)
-    (tiling,) = (t for t in candidates(layer, TILED) if t.matrix)
+    (tiling,) = (t for t in candidates(layer, TILED) if t.form == "tiles")
     times = [estimate(layer, tiling, blocks, TILED) for blocks in range(1, 25)]
     assert all(x < y for x, y in itertools.pairwise(times))
     # The first block brings the weights; the second meets them on the way.

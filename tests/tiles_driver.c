@@ -34,7 +34,8 @@ static void *read_buffer(size_t size)
 
 int main(void)
 {
-    int32_t head[5]; /* kernel, first block, last, first quad, last */
+    /* Kernel, first block, last, first quad, last; bytes of weights, offsets, and starts. */
+    int32_t head[8];
     if (tiles_request())
         return 1;
     while (fread(head, sizeof head, 1, stdin) == 1) {
@@ -43,19 +44,27 @@ int main(void)
         const kernel *const k = &kernels[head[0]];
         const size_t blocks = (size_t)head[2], out_size = blocks * k->quads * 64;
         void *const x = read_buffer(blocks * k->stride);
-        void *const w = read_buffer(k->weights);
+        void *const w = read_buffer((size_t)head[5]);
+        void *const offsets = read_buffer((size_t)head[6]);
+        void *const start = read_buffer((size_t)head[7]);
         void *const bias = read_buffer(16 * (size_t)k->quads);
         int32_t *const lanes = buffer(4 * out_size, 0xa5);
         uint8_t *const panel = buffer(out_size, 0xa5);
         char *const scratch = buffer(k->scratch, 0xa5);
-        const linear_args args = {.x = x, .weights = w, .bias = bias, .sums = lanes, .y = (char *)panel};
+        const linear_args args = {.x = x,
+                                  .weights = w,
+                                  .offsets = offsets,
+                                  .start = start,
+                                  .bias = bias,
+                                  .sums = lanes,
+                                  .y = (char *)panel};
         tiles_configure_whole();
         k->run(&args, head[1], head[2], head[3], head[4], scratch);
         tiles_release();
         if (fwrite(lanes, 4, out_size, stdout) != out_size || fwrite(panel, 1, out_size, stdout) != out_size)
             abort();
         fflush(stdout);
-        free(x), free(w), free(bias), free(lanes), free(panel), free(scratch);
+        free(x), free(w), free(offsets), free(start), free(bias), free(lanes), free(panel), free(scratch);
     }
     return 0;
 }

@@ -20,7 +20,7 @@ from sparsec.compiler.codegen.plan import Copy, Plan, Port
 from sparsec.compiler.codegen.table import check_supported
 from sparsec.compiler.ir import Graph
 from sparsec.compiler.lowering import lanes, row_major_products
-from sparsec.compiler.lowering.linear import Plans
+from sparsec.compiler.lowering.linear import Plans, weight_bytes
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.tiling import LayerClass, Tilings
 from sparsec.interface import ELEMENTS
@@ -88,7 +88,9 @@ def emit_buckets(
         check_supported(graph)
     graphs = [row_major_products(graph) for graph in graphs]
     pool = WeightPool()
-    plans = Plans(target, [graph.tokens for graph in graphs], batch_size, tilings)
+    kept = target.matrix.kept if target.matrix else 0
+    cold = any(weight_bytes(graph) > kept for graph in graphs)
+    plans = Plans(target, [graph.tokens for graph in graphs], batch_size, tilings, cold)
     inputs = [spec.name for spec in signature.inputs]
     context = {
         "model": model_name,

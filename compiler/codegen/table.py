@@ -199,16 +199,17 @@ def _linear(
     runs: bool = False,
     matrix: bool = False,
 ) -> InLanes:
-    form = "sparse" if sparse else "tiles" if matrix else "dense"
+    on_tiles = "masked" if sparse else "tiles"
+    form = on_tiles if matrix else "sparse" if sparse else "dense"
 
     def why_not(request: Request) -> str:
         plan = request.plan
         return _first(
             (plan.kind != kind, f"its weights are {plan.kind}"),
-            (plan.sparse and not sparse, "fewer products are left where zeros are skipped"),
-            (sparse and not plan.sparse, "too few packs are zero"),
             (plan.matrix and not matrix, "products of tiles are faster"),
             (matrix and not plan.matrix, "its rows or products are too few"),
+            (plan.sparse and not sparse, "zeros are not stored"),
+            (sparse and not plan.sparse, "too few weights are zero"),
             (pairs and not plan.pairs, "products are not added in pairs"),
             (plan.pairs and not pairs, "products are added in pairs"),
             (runs and plan.run == 1, "weights are not pruned in blocks"),
@@ -309,8 +310,18 @@ IN_LANES: tuple[InLanes, ...] = (
     ),
     _linear(
         "i8",
-        Packing(linear.pack_tiles, "all, in tiles of 16 output x 64 input channels"),
+        Packing(
+            linear.pack_tiles,
+            "all, in tiles of 16 output x 64 input channels; where enough are empty, without those",
+        ),
         sparse=False,
+        has=_multiplies_tiles,
+        matrix=True,
+    ),
+    _linear(
+        "i8",
+        Packing(linear.pack_masked, "such tiles, each as a mask and the weights that are not zero"),
+        sparse=True,
         has=_multiplies_tiles,
         matrix=True,
     ),

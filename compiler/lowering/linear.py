@@ -41,6 +41,9 @@ SPARSE_COST = 1.2
 #: Bytes of a chunk's activations that 16-bit offsets reach.
 OFFSETS = 1 << 16
 
+#: Share of tiles up to which those that are empty are left out: a list costs about as much.
+FULL_TILES = 0.97
+
 #: Packs of float weights that share an offset, where weights were pruned in blocks.
 RUN = 4
 
@@ -54,7 +57,7 @@ class LinearPlan:
 
     Attributes:
         kind: "i8" (u8 x s8 -> int32) or "f32".
-        sparse: whether only non-zero packs are stored.
+        sparse: whether only non-zero packs are stored; for tiles, only weights that are not zero.
         matrix: whether it is computed by products of tiles.
         n, k: output and input channels.
         packs: input packs: of 4 channels (i8) or 1 (f32).
@@ -65,7 +68,8 @@ class LinearPlan:
         weights: int32 dwords, float32, or tiles (``tile_packing.py``); `offsets`: uint16 byte
             offsets into a chunk's activations, `start`: int32 ``[chunks * quads + 1, 2]``, where
             each (chunk, quad) begins in both, in steps of 4 weights (or runs of them) and in pairs
-            of offsets (both only where sparse).
+            of offsets (both only where sparse).  Of tiles: as ``tile_packing.Listed``, where some
+            are left out.
         order: uint16 ``[chunks, 4 * quads]``: channels in the order in which quads take them; empty
             where every quad is 4 adjacent channels.
         bias: int32, the layer's bias less what the input's zero point contributes (i8 only).
@@ -77,6 +81,7 @@ class LinearPlan:
             were pruned in blocks, else 1.
         words: the weights of a dense layer whose products are added in 16 bits; `weights` are its
             main part.
+        granule: weights that a bit of the mask of a tile stands for; 0: tiles have no masks.
     """
 
     kind: str
@@ -101,6 +106,12 @@ class LinearPlan:
     pairs: bool
     run: int
     words: Words | None
+    granule: int
+
+    @property
+    def listed(self) -> bool:
+        """Whether empty tiles are left out."""
+        return self.matrix and self.start.size > 0
 
     @property
     def block_bytes(self) -> int:
@@ -115,8 +126,9 @@ class LinearPlan:
     @property
     def title(self) -> str:
         """One line for comments and manifests."""
-        form = "sparse" if self.sparse else "dense"
-        unit = " on tiles" if self.matrix else ""
+        masks = {0: "", 1: " with masks of bytes", 4: " with masks of packs"}[self.granule]
+        form = "sparse" if self.sparse or self.listed else "dense"
+        unit = f" on tiles{masks}" if self.matrix else ""
         return (
             f"{form} {self.kind} linear{unit}, {self.k} -> {self.n} channels, "
             f"K in {self.chunks} chunk{'s' if self.chunks > 1 else ''} of {self.chunk_packs} packs"
@@ -190,6 +202,7 @@ class Packed:
     start: Array
     order: Array
     words: Words | None = None
+    granule: int = 0
 
 
 def pack_dense(w: Array, chunk_packs: int) -> Packed:
@@ -208,9 +221,21 @@ def pack_in_words(w: Array, chunk_packs: int) -> Packed:
 
 
 def pack_tiles(w: Array, chunk_packs: int) -> Packed:
-    """The weights [N, K] as tiles; where a chunk ends changes nothing."""
+    """The weights [N, K] as tiles; where enough of them are empty, without those."""
     none = np.zeros(0, np.int32)
-    return Packed(tile_packing.pack_tiles(w), none, none, none)
+    if tile_packing.filled(w).mean() > FULL_TILES:
+        return Packed(tile_packing.pack_tiles(w), none, none, none)
+    return _listed(tile_packing.list_tiles(w, chunk_packs // tile_packing.PACKS))
+
+
+def pack_masked(w: Array, chunk_packs: int) -> Packed:
+    """The weights [N, K] as tiles without zeros."""
+    return _listed(tile_packing.mask_tiles(w, chunk_packs // tile_packing.PACKS))
+
+
+def _listed(tiles: tile_packing.Listed) -> Packed:
+    none = np.zeros(0, np.int32)
+    return Packed(tiles.weights, tiles.offsets, tiles.start, none, granule=tiles.granule)
 
 
 def pack_sparse(w: Array, chunk_packs: int) -> Packed:
@@ -300,18 +325,18 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         bias = total.astype(np.int32)
     run = _run_length(rows) if kind == "f32" else 1
     pairs = kind == "i8" and target.adds_pairs
-    if tiling.sparse:
+    if tiling.matrix:
+        steps = tile_packing.tile_count(k)
+        chunk_packs = -(-steps // tiling.chunks) * tile_packing.PACKS
+        packed = (pack_masked if tiling.sparse else pack_tiles)(w, chunk_packs)
+        work = quads * 4 * packs
+        pairs = False
+    elif tiling.sparse:
         pieces = max(tiling.chunks, -(-packs * 64 // OFFSETS))
         chunk_packs = -(-packs // (pieces * run)) * run
         pack = pack_pairs if pairs else pack_runs if run > 1 else pack_sparse
         packed = pack(w, chunk_packs)
         work = int(packed.start[-1, 0]) * 4 * run
-    elif tiling.matrix:
-        steps = tile_packing.tile_count(k)
-        chunk_packs = -(-steps // tiling.chunks) * tile_packing.PACKS
-        packed = pack_tiles(w, chunk_packs)
-        work = quads * 4 * packs
-        pairs = False
     else:
         chunk_packs = packs
         packed = pack_in_words(w, chunk_packs) if pairs else pack_dense(w, chunk_packs)
@@ -339,7 +364,14 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         pairs=pairs,
         run=run if tiling.sparse else 1,
         words=packed.words,
+        granule=packed.granule,
     )
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of the weights of all linear layers of a graph, as it stores them."""
+    names = {node.inputs[1] for node in graph.nodes if OPS[node.op].linear}
+    return sum(graph.constants[name].nbytes for name in names if name in graph.constants)
 
 
 class Plans:
@@ -355,15 +387,18 @@ class Plans:
         lengths: Iterable[int],
         batch_size: int = 1,
         tilings: Tilings | None = None,
+        cold: bool = True,
     ) -> None:
         """Args:
         target: the ISA to plan for.
         lengths: of the buckets.
         batch_size: sequences that are expected to run at once.
         tilings: how to cut layers, where that was measured.
+        cold: weights come from further than the second-level cache.
         """
         self.classes: dict[LayerClass, Array] = {}
         self._target = target
+        self._cold = cold
         self._blocks = blocks_of(lengths, batch_size)
         self._tilings: dict[tuple[LayerClass, int], Tiling] = dict(
             tilings.items() if tilings else ()
@@ -389,10 +424,12 @@ class Plans:
             n, k = weights.shape
             density = float((packs_of(weights)[:n] != 0).mean()) if weights.size else 0.0
             kind = OPS[node.op].linear
-            layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels)
+            tiles = kind == "i8" and self._target.matrix is not None and weights.size
+            filled = float(tile_packing.filled(weights).mean()) if tiles else 1.0
+            layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels, filled)
             self.classes.setdefault(layer, weights)
             if any((layer, length) not in self._tilings for length in self._blocks):
-                self._tilings.update(by_model(layer, self._target, self._blocks))
+                self._tilings.update(by_model(layer, self._target, self._blocks, self._cold))
         tiling = self._tilings[self._class_of[key], graph.tokens]
         stored = (key, tiling.sparse, tiling.matrix, tiling.chunks)
         if stored not in self._plans:

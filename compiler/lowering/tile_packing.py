@@ -5,12 +5,21 @@ The layout is described in ``templates/lanes/linear_tiles.c.j2``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+Array = np.ndarray[Any, Any]
+
 #: Output channels, and packs of 4 input channels, of a tile of weights.
 CHANNELS, PACKS = 16, 16
+
+#: Tiles of channels that are computed together.
+HALVES = 2
+
+#: Bytes that expanding a row of a tile may read beyond the last.
+BEYOND = 64
 
 #: Input channels from which on a layer fills a tile.
 LEAST_INPUTS = 4 * PACKS - 3
@@ -21,7 +30,7 @@ def tile_count(k: int) -> int:
     return -(-k // (4 * PACKS))
 
 
-def pack_tiles(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def pack_tiles(weights: Array) -> Array:
     """Weights int8 [N, K] as tiles: int8 ``[ceil(N/16), ceil(K/64), 16, 64]``.
 
     Channels that are missing at the end are zero.  The last tile of inputs ends with the last pack,
@@ -43,3 +52,99 @@ def pack_tiles(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         known = i * width - first
         tiles[:, i, :, known:] = rows[:, :, first + known : first + width]
     return tiles
+
+
+def filled(weights: Array) -> Array:
+    """Which tiles of weights int8 [N, K] hold a weight that is not zero: bool ``[N/16, K/64]``."""
+    n, k = weights.shape
+    padded = np.zeros((-(-n // CHANNELS) * CHANNELS, tile_count(k) * 4 * PACKS), bool)
+    padded[:n, :k] = weights != 0
+    return np.asarray(padded.reshape(-1, CHANNELS, tile_count(k), 4 * PACKS).any(axis=(1, 3)))
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Tiles that are not empty, as ``listed`` in ``templates/lanes/linear_tiles.c.j2``.
+
+    Attributes:
+        weights: int8, the tiles one after the other; or of each its masks and what they stand for.
+        offsets: uint16 [steps], the packs where each step begins.
+        start: int32 [32 channels * chunks + 2, 4].
+        granule: weights that a bit of a mask stands for; 0: there are no masks.
+    """
+
+    weights: Array
+    offsets: Array
+    start: Array
+    granule: int
+
+
+def list_tiles(weights: Array, chunk: int) -> Listed:
+    """The tiles of weights int8 [N, K] that are not empty, of chunks of `chunk` of them."""
+    tiles, offsets, entries = _listed(weights, chunk)
+    flat = np.concatenate([tiles.reshape(-1), np.zeros(BEYOND, np.int8)])
+    return Listed(flat, offsets, _starts(entries, np.full(len(tiles), tiles[0].size)), 0)
+
+
+def mask_tiles(weights: Array, chunk: int, granules: tuple[int, ...] = (4, 1)) -> Listed:
+    """The same without the weights that are zero, in the form that takes the fewest bytes."""
+    tiles, offsets, entries = _listed(weights, chunk)
+    forms = [(granule, *_masked(tiles, granule)) for granule in granules]
+    granule, data, sizes = min(forms, key=lambda form: len(form[1]))
+    return Listed(data, offsets, _starts(entries, sizes), granule)
+
+
+def _listed(weights: Array, chunk: int) -> tuple[Array, Array, Array]:
+    """Tiles [count, 16, 64] in order, where steps begin, and rows of counts.
+
+    Each row is of 32 channels and a chunk: its steps, its tiles, steps with two, with the first.
+    """
+    tiles = pack_tiles(weights)
+    if len(tiles) % HALVES:
+        tiles = np.concatenate([tiles, np.zeros_like(tiles[:1])])
+    used = tiles.any(axis=(2, 3)).reshape(-1, HALVES, tiles.shape[1])
+    tiles = tiles.reshape(-1, HALVES, *tiles.shape[1:])
+    last = -(-weights.shape[1] // 4) - PACKS
+    found: list[Array] = []
+    offsets: list[Array] = []
+    entries: list[tuple[int, int, int, int]] = []
+    for half, group in zip(used, tiles, strict=True):
+        for begin in range(0, half.shape[1], chunk):
+            piece = half[:, begin : begin + chunk]
+            kinds = [
+                np.flatnonzero(k)
+                for k in (piece.all(axis=0), piece[0] > piece[1], piece[1] > piece[0])
+            ]
+            both, first, second = kinds
+            cut = group[:, begin : begin + chunk]
+            found.append(cut[:, both].swapaxes(0, 1).reshape(-1, *cut.shape[2:]))
+            found += [cut[0, first], cut[1, second]]
+            steps = np.concatenate(kinds)
+            offsets.append(np.minimum((begin + steps) * PACKS, last))
+            entries.append((steps.size, steps.size + both.size, both.size, first.size))
+    every = np.concatenate(found)
+    if not len(every):  # nothing is loaded, but there is something to point at
+        every = np.zeros((1, CHANNELS, 4 * PACKS), np.int8)
+    return every, np.concatenate(offsets).astype(np.uint16), np.array(entries, np.int64)
+
+
+def _starts(entries: Array, sizes: Array) -> Array:
+    """The table `start` of rows of counts, for tiles of these sizes in bytes."""
+    start = np.zeros((len(entries) + 2, 4), np.int64)
+    start[1:-1, 0] = np.cumsum(entries[:, 0])
+    start[1:-1, 1] = np.concatenate([[0], np.cumsum(sizes)])[np.cumsum(entries[:, 1])]
+    start[-1] = start[-2]
+    start[:-2, 2:] = entries[:, 2:]
+    return start.astype(np.int32)
+
+
+def _masked(tiles: Array, granule: int) -> tuple[Array, Array]:
+    """Tiles as masks and what they stand for, and the bytes of each."""
+    parts = tiles.reshape(len(tiles), -1, granule)
+    used = (parts != 0).any(axis=2)
+    masks = np.packbits(used, axis=1, bitorder="little").view(np.int8)
+    rows = [
+        np.concatenate([m, p[u].reshape(-1)]) for m, p, u in zip(masks, parts, used, strict=True)
+    ]
+    data = np.concatenate([*rows, np.zeros(BEYOND, np.int8)])
+    return data, np.array([row.size for row in rows])

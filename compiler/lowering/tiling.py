@@ -6,6 +6,7 @@ choices on as :class:`Tilings`; without, :func:`by_model` chooses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,8 @@ MATRIX_CHANNELS = 2 * tile_packing.CHANNELS
 #: Blocks of rows whose products take as long as their weights from the third-level cache.
 FETCHED_MEANWHILE = 4
 
-#: How many times faster a bucket must be with a form of the weights of its own, on another unit, to
-#: be worth storing them twice.
+#: How many times faster a bucket must be with a form of the weights of its own, to be worth storing
+#: them twice.
 WORTH_STORING = 1.25
 
 #: Layers whose densities differ by less than this are tuned together.
@@ -45,16 +46,23 @@ class Tiling:
     """A way to compute a linear layer.
 
     Attributes:
-        sparse: whether only non-zero packs are stored.
+        sparse: whether zeros are not stored: whole packs; for products of tiles, single weights.
         chunks: pieces of the input channels, each swept for all output channels before the next.
         tile: blocks of 16 rows whose sums are in registers together.
-        matrix: whether the unit for products of tiles computes it; then it is not sparse.
+        matrix: whether the unit for products of tiles computes it.
     """
 
     sparse: bool
     chunks: int
     tile: int
     matrix: bool = False
+
+    @property
+    def form(self) -> str:
+        """What its kernels are called by: "sparse", "dense", "tiles" or "masked"."""
+        if self.matrix:
+            return "masked" if self.sparse else "tiles"
+        return "sparse" if self.sparse else "dense"
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class LayerClass:
         n, k: output and input channels.
         density: share of packs with a non-zero weight, in steps of :data:`DENSITY_STEP`.
         panels: whether the result is packed 4 adjacent channels to a dword.
+        filled: share of tiles of weights that are not empty, in such steps, rounded up; 1 where
+            there is no unit for products of tiles.
     """
 
     kind: str
@@ -73,6 +83,7 @@ class LayerClass:
     k: int
     density: float
     panels: bool
+    filled: float = 1.0
 
     @property
     def packs(self) -> int:
@@ -80,11 +91,13 @@ class LayerClass:
         return -(-self.k // 4) if self.kind == "i8" else self.k
 
     @staticmethod
-    def of(kind: str, n: int, k: int, density: float, panels: bool) -> LayerClass:
-        """The class of a layer of this exact density."""
-        return LayerClass(
-            kind, n, k, round(round(density / DENSITY_STEP) * DENSITY_STEP, 2), panels
-        )
+    def of(
+        kind: str, n: int, k: int, density: float, panels: bool, filled: float = 1.0
+    ) -> LayerClass:
+        """The class of a layer of these exact shares."""
+        near = round(round(density / DENSITY_STEP) * DENSITY_STEP, 2)
+        above = round(math.ceil(filled / DENSITY_STEP - 1e-6) * DENSITY_STEP, 2)
+        return LayerClass(kind, n, k, near, panels, above)
 
 
 def chunks_for(packs: int, tile: int, budget: int) -> int:
@@ -101,16 +114,17 @@ def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
     for tile in target.tiles.dense:
         found.append(Tiling(False, 1, tile))
     if target.matrix is not None:
-        found.append(_on_matrix(layer, target.matrix) or found[-1])
+        found += _on_matrix(layer, target.matrix) or found[-1:] * 2
     return found
 
 
-def _on_matrix(layer: LayerClass, matrix: Matrix) -> Tiling | None:
-    """How products of tiles compute a layer, unless they cannot."""
+def _on_matrix(layer: LayerClass, matrix: Matrix) -> list[Tiling]:
+    """How products of tiles compute a layer, if they can."""
     if layer.kind != "i8" or layer.k < tile_packing.LEAST_INPUTS:
-        return None
+        return []
     weights = tile_packing.tile_count(layer.k) * MATRIX_CHANNELS * 64
-    return Tiling(False, -(-weights // matrix.weights), 2, matrix=True)
+    chunks = -(-weights // matrix.weights)
+    return [Tiling(masked, chunks, 2, matrix=True) for masked in (False, True)]
 
 
 def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Array:
@@ -156,41 +170,62 @@ def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Arra
     return np.array(row + [0.0] * 4)
 
 
-def matrix_features(layer: LayerClass, blocks: int, lanes: int, sweep: int) -> Array:
+def matrix_features(
+    layer: LayerClass, tiling: Tiling, blocks: int, target: Target, cold: bool = True
+) -> Array:
     """What the time of a layer on tiles is made of, as :func:`features`.
 
     Args:
         blocks: blocks of 16 rows.
-        lanes: 32-bit lanes of a vector.
-        sweep: those that weights meet each time they come from further away.
+        target: has a unit for products of tiles.
+        cold: weights come from further than the second-level cache.
 
     Returns:
         Float64: products of tiles, loads of weights for two blocks, those that there is no time to
-        fetch before, results (in vectors), calls.
+        fetch before (in the bytes of a tile), results (in vectors), calls, tiles made of masks.
     """
-    weights = float(-(-layer.n // tile_packing.CHANNELS) * tile_packing.tile_count(layer.k))
+    assert target.matrix is not None
+    sweep = target.matrix.sweep
+    every = -(-layer.n // tile_packing.CHANNELS) * tile_packing.tile_count(layer.k)
+    weights = every * layer.filled
     whole, rest = divmod(blocks, sweep)
     sweeps = [sweep] * whole + [rest] * (rest > 0)
-    late = sum(max(0.0, 1 - rows / FETCHED_MEANWHILE) for rows in sweeps)
+    # Of a masked tile, masks of packs and the packs that are not zero, at most.
+    stored = every * layer.density + weights / 32 if tiling.sparse else weights
+    late = sum(max(0.0, 1 - rows / FETCHED_MEANWHILE) for rows in sweeps) if cold else 0.0
     pairs = sum(-(-rows // 2) for rows in sweeps)
-    results = -(-layer.n // 4) * 4 * blocks * (16 // lanes)
-    return np.array([weights * blocks, weights * pairs, weights * late, results, 1.0])
+    results = -(-layer.n // 4) * 4 * blocks * (16 // target.lanes)
+    made = weights * len(sweeps) if tiling.sparse else 0.0
+    return np.array([weights * blocks, weights * pairs, stored * late, results, 1.0, made])
 
 
-def estimate(layer: LayerClass, tiling: Tiling, blocks: int, target: Target) -> float:
+def estimate(
+    layer: LayerClass, tiling: Tiling, blocks: int, target: Target, cold: bool = True
+) -> float:
     """What a layer takes by the cost model, in its nanoseconds.
 
     Args:
         blocks: blocks of 16 rows.
+        cold: weights come from further than the second-level cache.
     """
     factors = targets.costs(target)
     if tiling.matrix:
-        assert target.matrix is not None
-        made_of = matrix_features(layer, blocks, target.lanes, target.matrix.sweep)
+        made_of = matrix_features(layer, tiling, blocks, target, cold)
         return float(made_of @ np.array(factors.matrix))
     return float(
         features(layer, tiling, blocks, target.lanes) @ np.array(getattr(factors, layer.kind))
     )
+
+
+def estimates(
+    layer: LayerClass, blocks: int, target: Target, cold: bool = True
+) -> dict[str, float]:
+    """What :func:`estimate` says of the best tiling of each form that a target has for a layer."""
+    found: dict[str, float] = {}
+    for tiling in candidates(layer, target):
+        cost = estimate(layer, tiling, blocks, target, cold)
+        found[tiling.form] = min(cost, found.get(tiling.form, cost))
+    return found
 
 
 class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
@@ -231,7 +266,9 @@ class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
         layer_fields = ("kind", "n", "k", "density", "panels")
         try:
             for row in _rows(rows):
-                layer = LayerClass(*(row[name] for name in layer_fields))
+                known = {name: row[name] for name in layer_fields}
+                # Records of before knew of no empty tiles.
+                layer = LayerClass(**known, filled=float(row.get("filled", 1.0)))
                 tiling = Tiling(
                     bool(row["sparse"]),
                     int(row["chunks"]),
@@ -255,8 +292,8 @@ def _rows(rows: object) -> Iterable[Mapping[str, Any]]:
 def choose(measured: Mapping[tuple[LayerClass, Tiling], Mapping[int, float]]) -> Tilings:
     """The best tilings: one form and number of chunks per class, one tile per class and bucket.
 
-    A bucket has a form of its own only where another unit is much faster than the one which is best
-    for all: few rows are for vectors, many for products of tiles.
+    A bucket has a form of its own only where another is much faster than the one which is best for
+    all: few rows are for vectors, many for products of tiles.
 
     Args:
         measured: seconds, or what is proportional to them, by class, tiling and bucket length.
@@ -287,7 +324,7 @@ def _choose(times: Mapping[Tiling, Mapping[int, float]]) -> dict[int, Tiling]:
     _, tiles = min((o[1:] for o in options if o[0] <= enough), key=lambda o: o[0])
     chosen = {}
     for n, tiling in tiles.items():
-        others = [t[n] for *_, t in options if t[n].matrix != tiling.matrix]
+        others = [t[n] for *_, t in options if t[n].form != tiling.form]
         took = {t: times[t][n] for t in (tiling, *others)}
         best = min(took, key=lambda t: took[t])
         chosen[n] = best if took[best] * WORTH_STORING < took[tiling] else tiling
@@ -304,16 +341,20 @@ def blocks_of(lengths: Iterable[int], batch_size: int) -> dict[int, int]:
     return {length: -(-max(length, 1) * batch_size // 16) for length in lengths}
 
 
-def by_model(layer: LayerClass, target: Target, blocks: Mapping[int, int]) -> Tilings:
+def by_model(
+    layer: LayerClass, target: Target, blocks: Mapping[int, int], cold: bool = True
+) -> Tilings:
     """What :func:`choose` makes of the cost model.
 
     Args:
         blocks: from :func:`blocks_of`.
+        cold: weights come from further than the second-level cache.
     """
     return choose(
         {
             (layer, tiling): {
-                length: estimate(layer, tiling, count, target) for length, count in blocks.items()
+                length: estimate(layer, tiling, count, target, cold)
+                for length, count in blocks.items()
             }
             for tiling in candidates(layer, target)
         }

@@ -28,6 +28,8 @@ typedef struct {
 
 _Static_assert(sizeof(tile_config) == 64, "the instruction reads 64 bytes");
 
+#include <string.h>
+
 #include "tiles_isa.h"
 
 /* Whether the system saves tiles for this process; it is asked until it does. */
@@ -69,4 +71,37 @@ SPARSEC_INLINE void tile_sums_next(tile_sums *s)
 {
     if (++s->at == s->quads)
         s->at = 0, s->block++;
+}
+
+/* Tiles of weights that are stored as masks and what these stand for, and where they go. */
+typedef struct {
+    const int8_t *from;
+    int8_t *to;
+} tile_stream;
+
+#ifndef tile_expand_row
+/* 64 bytes: where a bit of the mask is set the next 1 (or 4) of those that follow, else 0.  Returns what
+ * follows those. */
+SPARSEC_INLINE const int8_t *tile_expand_row(int8_t *to, uint64_t mask, const int8_t *from, int granule)
+{
+    for (int i = 0; i < 64; i++)
+        to[i] = mask >> i / granule & 1 ? *from++ : 0;
+    return from;
+}
+#endif
+
+/* Makes whole tiles until there are so many.  Before each are the masks of its 16 rows, of 2 bytes where a bit
+ * stands for 4 weights, of 8 where it stands for one. */
+SPARSEC_INLINE void tile_expand(tile_stream *s, int granule, const int8_t *until)
+{
+    while (s->to < until) {
+        const int8_t *const masks = s->from;
+        const int size = 8 / granule;
+        s->from += 16 * size;
+        for (int m = 0; m < 16; m++, s->to += 64) {
+            uint64_t mask = 0;
+            memcpy(&mask, masks + m * size, (size_t)size);
+            s->from = tile_expand_row(s->to, mask, s->from, granule);
+        }
+    }
 }

@@ -19,21 +19,30 @@ from sparsec.targets import Matrix, Target
 PREFETCH_BYTES = 2048
 
 
-def _on_tiles(plan: LinearPlan, matrix: Matrix) -> dict[str, int]:
+def _on_tiles(plan: LinearPlan, matrix: Matrix) -> dict[str, Any]:
     """How products of tiles go through a layer."""
     return {
         "steps": tile_count(plan.k),
         "chunk": plan.chunk_packs // PACKS,
         "sweep": matrix.sweep,
+        "listed": plan.listed,
+        "granule": plan.granule,
+        "sums_bytes": _sums_of_tiles(plan, matrix),
     }
 
 
+def _sums_of_tiles(plan: LinearPlan, matrix: Matrix) -> int:
+    """Bytes of sums of tiles that wait, for their epilogue and for the next chunk."""
+    pairs = -(-matrix.sweep // 2)
+    return 4 * MATRIX_CHANNELS * 32 * (1 + (pairs if plan.chunks > 1 else 0))
+
+
 def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
-    """Bytes of sums that wait, for their epilogue or for the next chunk."""
+    """Bytes of sums that wait, and of tiles that are made of masks."""
     if plan.matrix:
         assert target.matrix is not None
-        pairs = -(-target.matrix.sweep // 2)
-        return 4 * MATRIX_CHANNELS * 32 * (1 + (pairs if plan.chunks > 1 else 0))
+        made = plan.chunk_packs // PACKS * MATRIX_CHANNELS * 4 * PACKS if plan.granule else 0
+        return _sums_of_tiles(plan, target.matrix) + made
     quads = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
     return 4 * max(plan.tiles) * 16 * 4 * quads
 
@@ -55,7 +64,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     x = body.choice.root(anchor.inputs[0])
     args.input((x, "panel_u8" if plan.kind == "i8" else "lane"), graph.values[x].dtype, "x")
     args.vector(plan.weights, "weights")
-    if plan.sparse:
+    if plan.sparse or plan.listed:
         args.vector(plan.offsets, "offsets")
         args.vector(plan.start, "start")
     if plan.order.size:
@@ -96,7 +105,8 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         prog = body.program(leaf)
     panels = body.stores(prog, masked=False)
     context |= {"panels": panels, "epilogue": prog.lines, "ahead": sorted(body.lines_ahead)}
-    form = "sparse" if plan.sparse else "tiles" if plan.matrix else "dense"
+    on_tiles = "masked" if plan.sparse else "tiles"
+    form = on_tiles if plan.matrix else "sparse" if plan.sparse else "dense"
     template = "lanes/linear.c.j2"
     if plan.matrix:
         assert target.matrix is not None
