@@ -270,6 +270,7 @@ GENERAL: dict[str, Case] = {
     "general_argmax": _one("argmax", axis=1, keepdims=False, last=False),
     "general_topk": _one("topk", axis=1, k=10, largest=True),
     "general_reduce": _one("reduce_sum", 1e-6, axes=(1,), keepdims=False),
+    "general_extremes": _one("extremes"),
     "general_softmax": _one("softmax", 1e-5, axis=1),
     "general_cumsum": _one("cumsum", 1e-5, axis=1, exclusive=False, reverse=False),
     "general_layernorm": _norm("plain"),

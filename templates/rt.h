@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "sparsec.h"
 
@@ -119,6 +120,22 @@ SPARSEC_INLINE void sparsec_for(const sparsec_rt *rt, sparsec_task task, void *a
     }
     for (int32_t i = 0; i < count; i++)
         task(arg, i, 0);
+}
+
+/* Takes a number into an extreme that threads share, which is 0 at first: the greatest of all, or, with
+ * `least`, the least.  NaN is beyond all numbers. */
+static inline __attribute__((unused)) void sparsec_extreme(float *extreme, float x, int least)
+{
+    typedef uint32_t __attribute__((may_alias)) word;
+    const uint32_t sign = least ? 0x80000000u : 0;
+    uint32_t bits, old = __atomic_load_n((word *)extreme, __ATOMIC_RELAXED);
+    memcpy(&bits, &x, sizeof bits);
+    bits &= 0x7fffffff; /* of numbers of one sign, the greater bits are those further from 0 */
+    if (bits)
+        while ((bits | sign) > old
+               && !__atomic_compare_exchange_n((word *)extreme, &old, bits | sign, 1, __ATOMIC_RELAXED,
+                                               __ATOMIC_RELAXED))
+            ;
 }
 
 /* What to read in place of an index that is outside, so that no input can make a kernel read or write

@@ -268,6 +268,11 @@ def lengths(r: Random) -> Draw:
     return Draw([(F, (BATCH, *extents(r)[1:]))], {"length": LENGTH})
 
 
+def extremes(r: Random) -> Draw:
+    shape = extents(r)
+    return Draw([(F, shape), (B8, shape[:-1]) if r.random() < 0.5 else None])
+
+
 CASES: dict[str, Callable[[Random], Draw]] = {
     **{op: elementwise(op) for op, row in OPS.items() if row.elementwise},
     "quantize": per_axis(F),
@@ -287,6 +292,7 @@ CASES: dict[str, Callable[[Random], Draw]] = {
     "argmin": along(keepdims=flag, last=flag),
     "topk": along(k=lambda r: r.randint(1, 2), largest=flag),
     **dict.fromkeys((f"reduce_{kind}" for kind in ("sum", "prod", "mean", "max", "min")), reduced),
+    "extremes": extremes,
     "softmax": along(),
     "cumsum": along(exclusive=flag, reverse=flag),
     "layernorm": layernorm,

@@ -64,6 +64,7 @@ EXAMPLES: dict[str, list[Example]] = {
         ]
         for kind in ("sum", "prod", "mean", "max", "min")
     },
+    "extremes": [([X], {}), ([X, (np.bool_, (3, 5))], {})],
     "softmax": [([X], {"axis": 1})],
     "cumsum": [([X], {"axis": 1, "exclusive": False, "reverse": False})],
     "layernorm": [([X, (F, (4,)), (F, (4,))], {"eps": 1e-5})],

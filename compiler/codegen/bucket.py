@@ -181,7 +181,7 @@ class _Text:
         (call,) = stage.calls
         return _fill(
             f"stage_{stage.kind}.c.j2",
-            **vars(call),
+            **vars(call) | {"cleared": self._cleared(stage)},
             name=name,
             operands=[self._operand(argument.value) for argument in call.arguments],
             profile=self.counters.get(call.function),
@@ -194,7 +194,7 @@ class _Text:
             for call in stage.calls
             if call.domain == "token"
             for slot in call.writes
-            if slot[1] == "flat"
+            if slot[1] == "flat" and slot not in call.cleared
         )
         return _fill(
             "stage_rows.c.j2",
@@ -209,9 +209,15 @@ class _Text:
             ],
             splits=any(call.quads for call in stage.calls),
             matrix=stage.matrix,
+            cleared=self._cleared(stage),
             zeroed=[{"buffer": self._number(b), "bytes": b.size.batch} for b in flat],
             slab=SLAB_QUADS,
         )
+
+    def _cleared(self, stage: Stage) -> list[dict[str, int]]:
+        """Numbers in the workspace that have to be 0 before a stage."""
+        places = (self.places[slot] for call in stage.calls for slot in call.cleared)
+        return [{"buffer": self._number(p), "bytes": p.size.fixed} for p in places]
 
     def _copy(self, copy: Copy) -> dict[str, Any]:
         size = self.plan.outputs[copy.output].size

@@ -178,6 +178,7 @@ class _Maker:
                 kind="attention" if kernel.heads else "rows",
                 reads=_buffers(operand(slot, self.setting) for slot in kernel.args.inputs),
                 writes=tuple(kernel.args.outputs),
+                cleared=tuple(kernel.args.cleared),
                 kernel=kernel.name,
                 entry=row.name,
                 family=row.family,

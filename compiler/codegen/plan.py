@@ -137,6 +137,7 @@ class Call:
         kind: "rows" (a lane kernel that takes its rows one by one), "attention", or "general"
             (row-major).
         reads, writes: buffers, constants left out.
+        cleared: those that it writes and that are 0 before.
         kernel: its name, as reports show it.
         entry, family: its row in the table of kernels, and the family of that.
         arguments: in order.
@@ -172,6 +173,7 @@ class Call:
     scratch: int = 0
     work: Work = field(default_factory=Work)
     layer: LayerInfo | None = None
+    cleared: tuple[Slot, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.function} (from {self.source or 'nothing'})"

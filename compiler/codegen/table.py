@@ -433,6 +433,7 @@ GENERAL: tuple[RowMajor, ...] = (
     _general(indexing.emit_extreme_index, "argmax", "argmax", "argmin"),
     _general(indexing.emit_topk, "topk"),
     _general(reduction.emit_reduce, "reduce", *REDUCTIONS),
+    _general(reduction.emit_extremes, "extremes"),
     _general(reduction.emit_softmax, "softmax"),
     _general(reduction.emit_cumsum, "cumsum"),
     _general(reduction.emit_layernorm, "layernorm"),

@@ -16,6 +16,7 @@ import numpy as np
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering.lanes import (
     Choice,
+    by_lengths,
     channel_order,
     is_position_table,
     is_table_gather,
@@ -38,6 +39,7 @@ class Group:
         norm: the LayerNorm of a map group, or None.
         copies: values that a map only moves into lanes, because an anchor reads them there.
         order: channels in the order in which panels take them; None where no node says.
+        extremes: the node that wants those of one of its values, which it finds on the way.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Group:
     norm: Node | None = None
     copies: list[str] = field(default_factory=list)
     order: np.ndarray | None = None
+    extremes: Node | None = None
 
     @property
     def anchor(self) -> Node | None:
@@ -111,6 +114,8 @@ class _Grouping:
         for node in self.graph.nodes:
             if node.outputs[0] in self.choice.alias:
                 self.share(node.output, self.choice.root(node.output))
+            elif node.op == "extremes" and self.watches(node):
+                continue
             elif not self.choice.has(node):
                 self.add(Step(node=node), node.inputs, node.outputs)
             elif is_table_gather(node, self.graph, self.choice):
@@ -201,6 +206,21 @@ class _Grouping:
                 return
         self.add(Step(new), inputs, node.outputs)
 
+    def watches(self, node: Node) -> bool:
+        """Let the group that makes a value find its extremes, if it can."""
+        name = self.choice.root(node.inputs[0])
+        group = self.home(name)
+        rows = self.choice.rows.get(name)
+        if group is None or rows is None or group.extremes is not None or name in self.gathers:
+            return False
+        if (group.domain, group.channels) != (rows.domain, rows.channels):
+            return False
+        if len(node.inputs) > 1 and not by_lengths(node.inputs[1], self.graph):
+            return False
+        group.extremes = node
+        self.maker.update(dict.fromkeys(node.outputs, self.maker[name]))
+        return True
+
     def ordered(self) -> list[int]:
         """The steps' order.
 
@@ -212,7 +232,23 @@ class _Grouping:
             if step.group is not None or not behind.isdisjoint(self.waits.on[i]):
                 behind.add(i)
         first = [i for i in range(len(self.steps)) if i not in behind]
-        return self.waits.ordered([*first, *range(len(self.steps))])
+        return self.gathered(self.waits.ordered([*first, *range(len(self.steps))]))
+
+    def gathered(self, order: Sequence[int]) -> list[int]:
+        """An order in which row-major work comes together: all of it that can be done, wherever
+        some of it has to be."""
+        placed: dict[int, None] = {}
+        row_major = [i for i in order if self.steps[i].group is None]
+        for step in order:
+            if step in placed:
+                continue
+            placed[step] = None
+            if self.steps[step].group is None:
+                for i in row_major:
+                    if i not in placed and self.waits.on[i] <= placed.keys():
+                        placed[i] = None
+                row_major = [i for i in row_major if i not in placed]
+        return list(placed)
 
 
 def _takes(group: Group, more: Group, gathered: bool) -> bool:

@@ -321,6 +321,23 @@ def _feeds(
     )
 
 
+def by_lengths(name: str, graph: Graph) -> bool:
+    """Whether a value says which tokens are real by their sequences' lengths alone: of these, and
+    no others, rows in lanes are made."""
+    makers = graph.producers()
+    node = makers.get(name)
+    while node is not None and node.op == "reshape":
+        node = makers.get(node.inputs[0])
+    if node is None or node.op != "less":
+        return False
+    tokens = graph.constants.get(node.inputs[0])
+    count = makers.get(node.inputs[1])
+    while count is not None and count.op == "reshape":
+        count = makers.get(count.inputs[0])
+    whole = tokens is not None and np.array_equal(tokens, np.arange(graph.tokens)[None])
+    return whole and count is not None and count.op == "lengths"
+
+
 def lane_operands(node: Node) -> tuple[str, ...]:
     """Inputs that a lane node reads as rows in lanes."""
     return node.inputs[: OPS[node.op].row_operands]
@@ -329,6 +346,7 @@ def lane_operands(node: Node) -> tuple[str, ...]:
 __all__ = [
     "Choice",
     "Rows",
+    "by_lengths",
     "channel_order",
     "choose",
     "is_number",

@@ -72,6 +72,21 @@ def _dequantize(
     return (shifted.astype(np.float32) * _along(attrs, scale, q.ndim),)
 
 
+def _infer_extremes(attrs: Attrs, x: Value, real: Value | None = None) -> list[tuple[Any, Shape]]:
+    if x.dtype != np.float32 or not x.shape:
+        raise ValueError(f"extremes of {x}")
+    if real is not None and (real.dtype != np.bool_ or real.shape != x.shape[:-1]):
+        raise ValueError(f"extremes of {x} where {real}")
+    return [(np.float32, ()), (np.float32, ())]
+
+
+def _extremes(
+    attrs: Attrs, x: np.ndarray, real: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    kept = x if real is None else x[real]
+    return np.asarray(np.min(kept, initial=0.0)), np.asarray(np.max(kept, initial=0.0))
+
+
 def _element(name: str) -> Rule:
     def template(attrs: Attrs, types: Sequence[np.dtype[Any]]) -> str:
         return f"op_{name}_{suffix(types[2])}({{a}}, {{b}}, {{c}})"
@@ -94,4 +109,6 @@ def _row(name: str, infer: TypeRule, reference: Callable[..., tuple[np.ndarray]]
 ROWS = [
     _row("quantize", _infer_quantize, _quantize),
     _row("dequantize", _infer_dequantize, _dequantize),
+    # The smallest and the greatest of 0 and all elements of x, of those rows that are real.
+    Op("extremes", _infer_extremes, _extremes, flow.everything, row_operands=1),
 ]

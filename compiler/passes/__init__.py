@@ -12,6 +12,7 @@ from sparsec.compiler.ir import Graph
 from sparsec.compiler.passes.eliminate_common import eliminate_common
 from sparsec.compiler.passes.fold_constants import fold_constants
 from sparsec.compiler.passes.fuse_attention import fuse_attention
+from sparsec.compiler.passes.fuse_extremes import fuse_extremes
 from sparsec.compiler.passes.fuse_gelu import fuse_gelu
 from sparsec.compiler.passes.fuse_layernorm import fuse_layernorm
 from sparsec.compiler.passes.masked_rows import masked_rows
@@ -26,6 +27,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("fold_constants", fold_constants),
     ("eliminate_common", eliminate_common),
     ("remove_identities", remove_identities),
+    ("fuse_extremes", fuse_extremes),
     ("fuse_layernorm", fuse_layernorm),
     ("fuse_gelu", fuse_gelu),
     # Before layout ops part two uses of one mask ...

@@ -37,6 +37,18 @@ _LIMITS = {
 }
 
 
+def emit_extremes(call: Call) -> str:
+    """The least and the greatest of 0 and all elements, of those rows that are real."""
+    *rows, inner = extents(call.inputs[0].shape)
+    return call.render(
+        "extremes",
+        rows=product(rows),
+        work=product([*rows, inner]),
+        inner=inner,
+        masked=len(call.inputs) > 1,
+    )
+
+
 def emit_reduce(call: Call) -> str:
     """Sum, product, mean, maximum or minimum over any axes.
 

@@ -75,6 +75,8 @@ class Args:
     #: Buffers that are read, those of numbers included.
     inputs: list[Slot] = field(default_factory=list)
     outputs: list[Slot] = field(default_factory=list)
+    #: Those of them that all pieces of the work add to, from 0 on.
+    cleared: list[Slot] = field(default_factory=list)
 
     def input(self, slot: Slot, dtype: np.dtype[Any], role: str = "operand") -> str:
         """A buffer that the kernel reads; `dtype` is that of its value."""
@@ -84,10 +86,10 @@ class Args:
                 return f"a->{known.name}"
         return self._add(role, f"const {pointer_to(slot, dtype)}", "input", slot)
 
-    def output(self, slot: Slot, dtype: np.dtype[Any]) -> str:
+    def output(self, slot: Slot, dtype: np.dtype[Any], role: str = "y") -> str:
         """A buffer that the kernel writes; `dtype` is that of its value."""
         self.outputs.append(slot)
-        return self._add("y", pointer_to(slot, dtype), "output", slot)
+        return self._add(role, pointer_to(slot, dtype), "output", slot)
 
     def vector(self, array: np.ndarray[Any, Any], role: str) -> str:
         """A constant array."""

@@ -288,10 +288,11 @@ def _epilogue(form: _Form, body: Body) -> Context:
         most = np.int64(body.graph.tokens) * 255 * 255
         sums = {output: Accumulator("acc", np.float32(scale), -most, most)}
     program = body.program(leaf, sums)
+    seen = body.watch(program)
     panels = body.stores(program, masked=True)
     if panels and form.dim % 4:
         raise ValueError(f"{form.node.source}: heads of {form.dim} channels cannot be packed")
-    return {"epilogue": program.lines, "panels": panels}
+    return {"epilogue": program.lines, "panels": panels, "seen": seen}
 
 
 def _byte_scores(

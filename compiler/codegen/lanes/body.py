@@ -181,6 +181,22 @@ class Body:
             self.graph, self.args, find, producers, accumulators, inexact, choice=self.choice
         )
 
+    def watch(self, prog: Program) -> list[str]:
+        """Append that a value is seen, where its extremes are wanted.
+
+        Returns:
+            C expressions of where its least and its greatest go; nothing where nobody asks.
+        """
+        node = self.group.extremes
+        if node is None:
+            return []
+        channels = self.group.channels
+        inside = "" if channels % 4 == 0 else f"if (c < {channels}) "
+        prog.lines.append(f"{inside}v_see(seen, {prog.demand(node.inputs[0])});")
+        ends = [self.args.output((name, "flat"), F32, "extreme") for name in node.outputs]
+        self.args.cleared += [(name, "flat") for name in node.outputs]
+        return ends
+
     def stores(self, prog: Program, masked: bool) -> list[Panel]:
         """Append stores of this group's outputs; returns those that are written as panels.
 

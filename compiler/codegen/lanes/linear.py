@@ -103,6 +103,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     else:
         leaf[anchor.output] = "acc"
         prog = body.program(leaf)
+    context["seen"] = body.watch(prog)
     panels = body.stores(prog, masked=False)
     context |= {"panels": panels, "epilogue": prog.lines, "ahead": sorted(body.lines_ahead)}
     on_tiles = "masked" if plan.sparse else "tiles"

@@ -34,6 +34,7 @@ def map_kernel(body: Body) -> LaneKernel:
         after = body.program(leaf, inexact=(norm.output,))
     else:
         after = body.program({})
+    context["seen"] = body.watch(after)
     panels = body.stores(after, masked=False)
     order = group.order
     ordered = bool(panels) and order is not None and bool((np.diff(order) != 1).any())

@@ -89,6 +89,12 @@ def _dequantize(attrs: Attrs, q: Tensor, scale: Tensor, zp: Tensor) -> Results:
     return (shifted.to(torch.float32) * _along(attrs, scale, q.ndim),)
 
 
+def _extremes(attrs: Attrs, x: Tensor, real: Tensor | None = None) -> Results:
+    kept = x.reshape(-1) if real is None else x[real].reshape(-1)
+    zero = torch.cat([kept, kept.new_zeros(1)])
+    return (zero.min(), zero.max())
+
+
 def _qlinear(
     attrs: Attrs, x: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Results:
@@ -142,6 +148,7 @@ ROWS = [
     Form("linear_integer", _linear_integer, gradient=False),
     Form("quantize", _quantize, gradient=False),
     Form("dequantize", _dequantize, gradient=False),
+    Form("extremes", _extremes),
     Form("lengths", _lengths),
     Form("qlinear", _qlinear, gradient=False),
     Form("attention", _attention),
