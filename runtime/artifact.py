@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, Union
@@ -101,7 +101,12 @@ class BucketInfo:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A weight matrix [n, k] and the share of its weights and of its 4-blocks that is zero."""
+    """A weight matrix [n, k] and the share of its weights and of its 4-blocks that is zero.
+
+    Attributes:
+        microseconds: what the forms take that the kernel was chosen among, by the cost model or
+            measured; empty in artifacts of before.
+    """
 
     name: str
     op: str
@@ -110,6 +115,7 @@ class LayerInfo:
     sparsity: float
     block4_sparsity: float
     kernel: str
+    microseconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -376,6 +382,15 @@ class _Field:
             raise self.fail("a number from 0 to 1")
         return float(self.value)
 
+    def numbers(self, key: str) -> dict[str, float]:
+        """A member with numbers by name; empty where it is not there."""
+        found = self[key] if key in self.value else _Field({}, self.file, self.where)
+        if not isinstance(found.value, dict) or any(
+            type(number) not in (int, float) for number in found.value.values()
+        ):
+            raise found.fail("an object of numbers")
+        return {name: float(number) for name, number in found.value.items()}
+
     def boolean(self) -> bool:
         if not isinstance(self.value, bool):
             raise self.fail("true or false")
@@ -457,6 +472,7 @@ def _layer(field: _Field) -> LayerInfo:
         sparsity=field["sparsity"].share(),
         block4_sparsity=field["block4_sparsity"].share(),
         kernel=field["kernel"].text(),
+        microseconds=field.numbers("microseconds"),
     )
 
 

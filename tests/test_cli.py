@@ -243,15 +243,18 @@ def test_inspect_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "last_hidden_state: float32[batch, sequence, 64]" in text
     row = next(line for line in text.splitlines() if "intermediate/dense" in line)
     assert re.search(r"qlinear +256 x 64 +80\.\d% +80\.0%", row)
+    assert re.search(r"; sparse [\d.]+, dense [\d.]+$", row)
     assert re.search(r"\nkernel calls:\n  attention +attention_i8_i8_bytes x 1\n", text)
     assert "  linear    linear_i8_sparse_pairs x " in text
 
     assert run("inspect", tiny_model, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["unsupported"] == [] and len(report["layers"]) == 6
-    assert {"name", "op", "n", "k", "sparsity", "block4_sparsity", "kernel"} == set(
-        report["layers"][0]
+    first = report["layers"][0]
+    assert {"name", "op", "n", "k", "sparsity", "block4_sparsity", "kernel", "microseconds"} == (
+        set(first)
     )
+    assert set(first["microseconds"]) == {"sparse", "dense"} and first["microseconds"]["sparse"] > 0
     assert {"entry": "map_layernorm", "family": "map", "calls": 3} in report["kernels"]
 
 

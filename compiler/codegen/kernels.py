@@ -97,6 +97,7 @@ def _layer(anchor: Node, plan: LinearPlan, kernel: LaneKernel) -> LayerInfo:
         sparsity=round(plan.sparsity, 4),
         block4_sparsity=round(plan.block4_sparsity, 4),
         kernel=kernel.name,
+        microseconds=dict(plan.microseconds),
     )
 
 

@@ -217,22 +217,21 @@ def estimate(
     )
 
 
-def estimates(
-    layer: LayerClass, blocks: int, target: Target, cold: bool = True
-) -> dict[str, float]:
-    """What :func:`estimate` says of the best tiling of each form that a target has for a layer."""
-    found: dict[str, float] = {}
-    for tiling in candidates(layer, target):
-        cost = estimate(layer, tiling, blocks, target, cold)
-        found[tiling.form] = min(cost, found.get(tiling.form, cost))
-    return found
-
-
 class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
-    """Choices by layer class and bucket length."""
+    """Choices by layer class and bucket length.
 
-    def __init__(self, chosen: Mapping[tuple[LayerClass, int], Tiling]) -> None:
+    Attributes:
+        microseconds: what they were made by, where that is known: of each form (``Tiling.form``)
+            the time of its best tiling, on one core.
+    """
+
+    def __init__(
+        self,
+        chosen: Mapping[tuple[LayerClass, int], Tiling],
+        microseconds: Mapping[tuple[LayerClass, int], Mapping[str, float]] | None = None,
+    ) -> None:
         self._chosen = dict(chosen)
+        self.microseconds = {key: dict(times) for key, times in (microseconds or {}).items()}
 
     def __getitem__(self, key: tuple[LayerClass, int]) -> Tiling:
         return self._chosen[key]
@@ -246,7 +245,12 @@ class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
     def to_json(self) -> list[dict[str, Any]]:
         """The record that goes into the manifest."""
         rows = [
-            {**vars(layer), "bucket": length, **vars(tiling)}
+            {
+                **vars(layer),
+                "bucket": length,
+                **vars(tiling),
+                "microseconds": self.microseconds.get((layer, length), {}),
+            }
             for (layer, length), tiling in self.items()
         ]
         return sorted(rows, key=lambda r: [str(r[key]) for key in sorted(r)])
@@ -262,7 +266,7 @@ class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
         Raises:
             InputError: it is not such a record.
         """
-        chosen = {}
+        chosen, times = {}, {}
         layer_fields = ("kind", "n", "k", "density", "panels")
         try:
             for row in _rows(rows):
@@ -277,10 +281,13 @@ class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
                 )
                 if not 1 <= tiling.tile <= 4 or not 1 <= tiling.chunks <= layer.k:
                     raise ValueError(f"a tile of {tiling.tile}, {tiling.chunks} chunks")
-                chosen[layer, int(row["bucket"])] = tiling
+                key = layer, int(row["bucket"])
+                chosen[key] = tiling
+                forms = row.get("microseconds", {})
+                times[key] = {str(form): float(forms[form]) for form in forms}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{where} is not a record of --tune: {error}") from error
-        return Tilings(chosen)
+        return Tilings(chosen, times)
 
 
 def _rows(rows: object) -> Iterable[Mapping[str, Any]]:
@@ -296,13 +303,26 @@ def choose(measured: Mapping[tuple[LayerClass, Tiling], Mapping[int, float]]) ->
     all: few rows are for vectors, many for products of tiles.
 
     Args:
-        measured: seconds, or what is proportional to them, by class, tiling and bucket length.
+        measured: seconds by class, tiling and bucket length.
     """
     chosen: dict[tuple[LayerClass, int], Tiling] = {}
+    times: dict[tuple[LayerClass, int], dict[str, float]] = {}
     for layer in dict.fromkeys(layer for layer, _ in measured):
         mine = {tiling: times for (of, tiling), times in measured.items() if of == layer}
-        chosen.update({(layer, n): tiling for n, tiling in _choose(mine).items()})
-    return Tilings(chosen)
+        for n, tiling in _choose(mine).items():
+            chosen[layer, n] = tiling
+            times[layer, n] = _by_form(mine, n)
+    return Tilings(chosen, times)
+
+
+def _by_form(seconds: Mapping[Tiling, Mapping[int, float]], length: int) -> dict[str, float]:
+    """Microseconds of the best tiling of each form, in three digits; the fastest form first."""
+    found: dict[str, float] = {}
+    for tiling, times in seconds.items():
+        found[tiling.form] = min(times[length], found.get(tiling.form, times[length]))
+    return {
+        form: float(f"{found[form] * 1e6:.3g}") for form in sorted(found, key=found.__getitem__)
+    }
 
 
 def _choose(times: Mapping[Tiling, Mapping[int, float]]) -> dict[int, Tiling]:
@@ -353,7 +373,7 @@ def by_model(
     return choose(
         {
             (layer, tiling): {
-                length: estimate(layer, tiling, count, target, cold)
+                length: estimate(layer, tiling, count, target, cold) * 1e-9
                 for length, count in blocks.items()
             }
             for tiling in candidates(layer, target)

@@ -182,7 +182,8 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
             f"{len(bucket['kernels'])} kernel calls"
         )
         lines += _calls(_kernels(bucket["kernels"]), "    ")
-    return lines + _layers(report["layers"])
+    times = "measured" if report.get("tuning") else "by the cost model"
+    return lines + _layers(report["layers"], times)
 
 
 def _show_model(report: Mapping[str, Any]) -> list[str]:
@@ -198,7 +199,7 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"padding:    {_padding(report)}")
     counts = ", ".join(f"{name} x {n}" for name, n in report["fusions"].items())
     lines.append(f"recognized: {counts or 'no pattern'}")
-    lines += _layers(report["layers"], f" (for {report['target']})")
+    lines += _layers(report["layers"], "by the cost model", f" (for {report['target']})")
     lines += ["kernel calls:", *_calls(report["kernels"], "  ")]
     if report["general"]:
         lines.append("on general kernels, which are slower:")
@@ -230,18 +231,27 @@ def _tensors(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _layers(layers: Sequence[Mapping[str, Any]], note: str = "") -> list[str]:
+def _forms(layer: Mapping[str, Any]) -> str:
+    """What the forms take among which a layer's kernel was chosen."""
+    times = layer.get("microseconds", {})
+    listed = ", ".join(f"{form} {time:g}" for form, time in times.items())
+    return f"; {listed}" if listed else ""
+
+
+def _layers(layers: Sequence[Mapping[str, Any]], times: str, note: str = "") -> list[str]:
+    """A line for each layer; `times` says where its kernel's microseconds are from."""
     if not layers:
         return ["layers: none with weights"]
     width = min(60, max(len(str(layer["name"])) for layer in layers))
     lines = [
         f"layers{note}:",
-        f"  {'name':{width}}  {'op':14} {'n x k':>13}  sparsity  4-blocks  kernel",
+        f"  {'name':{width}}  {'op':14} {'n x k':>13}  sparsity  4-blocks  kernel; "
+        f"us of its form and the others on one core, {times}",
     ]
     for layer in layers:
         shape = f"{layer['n']} x {layer['k']}"
         lines.append(
             f"  {layer['name']:{width}}  {layer['op']:14} {shape:>13}  {layer['sparsity']:8.1%}  "
-            f"{layer['block4_sparsity']:8.1%}  {layer['kernel']}"
+            f"{layer['block4_sparsity']:8.1%}  {layer['kernel']}{_forms(layer)}"
         )
     return lines
