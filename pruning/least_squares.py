@@ -162,3 +162,18 @@ def _solve_batch(
         step = torch.cholesky_solve(gradient.to(factor)[..., None], factor)[..., 0]
         solution.scatter_add_(1, columns, step.double() * real)
     result[rows] = solution
+
+
+def padded(problem: Problem, block: int) -> tuple[Tensor, Tensor]:
+    """Weights [N, K'] and Hessian [K', K'] with inputs filled up to a multiple of `block`.
+
+    The weights of what is added are 0.
+    """
+    width = problem.weights.shape[1]
+    missing = -width % block
+    if not missing:
+        return problem.weights, problem.hessian
+    pad = torch.nn.functional.pad
+    hessian = pad(problem.hessian, (0, missing, 0, missing))
+    hessian.diagonal()[width:] = hessian.diagonal()[:width].mean()
+    return pad(problem.weights, (0, missing)), hessian

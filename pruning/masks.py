@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsec.pruning.blocks import BLOCK, saliency
+from sparsec.pruning.blocks import BLOCK
+from sparsec.pruning.removal import saliency
 
 
 class Fisher:

@@ -106,13 +106,13 @@ class Settings:
         per_channel: a weight scale for each output, else one for the layer.
         signed: activations as int8, else as uint8.
         damping: None: chosen for each layer by what it leaves on texts held out.
-        rate: share of a row's remaining blocks that is removed at once.
+        sweeps: exchanges of blocks after they were chosen (`blocks.prune`).
     """
 
     per_channel: bool = True
     signed: bool = False
     damping: float | None = None
-    rate: float = 0.1
+    sweeps: int = 0
 
 
 @dataclass(eq=False)
@@ -314,7 +314,7 @@ def solve(moments: Moments, dense: Tensor, form: Form, settings: Settings) -> So
         weights = channels.solve(problem, keep).weights
         mask = keep.expand_as(dense)
     if form.sparsity > 0:
-        made = blocks.prune(problem, form.sparsity, rate=settings.rate)
+        made = blocks.prune(problem, form.sparsity, sweeps=settings.sweeps)
         weights = made.weights
         mask = blocks.expand(made.keep, blocks.BLOCK, dense.shape[1])
     if not form.quantize:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # small matrices: threads would only wait for each other
 
 from sparsec.errors import InputError  # noqa: E402
-from sparsec.pruning import blocks, channels, masks  # noqa: E402
+from sparsec.pruning import blocks, channels, masks, removal  # noqa: E402
 from sparsec.pruning.allocation import Choice, fastest, least_error  # noqa: E402
 from sparsec.pruning.gram import Moments  # noqa: E402
 from sparsec.pruning.least_squares import (  # noqa: E402
@@ -167,7 +167,7 @@ def test_saliency_is_the_loss_of_the_best_weights_without_a_block(
 ) -> None:
     problem = random_problem(seed, 2, block * count)
     inverse = torch.linalg.inv(problem.hessian)
-    got = blocks.saliency(problem.weights, inverse.expand(2, -1, -1), block)
+    got = removal.saliency(problem.weights, inverse.expand(2, -1, -1), block)
     for row, b in itertools.product(range(2), range(count)):
         kept = columns(tuple(i for i in range(count) if i != b), block, block * count)
         assert np.isclose(got[row, b], brute_force(problem, kept, row)[1], rtol=1e-6)
@@ -180,8 +180,8 @@ def test_costs_add_up_to_the_loss_and_each_step_is_the_cheapest(
 ) -> None:
     width = block * count
     problem = random_problem(seed, 3, width)
-    removal = blocks.removal_order(problem, block, count, rate)
-    assert (removal.order.sort(1).values == torch.arange(count)).all()
+    found = removal.removal_order(problem, block, count, rate)
+    assert (found.order.sort(1).values == torch.arange(count)).all()
     for row in range(3):
         gone: list[int] = []
         for step in range(count):
@@ -191,10 +191,10 @@ def test_costs_add_up_to_the_loss_and_each_step_is_the_cheapest(
                 for b in left
             }
             if rate == 0:
-                assert losses[int(removal.order[row, step])] <= min(losses.values()) * (1 + 1e-3)
-            gone.append(int(removal.order[row, step]))
+                assert losses[int(found.order[row, step])] <= min(losses.values()) * (1 + 1e-3)
+            gone.append(int(found.order[row, step]))
             if rate == 0 or step == count - 1:
-                total = float(removal.cost[row, : step + 1].sum())
+                total = float(found.cost[row, : step + 1].sum())
                 assert np.isclose(total, losses[gone[-1]], rtol=1e-3)
 
 
@@ -210,7 +210,10 @@ def best_supports(problem: Problem, block: int, kept: int) -> float:
 @given(SEEDS, st.sampled_from(["layer", "row"]))
 def test_pruned_between_the_best_support_and_magnitude(seed: int, scope: blocks.Scope) -> None:
     problem = random_problem(seed, 4, 24)
-    got = blocks.prune(problem, 0.5, scope=scope, rate=0.0)
+    greedy = blocks.ladder(problem, [0.5], scope=scope, rate=0.0)[0]
+    assert greedy.sparsity == 0.5
+    got = blocks.prune(problem, 0.5, scope=scope, sweeps=2)
+    assert got.loss.sum() <= blocks.prune(problem, 0.5, scope=scope).loss.sum() * (1 + 1e-6)
     assert got.sparsity == 0.5
     assert (got.weights.view(4, 6, 4).abs().sum(2) > 0).equal(got.keep)
     size = problem.weights.view(4, 6, 4).square().sum(2)
@@ -221,6 +224,16 @@ def test_pruned_between_the_best_support_and_magnitude(seed: int, scope: blocks.
         assert (got.keep.sum(1) == 3).all()
         best = best_supports(problem, 4, 3)
         assert best * (1 - 1e-6) <= got.loss.sum()
+        assert best * (1 - 1e-6) <= greedy.loss.sum()
+
+
+def test_few_supports_are_far_from_the_best() -> None:
+    ratios = []
+    for seed in range(12):
+        problem = random_problem(seed, 4, 24)
+        best = best_supports(problem, 4, 3)
+        ratios.append(float(blocks.prune(problem, 0.5, scope="row", sweeps=3).loss.sum()) / best)
+    assert np.median(ratios) < 1.05, ratios
 
 
 def test_a_ladder_is_nested_and_its_errors_rise() -> None:
@@ -235,8 +248,8 @@ def test_a_ladder_is_nested_and_its_errors_rise() -> None:
 @pytest.mark.parametrize("width", [5, 7])
 def test_the_last_block_may_be_shorter(width: int) -> None:
     problem = random_problem(1, 3, width)
-    removal = blocks.removal_order(problem, 4, 2, 0.0)
-    got = blocks.solve(problem, blocks.choose(removal, 0.5, "row"))
+    found = removal.removal_order(problem, 4, 2, 0.0)
+    got = blocks.solve(problem, removal.choose(found, 0.5, "row"))
     for row in range(3):
         losses = [
             brute_force(problem, np.arange(width) < 4, row)[1],
