@@ -53,7 +53,7 @@ def _gains(hessian: Tensor, gradient: Tensor, block: int) -> Tensor:
     count = gradient.shape[1] // block
     corners = hessian.view(count, block, count, block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     g = gradient.view(-1, count, block).permute(1, 2, 0)
-    solved = torch.linalg.solve(corners, g)
+    solved: Tensor = torch.linalg.solve(corners, g)
     return (g * solved).sum(1).T
 
 
