@@ -56,9 +56,9 @@ class Builder:
         """A constant."""
         return self._editor.constant(value)
 
-    def weights(self, keep: float, block: int = 1, largest: int = 127, times: int = 1) -> Array:
+    def weights(self, keep: float, block: int = 1, largest: int = 127, times: float = 1) -> Array:
         """Int8 [times * channels, channels]; that share of 1 x `block` blocks is not zero."""
-        n, k = times * self.size.channels, self.size.channels
+        n, k = int(times * self.size.channels), self.size.channels
         w = self.rng.integers(1, largest + 1, (n, k)) * self.rng.choice([-1, 1], (n, k))
         kept = np.repeat(self.rng.random((n, k // block)) < keep, block, axis=1)
         return (w * kept).astype(np.int8)
@@ -91,28 +91,41 @@ def _bytes(keep: float, block: int = 4, largest: int = 127, times: int = 1) -> C
     return Case(build)
 
 
-def _floats(keep: float, block: int = 1) -> Case:
+def _floats(keep: float, block: int = 1, times: float = 1, near: float = 1e-5) -> Case:
     def build(b: Builder) -> str:
-        w = b.number(b.weights(keep, block).astype(np.float32))
+        w = b.number(b.weights(keep, block, times=times).astype(np.float32))
         return b.emit("linear", [b.given(np.float32, b.rows), w])
 
-    return Case(build, 1e-5)
+    return Case(build, near)
 
 
 def _attention(
-    qk: type, pv: type, *, rounded: bool = False, lanes: bool = True, near: float = 0.0
+    qk: type,
+    pv: type,
+    *,
+    rounded: bool = False,
+    lanes: bool = True,
+    near: float = 0.0,
+    tiles: bool = False,
 ) -> Case:
-    """Scores get a mask; `rounded`: they are bytes before the softmax; `lanes`: in rows."""
+    """Scores get a mask; `rounded`: they are bytes before the softmax; `lanes`: in rows.
+
+    With `tiles`, heads are so wide that tiles multiply them fastest, which few tokens need.
+    """
 
     def build(b: Builder) -> str:
-        tokens, heads = b.size.tokens, b.size.channels // 32
+        tokens = b.size.tokens
+        dim = 32 if not tiles else 64 if tokens > 64 else 1024
+        heads = -(-b.size.channels // dim)
         batch = BATCH if lanes else 1
-        shape, full = (batch, tokens, b.size.channels), (batch, heads, tokens, tokens)
+        shape, full = (batch, tokens, heads * dim), (batch, heads, tokens, tokens)
         score, prob = Editor(name="score"), Editor(name="prob")
         s, m = score.input("s", np.float32, full), score.input("m", np.float32, (1, 1, 1, tokens))
         if rounded:
             step = [score.constant(np.float32(0.5)), score.constant(np.uint8(128))]
             s = score.emit("dequantize", [score.emit("quantize", [s, *step]), *step])
+        if tiles and qk == np.float32:
+            s = score.emit("mul", [s, score.constant(np.float32(dim**-0.5))])
         score.outputs = [score.emit("add", [s, m])]
         prob.outputs = [prob.input("p", np.float32, full)]
         if pv != np.float32:
@@ -162,11 +175,24 @@ IN_LANES: dict[str, Case] = {
     "linear_f32_sparse": _floats(0.1),
     "linear_f32_sparse_runs": _floats(0.2, block=4),
     "linear_f32_dense": _floats(1.0),
+    "linear_bf16_sparse": _floats(0.05, block=2, near=0.01),
+    "linear_bf16_dense": _floats(1.0, times=1 / 8, near=0.01),
+    "linear_bf16_tiles": _floats(1.0, times=16, near=0.01),
     "attention_i8_i8_bytes": _attention(np.uint8, np.uint8, rounded=True, near=0.02),
     "attention_i8_i8": _attention(np.uint8, np.uint8, near=0.02),
     "attention_i8_f32": _attention(np.uint8, np.float32, near=1e-5),
     "attention_f32_i8": _attention(np.float32, np.uint8, near=0.02),
     "attention_f32_f32": _attention(np.float32, np.float32, near=1e-5),
+    "attention_i8_i8_tiles_bytes": _attention(
+        np.uint8, np.uint8, rounded=True, near=0.02, tiles=True
+    ),
+    "attention_i8_i8_tiles": _attention(np.uint8, np.uint8, near=0.02, tiles=True),
+    "attention_bf16_bf16": _attention(np.float32, np.float32, near=0.02),
+    "attention_bf16_bf16_tiles": _attention(np.float32, np.float32, near=0.02, tiles=True),
+    "attention_i8_bf16": _attention(np.uint8, np.float32, near=0.02),
+    "attention_i8_bf16_tiles": _attention(np.uint8, np.float32, near=0.02, tiles=True),
+    "attention_bf16_i8": _attention(np.float32, np.uint8, near=0.02),
+    "attention_bf16_i8_tiles": _attention(np.float32, np.uint8, near=0.02, tiles=True),
     "map_layernorm": _norm("rows"),
     "map": Case(_map, 1e-5),
     "unpack": _norm("rows"),

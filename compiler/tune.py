@@ -123,7 +123,7 @@ def _graph(layers: Layers) -> Graph:
             inputs[key] = e.input(f"x{len(inputs)}", dtype, (BATCH, ROWS, of.k))
         w = e.constant(weights)
         source = f"layer{i}"
-        if of.kind == "f32":
+        if of.kind != "i8":
             e.outputs.append(e.emit("linear", [inputs[key], w], source=source))
             continue
         scale = e.constant(np.float32(1e-3))

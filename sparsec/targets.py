@@ -115,6 +115,9 @@ class Target:
         vectors: its vector operations.
         tiles: how much its registers hold.
         matrix: its unit for products of tiles, or None.
+        bf16: CPU features that it needs besides for products of bfloat16; none where portable C
+            makes them, None where there are no such instructions, so that they would gain nothing.
+        precision: of products of floats: "fp32", or "bf16" (:func:`at`).
         adds_pairs: whether its byte products are fastest by VPMADDUBSW, which adds pairs in 16
             bits.
         costs: factors of the cost model, which benchmarks/cost_model.py fits; or the name of the
@@ -133,6 +136,8 @@ class Target:
     vectors: Vectors
     tiles: Tiles
     matrix: Matrix | None
+    bf16: tuple[str, ...] | None
+    precision: str
     adds_pairs: bool
     costs: Costs | str
     prepare: Callable[[], None] | None
@@ -208,6 +213,8 @@ TARGETS: tuple[Target, ...] = table(
         vectors=AVX512,
         tiles=REGISTERS_32,
         matrix=Matrix(header="tiles_amx.h", weights=32 << 10, sweep=8, kept=1 << 20),
+        bf16=("avx512bf16", "amx_bf16"),
+        precision="fp32",
         adds_pairs=False,
         # Tiles: not fitted, but made of the rates of an Emerald Rapids core at 2.8 GHz: a product
         # takes 16 cycles, a load 8 to 21, from the third-level cache 100, waking up 970; a tile is
@@ -224,6 +231,8 @@ TARGETS: tuple[Target, ...] = table(
         vectors=AVX512,
         tiles=REGISTERS_32,
         matrix=None,
+        bf16=("avx512bf16",),
+        precision="fp32",
         adds_pairs=False,
         costs=ZEN_4,
         prepare=None,
@@ -237,6 +246,8 @@ TARGETS: tuple[Target, ...] = table(
         vectors=AVX2,
         tiles=REGISTERS_16,
         matrix=None,
+        bf16=None,
+        precision="fp32",
         adds_pairs=False,
         costs="avx512_vnni",
         prepare=None,
@@ -250,6 +261,8 @@ TARGETS: tuple[Target, ...] = table(
         vectors=AVX2,
         tiles=REGISTERS_16,
         matrix=None,
+        bf16=None,
+        precision="fp32",
         adds_pairs=True,
         costs=Costs(
             i8=(0.336, 0.292, 0.0691, 0.149, 2.98, 0.599, 1.44, 0.2, 0.0, 0.0, 0.0),
@@ -267,12 +280,17 @@ TARGETS: tuple[Target, ...] = table(
         vectors=GENERIC,
         tiles=REGISTERS_16,
         matrix=None,
+        bf16=(),
+        precision="fp32",
         adds_pairs=False,
         costs="avx2",
         prepare=None,
         summary="portable C: any architecture, slow",
     ),
 )
+
+#: Of products of floats; what is fp32 stays exact.
+PRECISIONS = ("fp32", "bf16")
 
 NAMES = tuple(target.name for target in TARGETS)
 
@@ -327,18 +345,54 @@ def running_on(cpu: Machine) -> tuple[Target, ...]:
     )
 
 
-def choose(name: str, cpu: Machine) -> Target:
+def at(target: Target, precision: str) -> Target:
+    """A target whose code multiplies floats at a precision.
+
+    Raises:
+        InputError: there is no such precision, or the target has no instructions for it.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"there is no precision {precision!r}; choose {' or '.join(PRECISIONS)}")
+    if precision == target.precision:
+        return target
+    if target.bf16 is None:
+        able = ", ".join(t.name for t in TARGETS if t.bf16 is not None)
+        raise InputError(
+            f"target {target.name} has no products of bfloat16, which would be slower there than "
+            f"those of float32: leave out --precision bf16, or compile for one of {able}"
+        )
+    features = tuple(dict.fromkeys((*target.features, *target.bf16)))
+    return replace(target, features=features, precision=precision)
+
+
+def _fastest_at(precision: str, cpu: Machine) -> Target:
+    """What ``auto`` means: the fastest target that runs here and multiplies at a precision."""
+    found = running_on(cpu)
+    if precision == "fp32" or precision not in PRECISIONS:
+        return at(found[0], precision)
+    for target in found:
+        if target.bf16 and not at(target, precision).missing(cpu.features):
+            return at(target, precision)
+    raise HardwareError(
+        "this CPU has no products of bfloat16 (avx512bf16, amx_bf16), so that --precision bf16 "
+        "would gain nothing here: leave it out, or name the --target of the machine that is to run "
+        "the model; generic computes it anywhere, slowly"
+    )
+
+
+def choose(name: str, cpu: Machine, precision: str = "fp32") -> Target:
     """The target called `name`, or for ``auto`` the fastest that runs on the given CPU.
 
     A named target need not run on it: an artifact can be made for another machine.
 
     Raises:
-        InputError: there is no such target.
-        HardwareError: the target is for another architecture than compilers here build for.
+        InputError: there is no such target or precision, or the target does not have it.
+        HardwareError: the target is for another architecture than compilers here build for, or no
+            target that runs here has the precision.
     """
     if name == "auto":
-        return running_on(cpu)[0]
-    target = get(name)
+        return _fastest_at(precision, cpu)
+    target = at(get(name), precision)
     if target.arch not in ("", cpu.arch):
         raise HardwareError(
             f"target {name} is for {target.arch}, and compilers here build for {cpu.arch}; "

@@ -32,6 +32,7 @@ STAND_INS = {
     "amx": replace(
         targets.get("avx2"),
         name="amx",
+        bf16=(),
         matrix=targets.Matrix(header="tiles_emulated.h", weights=16 << 10, sweep=4, kept=0),
         costs=replace(
             targets.costs(targets.get("avx2")), matrix=(1e-3, 1e-3, 0.1, 1e-3, 1e-3, 1e-3)
@@ -109,10 +110,14 @@ class Library:
 
 
 def compile_graph(
-    folder: Path, graph: Graph, target_name: str = "generic", extra: Sequence[str] = UBSAN
+    folder: Path,
+    graph: Graph,
+    target_name: str = "generic",
+    extra: Sequence[str] = UBSAN,
+    precision: str = "fp32",
 ) -> Library:
     """Emit, compile (with UBSan unless told otherwise) and load a graph."""
-    target = _target(target_name)
+    target = targets.at(_target(target_name), precision)
     cc = toolchain.find()
     if extra and (not isinstance(cc, toolchain.Gcc) or shutil.which("gcc") is None):
         extra = ()

@@ -44,14 +44,15 @@ every_kernel = pytest.mark.parametrize("row", KERNELS.values(), ids=KERNELS)
 
 def runs_on(row: Kernel, target: Target) -> bool:
     """Whether a target is the first that has the kernel and runs here."""
-    return next(filter(row.has, RUNNING), None) == target
+    first = next(filter(row.has, RUNNING), None)
+    return first is not None and targets.at(first, row.precision) == target
 
 
 def of_target(row: Kernel) -> Target:
-    """The first target that has the kernel and runs here."""
+    """The first target that has the kernel and runs here, at its precision."""
     for target in RUNNING:
         if row.has(target):
-            return target
+            return targets.at(target, row.precision)
     pytest.skip(f"no target here has {row.name}")
 
 
@@ -70,7 +71,9 @@ def results(tmp_path_factory: Any) -> Callable[[Target], dict[str, tuple[Any, An
         here = (row.name for row in KERNELS.values() if runs_on(row, target))
         names = [name for name in here if name in CASES]
         made, _ = graph(names, SIZE)
-        library = compile_graph(tmp_path_factory.mktemp("kernels"), made, target.name, ["-O1"])
+        library = compile_graph(
+            tmp_path_factory.mktemp("kernels"), made, target.name, ["-O1"], target.precision
+        )
         arrays = inputs(made, 2)
         pairs = zip(interpret(made, arrays), library.run(arrays), strict=True)
         return dict(zip(names, pairs, strict=True))

@@ -87,7 +87,7 @@ def measure(
         turns: measurements of all.
         seconds: of one.
     """
-    rows = [row for row in rows if row.has(target)]
+    rows = [row for row in rows if row.is_for(target)]
     made, _ = graph([row.name for row in rows], size)
     library, bucket = load(folder, made, target, profile=True)
     workspace = library.sparsec_workspace_size(ctypes.c_int64(1), ctypes.c_int32(1))

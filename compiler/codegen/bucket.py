@@ -22,6 +22,7 @@ from sparsec.compiler.codegen.plan import (
     Stage,
     Weights,
 )
+from sparsec.compiler.lowering import attention
 from sparsec.compiler.lowering.linear import SLAB_QUADS
 from sparsec.compiler.templates import environment, read_template
 from sparsec.targets import Target
@@ -85,6 +86,8 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         local_bytes=plan.memory.local,
         tall=plan.tall,
         matrix=target.matrix is not None,
+        bf16=target.precision == "bf16",
+        attention_pieces=attention.PIECES,
         buffers=buffers,
         sites=plan.sites,
         profile=len(plan.calls) if profile else 0,
@@ -104,12 +107,14 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
 
 def _headers(target: Target) -> dict[str, str]:
     """The headers that ``bucket.c`` includes."""
-    tiles = {}
+    units = {}
     if target.matrix is not None:
-        tiles["tiles.h"] = read_template("lanes/tiles.h")
-        tiles["tiles_isa.h"] = read_template(f"lanes/{target.matrix.header}")
+        units["tiles.h"] = read_template("lanes/tiles.h")
+        units["tiles_isa.h"] = read_template(f"lanes/{target.matrix.header}")
+    if target.precision == "bf16":
+        units["bfloat16.h"] = read_template("lanes/bfloat16.h")
     return {
-        **tiles,
+        **units,
         "rt.h": read_template("rt.h"),
         **headers(),
         "vec_isa.h": read_template(f"lanes/{target.vectors.header}"),
@@ -184,6 +189,7 @@ class _Text:
             **vars(call) | {"cleared": self._cleared(stage)},
             name=name,
             operands=[self._operand(argument.value) for argument in call.arguments],
+            most=attention.PACKED_QUERIES if call.matrix else attention.QUERIES,
             profile=self.counters.get(call.function),
         )
 

@@ -25,12 +25,12 @@ from sparsec.compiler.codegen.general.convolution import emit_conv, emit_conv_in
 from sparsec.compiler.codegen.general.render import Call
 from sparsec.compiler.codegen.general.tokens import emit_lengths
 from sparsec.compiler.codegen.lanes import byte_scores
-from sparsec.compiler.codegen.lanes.attention import attention_kernel, products
+from sparsec.compiler.codegen.lanes.attention import attention_kernel, packed_kernel
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel
 from sparsec.compiler.codegen.lanes.linear import linear_kernel
 from sparsec.compiler.codegen.lanes.map import map_kernel, unpack_kernel
 from sparsec.compiler.ir import Graph, Node
-from sparsec.compiler.lowering import linear
+from sparsec.compiler.lowering import attention, linear
 from sparsec.compiler.lowering.elements import LANE_OPS
 from sparsec.compiler.lowering.linear import LinearPlan, Packed, Plans
 from sparsec.compiler.ops import OPS
@@ -62,7 +62,8 @@ class Kernel:
         name: its own; functions in C add a shape to it.
         family: "linear", "attention", "map", "unpack", or "general".
         ops: that it computes; what is fused with them is elementwise.
-        has: whether a target has it.
+        has: whether a target has it, at its precision.
+        precision: of products of floats that it is for; "fp32" also where it has none.
         packing: of its weights; None: it has none, or reads them as the model stores them.
         tilings: how many blocks of 16 rows (linear), or channels of the result (attention), it can
             have in registers together; empty where that is the C compiler's choice.
@@ -73,6 +74,7 @@ class Kernel:
     family: str
     ops: tuple[str, ...]
     has: Callable[[Target], bool]
+    precision: str
     packing: Packing | None
     tilings: Callable[[Target], tuple[int, ...]]
     templates: tuple[str, ...]
@@ -90,8 +92,12 @@ class Kernel:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The targets that have it."""
-        return tuple(filter(self.has, targets.TARGETS))
+        """The targets that have it, at its precision."""
+        return tuple(targets.at(t, self.precision) for t in targets.TARGETS if self.has(t))
+
+    def is_for(self, target: Target) -> bool:
+        """Whether a target has it, and multiplies floats as it does."""
+        return self.has(target) and self.precision == target.precision
 
     @property
     def references(self) -> Mapping[str, Callable[..., Any]]:
@@ -137,14 +143,19 @@ class Request:
         return self.layers.get(self.anchor, self.body.graph, panels)
 
     @cached_property
-    def products(self) -> tuple[str, str]:
-        """Types of the two products of the anchor, an attention: "i8" or "f32"."""
-        return products(self.anchor, self.body.graph)
+    def shape(self) -> attention.Shape:
+        """Of the anchor, an attention."""
+        return attention.Shape.of(self.anchor, self.body.graph, self.target)
+
+    @cached_property
+    def on_tiles(self) -> bool:
+        """Whether the products of the anchor, an attention, are of tiles."""
+        return attention.on_tiles(self.shape, self.target)
 
     @cached_property
     def byte_scores(self) -> byte_scores.ByteScores | None:
         """Of the anchor, an attention."""
-        return byte_scores.find(self.anchor, self.body.graph) if self.products[1] == "i8" else None
+        return byte_scores.find(self.anchor, self.body.graph) if self.shape.pv == "i8" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +182,15 @@ def _adds_pairs(target: Target) -> bool:
 
 def _multiplies_tiles(target: Target) -> bool:
     return target.matrix is not None
+
+
+def _multiplies_bf16(target: Target) -> bool:
+    return target.bf16 is not None
+
+
+def _rounded(pack: Callable[[Any, int], Packed], layout: str) -> Packing:
+    """How a kernel has float weights stored as bfloat16."""
+    return Packing(lambda w, packs: pack(linear.rounded(w), packs), f"bfloat16; {layout}")
 
 
 def _untiled(target: Target) -> tuple[int, ...]:
@@ -201,6 +221,7 @@ def _linear(
 ) -> InLanes:
     on_tiles = "masked" if sparse else "tiles"
     form = on_tiles if matrix else "sparse" if sparse else "dense"
+    weights = "f32" if kind == "bf16" else kind
 
     def why_not(request: Request) -> str:
         plan = request.plan
@@ -219,8 +240,9 @@ def _linear(
     return InLanes(
         name=f"linear_{kind}_{form}{'_pairs' if pairs else '_runs' if runs else ''}",
         family="linear",
-        ops=tuple(op for op, row in OPS.items() if row.linear == kind),
+        ops=tuple(op for op, row in OPS.items() if row.linear == weights),
         has=has,
+        precision="bf16" if kind == "bf16" else "fp32",
         why_not=why_not,
         packing=packing,
         tilings=_blocks(sparse, matrix),
@@ -229,29 +251,44 @@ def _linear(
     )
 
 
-def _attention(qk: str, pv: str, *, on_bytes: bool = False) -> InLanes:
+def _attention(qk: str, pv: str, *, on_bytes: bool = False, matrix: bool = False) -> InLanes:
+    packed = matrix or "bf16" in (qk, pv)
+
     def why_not(request: Request) -> str:
-        have = request.products
+        have = request.shape
         return _first(
-            (have[0] != qk, f"scores are products of {have[0]}"),
-            (have[1] != pv, f"probabilities and values are {have[1]}"),
+            (have.qk != qk, f"scores are products of {have.qk}"),
+            (have.pv != pv, f"probabilities and values are {have.pv}"),
             (on_bytes and not request.byte_scores, "scores are not bytes before the softmax"),
             (not on_bytes and bool(request.byte_scores), "scores are bytes before the softmax"),
+            (matrix and not request.on_tiles, "its tokens are too few for tiles"),
+            (not matrix and request.on_tiles, "products of tiles are faster"),
         )
 
     def emit(request: Request) -> LaneKernel:
-        return attention_kernel(request.body, request.target, request.byte_scores)
+        of = (request.body, request.target, request.shape)
+        if packed:
+            return packed_kernel(*of, matrix, request.byte_scores)
+        return attention_kernel(*of, request.byte_scores)
 
-    any_scores = "lanes/attention.c.j2"
+    def has(target: Target) -> bool:
+        floats = "bf16" not in (qk, pv) or target.bf16 is not None
+        return floats and (not matrix or target.matrix is not None)
+
+    own = {(False, True): "attention_bytes", (False, False): "attention"}.get((packed, on_bytes))
+    around = ("lanes/attention.c.j2",) if on_bytes else ()
     return InLanes(
-        name=f"attention_{qk}_{pv}{'_bytes' if on_bytes else ''}",
+        name=f"attention_{qk}_{pv}{'_tiles' if matrix else ''}{'_bytes' if on_bytes else ''}",
         family="attention",
         ops=("attention",),
-        has=_everywhere,
+        has=has,
+        precision="bf16" if "bf16" in (qk, pv) else "fp32",
         why_not=why_not,
         packing=None,
-        tilings=lambda target: (getattr(target.tiles, f"out_{pv}"),),
-        templates=("lanes/attention_bytes.c.j2", any_scores) if on_bytes else (any_scores,),
+        tilings=lambda target: (
+            (16,) if matrix else (target.tiles.out_i8 if pv == "i8" else target.tiles.out_f32,)
+        ),
+        templates=(f"lanes/{own or 'attention_packed'}.c.j2", *around),
         emit=emit,
     )
 
@@ -262,6 +299,7 @@ def _map(name: str, ops: tuple[str, ...], why_not: Callable[[Request], str]) -> 
         family="map",
         ops=ops,
         has=_everywhere,
+        precision="fp32",
         why_not=why_not,
         packing=None,
         tilings=_untiled,
@@ -333,8 +371,23 @@ IN_LANES: tuple[InLanes, ...] = (
         runs=True,
     ),
     _linear("f32", Packing(linear.pack_dense, DENSE), sparse=False),
-    _attention("i8", "i8", on_bytes=True),
+    _linear("bf16", _rounded(linear.pack_sparse, STREAM), sparse=True, has=_multiplies_bf16),
+    _linear("bf16", _rounded(linear.pack_dense, DENSE), sparse=False, has=_multiplies_bf16),
+    _linear(
+        "bf16",
+        _rounded(linear.pack_tiles, "all, in tiles of 16 output x 32 input channels"),
+        sparse=False,
+        has=lambda target: _multiplies_bf16(target) and _multiplies_tiles(target),
+        matrix=True,
+    ),
+    *(_attention("i8", "i8", on_bytes=True, matrix=matrix) for matrix in (False, True)),
     *(_attention(qk, pv) for qk in ("i8", "f32") for pv in ("i8", "f32")),
+    _attention("i8", "i8", matrix=True),
+    *(
+        _attention(qk, pv, matrix=matrix)
+        for qk, pv in (("bf16", "bf16"), ("i8", "bf16"), ("bf16", "i8"))
+        for matrix in (False, True)
+    ),
     _map(
         "map_layernorm",
         ("layernorm",),
@@ -350,6 +403,7 @@ IN_LANES: tuple[InLanes, ...] = (
         family="unpack",
         ops=(),
         has=_everywhere,
+        precision="fp32",
         why_not=lambda request: "",
         packing=None,
         tilings=_untiled,
@@ -408,6 +462,7 @@ def _general(
         family="general",
         ops=ops or (name,),
         has=_everywhere,
+        precision="fp32",
         packing=None,
         tilings=_untiled,
         templates=tuple(f"general/{file}.c.j2" for file in templates or (name,)),

@@ -15,9 +15,11 @@ import numpy as np
 
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering import tile_packing
+from sparsec.compiler.lowering.bfloat16 import PRODUCTS, to_bf16
 from sparsec.compiler.lowering.pairing import arrange
 from sparsec.compiler.lowering.tiling import (
     BUDGETS,
+    PACK,
     LayerClass,
     Tiling,
     Tilings,
@@ -56,20 +58,20 @@ class LinearPlan:
     """A linear layer ready for its kernel.
 
     Attributes:
-        kind: "i8" (u8 x s8 -> int32) or "f32".
+        kind: products: "i8" (u8 x s8 -> int32), "f32", or "bf16" (pairs, with float32 sums).
         sparse: whether only non-zero packs are stored; for tiles, only weights that are not zero.
         matrix: whether it is computed by products of tiles.
         n, k: output and input channels.
-        packs: input packs: of 4 channels (i8) or 1 (f32).
+        packs: input packs: of 4 channels (i8), 2 (bf16) or 1 (f32).
         chunk_packs, chunks: K is processed in `chunks` pieces of `chunk_packs` (the last may be
             shorter).
         quads: groups of 4 output channels.
         tiles: rows/16 of the tile variants, largest first.
-        weights: int32 dwords, float32, or tiles (``tile_packing.py``); `offsets`: uint16 byte
-            offsets into a chunk's activations, `start`: int32 ``[chunks * quads + 1, 2]``, where
-            each (chunk, quad) begins in both, in steps of 4 weights (or runs of them) and in pairs
-            of offsets (both only where sparse).  Of tiles: as ``tile_packing.Listed``, where some
-            are left out.
+        weights: int32 dwords (bytes, bfloat16), float32, or tiles (``tile_packing.py``);
+            `offsets`: uint16 byte offsets into a chunk's activations, `start`: int32
+            ``[chunks * quads + 1, 2]``, where each (chunk, quad) begins in both, in steps of 4
+            weights (or runs of them) and in pairs of offsets (both only where sparse).  Of tiles:
+            as ``tile_packing.Listed``, where some are left out.
         order: uint16 ``[chunks, 4 * quads]``: channels in the order in which quads take them; empty
             where every quad is 4 adjacent channels.
         bias: int32, the layer's bias less what the input's zero point contributes (i8 only).
@@ -162,11 +164,15 @@ def tile_rows(largest: int) -> tuple[int, ...]:
 
 
 def packs_of(weights: Array) -> Array:
-    """Weights [N, K] as packs (int32 dwords of 4 int8, or float32); rows padded to 4s."""
+    """Weights [N, K] as packs; rows padded to 4s.
+
+    Packs are int32 dwords of 4 int8 or 2 bfloat16 (given as uint16), or float32.
+    """
     n, k = weights.shape
     rows = -(-n // 4) * 4
-    if weights.dtype == np.int8:
-        padded = np.zeros((rows, -(-k // 4) * 4), np.int8)
+    if weights.dtype in (np.int8, np.uint16):
+        each = 4 // weights.dtype.itemsize
+        padded = np.zeros((rows, -(-k // each) * each), weights.dtype)
         padded[:n, :k] = weights
         return padded.view(np.int32)
     single = np.zeros((rows, k), np.float32)
@@ -225,7 +231,7 @@ def pack_in_words(w: Array, chunk_packs: int) -> Packed:
 def pack_tiles(w: Array, chunk_packs: int) -> Packed:
     """The weights [N, K] as tiles; where enough of them are empty, without those."""
     none = np.zeros(0, np.int32)
-    if tile_packing.filled(w).mean() > FULL_TILES:
+    if w.dtype == np.uint16 or tile_packing.filled(w).mean() > FULL_TILES:
         return Packed(tile_packing.pack_tiles(w), none, none, none)
     return _listed(tile_packing.list_tiles(w, chunk_packs // tile_packing.PACKS))
 
@@ -301,6 +307,24 @@ def _sparse_stream(rows: Array, chunk_packs: int, run: int = 1, parts: int = 1) 
     )
 
 
+def rounded(weights: Array) -> Array:
+    """Float32 weights as bits of bfloat16 (uint16), of which zero has one form: no bit is set."""
+    bits = to_bf16(weights)
+    return np.where(bits == 0x8000, 0, bits).astype(np.uint16)
+
+
+def products_of(node: Node, target: Target) -> str:
+    """What the products of a layer are of: "i8", "f32" or "bf16"."""
+    kind = OPS[node.op].linear
+    return PRODUCTS[target.precision] if kind == "f32" else kind
+
+
+def weights_of(node: Node, graph: Graph, target: Target) -> Array:
+    """Weights [N, K] of a layer as they are multiplied: int8, float32, or bits of bfloat16."""
+    weights = graph.constants[node.inputs[1]]
+    return rounded(weights) if products_of(node, target) == "bf16" else weights
+
+
 def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> LinearPlan:
     """Pack the weights of a `linear`, `qlinear` or `linear_integer` node.
 
@@ -309,10 +333,10 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         target: the ISA to plan for.
         tiling: how to cut it.
     """
-    w = graph.constants[node.inputs[1]]
+    w = weights_of(node, graph, target)
     n, k = w.shape
     quads = -(-n // 4)
-    kind = OPS[node.op].linear
+    kind = products_of(node, target)
     bias = np.zeros(0, np.int32)
     rows = packs_of(w)
     packs = rows.shape[1]
@@ -328,7 +352,7 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
     run = _run_length(rows) if kind == "f32" else 1
     pairs = kind == "i8" and target.adds_pairs
     if tiling.matrix:
-        steps = tile_packing.tile_count(k)
+        steps = tile_packing.tile_count(k, PACK[kind])
         chunk_packs = -(-steps // tiling.chunks) * tile_packing.PACKS
         packed = (pack_masked if tiling.sparse else pack_tiles)(w, chunk_packs)
         work = quads * 4 * packs
@@ -426,14 +450,14 @@ class Plans:
                 digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         key = digest.digest()
         if key not in self._class_of:
-            weights = graph.constants[node.inputs[1]]
+            weights = weights_of(node, graph, self._target)
             n, k = weights.shape
             density = float((packs_of(weights)[:n] != 0).mean()) if weights.size else 0.0
-            kind = OPS[node.op].linear
+            kind = products_of(node, self._target)
             tiles = kind == "i8" and self._target.matrix is not None and weights.size
             filled = float(tile_packing.filled(weights).mean()) if tiles else 1.0
             layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels, filled)
-            self.classes.setdefault(layer, weights)
+            self.classes.setdefault(layer, graph.constants[node.inputs[1]])
             if any((layer, length) not in self._tilings for length in self._blocks):
                 chosen = by_model(layer, self._target, self._blocks, self._cold)
                 self._tilings.update(chosen)

@@ -1,4 +1,4 @@
-"""Weights of a linear layer as tiles, the operands of products of bytes.
+"""Weights of a linear layer as tiles, the operands of products of bytes or bfloat16.
 
 The layout is described in ``templates/lanes/linear_tiles.c.j2``.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-#: Output channels, and packs of 4 input channels, of a tile of weights.
+#: Output channels, and packs of input channels (4 bytes, or 2 bfloat16), of a tile of weights.
 CHANNELS, PACKS = 16, 16
 
 #: Tiles of channels that are computed together.
@@ -21,32 +21,40 @@ HALVES = 2
 #: Bytes that expanding a row of a tile may read beyond the last.
 BEYOND = 64
 
-#: Input channels from which on a layer fills a tile.
+#: Input channels from which on a layer of bytes fills a tile.
 LEAST_INPUTS = 4 * PACKS - 3
 
 
-def tile_count(k: int) -> int:
-    """Tiles that cover `k` input channels."""
-    return -(-k // (4 * PACKS))
+def tile_count(k: int, each: int = 4) -> int:
+    """Tiles that cover `k` input channels, `each` of them in a pack."""
+    return -(-k // (each * PACKS))
 
 
 def pack_tiles(weights: Array) -> Array:
-    """Weights int8 [N, K] as tiles: int8 ``[ceil(N/16), ceil(K/64), 16, 64]``.
+    """Weights [N, K] as tiles: int8 ``[ceil(N/16), ceil(K/64), 16, 64]``.
 
-    Channels that are missing at the end are zero.  The last tile of inputs ends with the last pack,
-    so that the activations it meets exist; inputs that the tile before holds are zero in it.
+    Bits of bfloat16 (uint16) as ``[N/16, K/32, 16, 32]``.
+
+    Channels that are missing at the end are zero.  The last tile of bytes ends with the last pack
+    of inputs, so that the activations it meets exist; inputs that the tile before holds are zero in
+    it.  Floats might meet infinity there: their activations are filled up with zeros (the layer
+    packs them itself), and so are their weights.
 
     Raises:
-        ValueError: fewer inputs than a tile takes.
+        ValueError: fewer bytes of inputs than a tile takes.
     """
     n, k = weights.shape
-    if k < LEAST_INPUTS:
+    floats = weights.dtype == np.uint16
+    each = 2 if floats else 4
+    if k < LEAST_INPUTS and not floats:
         raise ValueError(f"{k} input channels do not fill a tile")
-    inputs, width = -(-k // 4) * 4, 4 * PACKS
-    rows = np.zeros((-(-n // CHANNELS) * CHANNELS, inputs), np.int8)
+    width = each * PACKS
+    count = tile_count(k, each)
+    inputs = count * width if floats else -(-k // each) * each
+    rows = np.zeros((-(-n // CHANNELS) * CHANNELS, inputs), weights.dtype)
     rows[:n, :k] = weights
     rows = rows.reshape(-1, CHANNELS, inputs)
-    tiles = np.zeros((len(rows), tile_count(k), CHANNELS, width), np.int8)
+    tiles = np.zeros((len(rows), count, CHANNELS, width), weights.dtype)
     for i in range(tiles.shape[1]):
         first = min(i * width, inputs - width)
         known = i * width - first

@@ -27,6 +27,9 @@ BUDGETS = (24 * 1024, 36 * 1024)
 #: Times that differ by less are taken for equal; the model is off by 3 % in the middle.
 NOISE = 0.04
 
+#: Input channels in a pack of weights, by the type of products: 4 bytes, or one float of them.
+PACK = {"i8": 4, "bf16": 2, "f32": 1}
+
 #: Output channels that the kernel on tiles computes together: two tiles of weights.
 MATRIX_CHANNELS = 2 * tile_packing.CHANNELS
 
@@ -70,7 +73,7 @@ class LayerClass:
     """Layers that are tuned together.
 
     Attributes:
-        kind: "i8" or "f32".
+        kind: "i8", "f32", or "bf16": what its products are of.
         n, k: output and input channels.
         density: share of packs with a non-zero weight, in steps of :data:`DENSITY_STEP`.
         panels: whether the result is packed 4 adjacent channels to a dword.
@@ -87,8 +90,8 @@ class LayerClass:
 
     @property
     def packs(self) -> int:
-        """Input packs: of 4 channels (i8) or 1 (f32)."""
-        return -(-self.k // 4) if self.kind == "i8" else self.k
+        """Input packs of :data:`PACK` channels."""
+        return -(-self.k // PACK[self.kind])
 
     @staticmethod
     def of(
@@ -120,10 +123,12 @@ def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
 
 def _on_matrix(layer: LayerClass, matrix: Matrix) -> list[Tiling]:
     """How products of tiles compute a layer, if they can."""
-    if layer.kind != "i8" or layer.k < tile_packing.LEAST_INPUTS:
+    if layer.kind == "f32" or (layer.kind == "i8" and layer.k < tile_packing.LEAST_INPUTS):
         return []
-    weights = tile_packing.tile_count(layer.k) * MATRIX_CHANNELS * 64
+    weights = tile_packing.tile_count(layer.k, PACK[layer.kind]) * MATRIX_CHANNELS * 64
     chunks = -(-weights // matrix.weights)
+    if layer.kind == "bf16":
+        return [Tiling(False, chunks, 2, matrix=True)] * 2
     return [Tiling(masked, chunks, 2, matrix=True) for masked in (False, True)]
 
 
@@ -186,7 +191,8 @@ def matrix_features(
     """
     assert target.matrix is not None
     sweep = target.matrix.sweep
-    every = -(-layer.n // tile_packing.CHANNELS) * tile_packing.tile_count(layer.k)
+    steps = tile_packing.tile_count(layer.k, PACK[layer.kind])
+    every = -(-layer.n // tile_packing.CHANNELS) * steps
     weights = every * layer.filled
     whole, rest = divmod(blocks, sweep)
     sweeps = [sweep] * whole + [rest] * (rest > 0)
@@ -212,9 +218,9 @@ def estimate(
     if tiling.matrix:
         made_of = matrix_features(layer, tiling, blocks, target, cold)
         return float(made_of @ np.array(factors.matrix))
-    return float(
-        features(layer, tiling, blocks, target.lanes) @ np.array(getattr(factors, layer.kind))
-    )
+    # Pairs of bfloat16 go through the loops of bytes, one instruction a pack.
+    loops = "f32" if layer.kind == "f32" else "i8"
+    return float(features(layer, tiling, blocks, target.lanes) @ np.array(getattr(factors, loops)))
 
 
 class Tilings(Mapping[tuple[LayerClass, int], Tiling]):

@@ -100,5 +100,15 @@ SPARSEC_INLINE vi vi_pack4(vi a, vi b, vi c, vi d)
     return (a & 255) | ((b & 255) << 8) | ((c & 255) << 16) | (vi)(d << 24);
 }
 
+#ifndef v_transpose16
+/* to[j][i] = from[i][j] for 16 x 16 dwords, of which the rows from `n` on are 0. */
+SPARSEC_INLINE void v_transpose16(int32_t *to, const int32_t *from, int n)
+{
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++)
+            to[16 * j + i] = i < n ? from[16 * i + j] : 0;
+}
+#endif
+
 /* acc + x * w: the float counterpart of vi_dot4. */
 SPARSEC_INLINE vf vf_fma_acc(vf acc, vf x, vf w) { return vf_fma(x, w, acc); }

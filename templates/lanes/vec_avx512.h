@@ -92,6 +92,34 @@ SPARSEC_INLINE vi vi_pack4_s8(vi a, vi b, vi c, vi d, int32_t zp)
 {
     return vi_quads(_mm512_packs_epi16(vi_join(a, b, zp), vi_join(c, d, zp)));
 }
+/* to[j][i] = from[i][j] for 16 x 16 dwords, of which the rows from `n` on are 0. */
+#define v_transpose16 v_transpose16 /* vec.h asks */
+SPARSEC_INLINE void v_transpose16(int32_t *to, const int32_t *from, int n)
+{
+    vi_raw r[16], t[16];
+    for (int i = 0; i < 16; i++)
+        r[i] = i < n ? (vi_raw)vi_load(from + 16 * i) : _mm512_setzero_si512();
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) { /* r[i + j]: in quarter q, column 4 * q + j of rows i to i + 3 */
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int j = 0; j < 4; j++) {
+        const vi_raw even = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88);
+        const vi_raw odd = _mm512_shuffle_i32x4(r[j], r[j + 4], 0xdd);
+        const vi_raw even8 = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0x88);
+        const vi_raw odd8 = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0xdd);
+        vi_store(to + 16 * j, (vi)_mm512_shuffle_i32x4(even, even8, 0x88));
+        vi_store(to + 16 * (j + 4), (vi)_mm512_shuffle_i32x4(odd, odd8, 0x88));
+        vi_store(to + 16 * (j + 8), (vi)_mm512_shuffle_i32x4(even, even8, 0xdd));
+        vi_store(to + 16 * (j + 12), (vi)_mm512_shuffle_i32x4(odd, odd8, 0xdd));
+    }
+}
 /* Bytes of each lane: the greater, and a difference. */
 SPARSEC_INLINE vi vi_max_u8(vi a, vi b) { return (vi)_mm512_max_epu8((vi_raw)a, (vi_raw)b); }
 SPARSEC_INLINE vi vi_sub_u8(vi a, vi b) { return (vi)_mm512_sub_epi8((vi_raw)a, (vi_raw)b); }

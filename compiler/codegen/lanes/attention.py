@@ -1,4 +1,4 @@
-"""Kernels of attention: one head of a block of queries against all keys."""
+"""Kernels of attention: one head of blocks of queries against all keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.byte_scores import ByteScores
 from sparsec.compiler.codegen.lanes.program import Accumulator, Program
 from sparsec.compiler.ir import Dim, Graph, Node
+from sparsec.compiler.lowering.attention import Shape
 from sparsec.compiler.lowering.elements import BYTES, F32, S8, U8
+from sparsec.compiler.lowering.tiling import PACK
 from sparsec.interface import ELEMENTS
 from sparsec.targets import Target, Tiles
 
@@ -29,38 +31,47 @@ class _Form:
 
     Attributes:
         node: the node.
-        dim: channels of a head.
         dtypes: of q, k and v.
         p_type: of the probabilities.
-        qk, pv: "i8" or "f32": what scores, and what outputs are products of.
+        shape: heads, and what scores and outputs are products of.
     """
 
     node: Node
-    dim: int
     dtypes: tuple[np.dtype[Any], ...]
     p_type: np.dtype[Any]
-    qk: str
-    pv: str
+    shape: Shape
 
     @staticmethod
-    def of(body: Body) -> _Form:
+    def of(body: Body, shape: Shape) -> _Form:
         """The form of a group's anchor."""
         node = body.group.nodes[0]
         prob: Graph = node.attrs["prob"]
-        qk, pv = products(node, body.graph)
         return _Form(
             node,
-            dim=body.group.channels // int(node.attrs["heads"]),
             dtypes=tuple(body.graph.values[n].dtype for n in node.inputs[:3]),
             p_type=prob.values[prob.outputs[0]].dtype,
-            qk=qk,
-            pv=pv,
+            shape=shape,
         )
+
+    @property
+    def dim(self) -> int:
+        """Channels of a head."""
+        return self.shape.dim
 
     @property
     def heads(self) -> int:
         """Number of heads."""
-        return int(self.node.attrs["heads"])
+        return self.shape.heads
+
+    @property
+    def qk(self) -> str:
+        """What scores are products of."""
+        return self.shape.qk
+
+    @property
+    def pv(self) -> str:
+        """What outputs are products of."""
+        return self.shape.pv
 
     @property
     def zeros(self) -> tuple[int, int, int]:
@@ -96,62 +107,150 @@ class _Piece:
     width: int
 
 
-def products(node: Node, graph: Graph) -> tuple[str, str]:
-    """The types, "i8" or "f32", of the products that make scores, and that make the result."""
-    prob: Graph = node.attrs["prob"]
-    types = (graph.values[node.inputs[0]].dtype, prob.values[prob.outputs[0]].dtype)
-    qk, pv = ("i8" if dtype in BYTES else "f32" for dtype in types)
-    return qk, pv
-
-
-def attention_kernel(body: Body, target: Target, scores: ByteScores | None) -> LaneKernel:
+def attention_kernel(
+    body: Body, target: Target, shape: Shape, scores: ByteScores | None
+) -> LaneKernel:
     """The kernel of an attention group: one head of one or several blocks of 16 queries a call.
 
     Args:
         body: of the group.
         target: the ISA to emit for.
+        shape: of the anchor, with products of bytes or float32, by vectors.
         scores: their form, where they are bytes.
     """
-    form = _Form.of(body)
-    args, tokens = body.args, body.graph.tokens
-    title = f"attention, {form.heads} heads of {form.dim}, scores {form.qk}, output {form.pv}"
+    form = _Form.of(body, shape)
+    context, extras = _context(form, body, target)
+    context["pieces"] = _pieces(form, target.tiles)
+    template = "lanes/attention.c.j2"
+    if scores is None:
+        context |= {"kernel": "@NAME@", "key_mask": _key_mask(form, body, extras)}
+    else:
+        template = "lanes/attention_bytes.c.j2"
+        context |= _byte_scores(scores, extras, body, target)
+    return _kernel(form, body, template, context, _scratch(body), loops=scores is not None)
+
+
+def packed_kernel(
+    body: Body, target: Target, shape: Shape, matrix: bool, scores: ByteScores | None
+) -> LaneKernel:
+    """The same with keys and values packed first, for products of tiles or of bfloat16.
+
+    Args:
+        body, target, scores: as above.
+        shape: of the anchor.
+        matrix: products are of tiles.
+    """
+    form = _Form.of(body, shape)
+    context, extras = _context(form, body, target)
+    memory, size = _memory(shape, matrix)
+    pieces = [(0, _Piece(form.dim // 4, 4))] if form.dim >= 4 else []
+    if form.dim % 4:
+        pieces.append((form.dim // 4 * 4, _Piece(1, form.dim % 4)))
+    context |= {
+        "bytes": scores is not None,
+        "matrix": matrix,
+        "memory": memory,
+        "pieces": pieces if matrix else _pieces(form, target.tiles),
+        "k_pack": PACK[shape.qk],
+        "v_pack": PACK[shape.pv],
+        "k_packs": shape.k_packs,
+        "steps": shape.k_steps,
+        "blocks": shape.key_blocks,
+        "v_tiles": shape.v_tiles,
+        "c_tiles": shape.c_tiles,
+    }
+    if scores is None:
+        context |= {"kernel": "@NAME@"}
+    else:
+        context |= _byte_scores(scores, extras, body, target)
+        size = max(size, _scratch(body))
+    return _kernel(
+        form, body, "lanes/attention_packed.c.j2", context, size, loops=True, matrix=matrix
+    )
+
+
+def _context(form: _Form, body: Body, target: Target) -> tuple[Context, list[_Extra]]:
+    """What all templates of attention need, and the tensors that scores meet."""
+    args = body.args
     context: Context = {
         "qk": form.qk,
         "pv": form.pv,
         "dim": form.dim,
         "channels": body.group.channels,
-        "length": tokens,
+        "length": body.graph.tokens,
         "keep_q": form.qk == "i8" and form.dim // 4 <= target.tiles.query,
-        "pieces": _pieces(form, target.tiles),
-        "title": title,
+        "runs_at": _lists(body),
+        "key_mask": None,
         **_operands(form, body),
     }
     scale = args.number(float(form.node.attrs["qk_scale"]), "qk_scale") if form.qk == "i8" else ""
     extras = [_extra(i, name, body) for i, name in enumerate(form.node.inputs[3:])]
     context |= _score(form, body, scale, extras) | _probability(form, body) | _epilogue(form, body)
-    base = f"attention_{form.qk}_{form.pv}_{form.heads}x{form.dim}"
-    keys = (tokens + 3) // 4 * 4
-    packs = sum(form.dim // (4 if kind == "i8" else 1) for kind in (form.qk, form.pv))
-    # Scores, probabilities, what a zero point takes off the keys, and the byte kernel's lists.
-    lists = keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
-    context |= {"runs_at": lists, "key_mask": None}
-    if scores is None:
-        context["key_mask"] = _key_mask(form, body, extras)
-        name, text = named(base, "lanes/attention.c.j2", args, {**context, "kernel": "@NAME@"})
-    else:
-        context |= _byte_scores(scores, extras, body, target)
-        name, text = named(f"{base}_bytes", "lanes/attention_bytes.c.j2", args, context)
+    return context, extras
+
+
+def _kernel(
+    form: _Form,
+    body: Body,
+    template: str,
+    context: Context,
+    scratch: int,
+    *,
+    loops: bool,
+    matrix: bool = False,
+) -> LaneKernel:
+    """The kernel that a template makes, with `scratch` bytes of memory."""
+    unit = " on tiles" if matrix else ""
+    title = f"attention{unit}, {form.heads} heads of {form.dim}, scores {form.qk}, output {form.pv}"
+    suffix = ("_tiles" if matrix else "") + ("" if context["kernel"] == "@NAME@" else "_bytes")
+    base = f"attention_{form.qk}_{form.pv}_{form.heads}x{form.dim}{suffix}"
+    name, text = named(base, template, body.args, {**context, "title": title})
+    packs = sum(-(-form.dim // PACK[kind]) for kind in (form.qk, form.pv))
     return LaneKernel(
         name,
         text,
-        args,
-        scratch=lists + 2 * _RUN * (keys // 8 + 1),
+        body.args,
+        scratch=scratch,
         title=title,
         heads=form.heads,
-        loops=scores is not None,
+        loops=loops,
+        matrix=matrix,
         shape=f"{form.heads}x{form.dim}",
         work_key=form.heads * packs,
     )
+
+
+def _lists(body: Body) -> int:
+    """Bytes of scores, probabilities, what a zero point takes off the keys, and the byte lists."""
+    keys = (body.graph.tokens + 3) // 4 * 4
+    return keys * 16 * 4 + (keys // 4 + 1) * 16 * 4 + 4 * (keys + 32) + 2 * keys
+
+
+def _scratch(body: Body) -> int:
+    """Bytes that the kernels need whose keys and values are not packed."""
+    return _lists(body) + 2 * _RUN * ((body.graph.tokens + 3) // 4 * 4 // 8 + 1)
+
+
+def _memory(shape: Shape, matrix: bool) -> tuple[dict[str, int], int]:
+    """Where what ``attention_packed.c.j2`` keeps begins in its scratch memory, and bytes of all."""
+    blocks = shape.key_blocks
+    sizes = {
+        "K": blocks * (shape.k_steps * 16 if matrix else shape.k_packs) * 64,
+        "V": shape.c_tiles * shape.v_tiles * 1024,
+        "S": blocks * 1024,
+        "E": blocks * 1024,
+        "P": shape.v_tiles * 1024,
+        "sums": shape.c_tiles * 1024,
+        "Q": shape.k_steps * 1024,
+        "k_fix": blocks * 64,
+        "keep": blocks * 16,
+        "block": blocks * 2,
+    }
+    places, total = {}, 0
+    for name, size in sizes.items():
+        places[name] = total
+        total += -(-size // 64) * 64
+    return places, total
 
 
 def _pieces(form: _Form, tiles: Tiles) -> list[tuple[int, _Piece]]:

@@ -10,7 +10,7 @@ from sparsec.compiler.codegen.lanes.program import Accumulator
 from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds
 from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering.tile_packing import PACKS, tile_count
-from sparsec.compiler.lowering.tiling import MATRIX_CHANNELS
+from sparsec.compiler.lowering.tiling import MATRIX_CHANNELS, PACK
 from sparsec.compiler.lowering.words import Words
 from sparsec.targets import Matrix, Target
 
@@ -19,10 +19,14 @@ from sparsec.targets import Matrix, Target
 PREFETCH_BYTES = 2048
 
 
+#: By products: what adds those of a pack to the sums.
+DOT = {"i8": "vi_dot4", "f32": "vf_fma_acc", "bf16": "vf_dot2"}
+
+
 def _on_tiles(plan: LinearPlan, matrix: Matrix) -> dict[str, Any]:
     """How products of tiles go through a layer."""
     return {
-        "steps": tile_count(plan.k),
+        "steps": tile_count(plan.k, PACK[plan.kind]),
         "chunk": plan.chunk_packs // PACKS,
         "sweep": matrix.sweep,
         "listed": plan.listed,
@@ -35,6 +39,16 @@ def _sums_of_tiles(plan: LinearPlan, matrix: Matrix) -> int:
     """Bytes of sums of tiles that wait, for their epilogue and for the next chunk."""
     pairs = -(-matrix.sweep // 2)
     return 4 * MATRIX_CHANNELS * 32 * (1 + (pairs if plan.chunks > 1 else 0))
+
+
+def _panels(plan: LinearPlan, target: Target) -> int:
+    """Bytes of activations that a kernel packs itself: floats, as pairs of bfloat16."""
+    if plan.kind != "bf16":
+        return 0
+    if plan.matrix:
+        assert target.matrix is not None
+        return target.matrix.sweep * tile_count(plan.k, 2) * 1024
+    return max(plan.tiles) * plan.packs * 64
 
 
 def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
@@ -72,14 +86,16 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     if plan.kind == "i8":
         args.vector(plan.bias_by_place, "bias")
     depth, rests = _in_words(plan.words, args) if plan.words else (0, False)
-    dot = "vi_dot4_pairs" if plan.pairs else "vi_dot4" if plan.kind == "i8" else "vf_fma_acc"
+    dot = "vi_dot4_pairs" if plan.pairs else DOT[plan.kind]
     context: dict[str, Any] = {
         "title": plan.title,
         "kind": plan.kind,
         "sparse": plan.sparse,
         "dot": dot,
         "sub": 16 // target.lanes,
+        "k": plan.k,
         "stride": plan.block_bytes,
+        "panel_bytes": _panels(plan, target),
         "packs": plan.packs,
         "chunks": plan.chunks,
         "chunk_packs": plan.chunk_packs,
@@ -119,7 +135,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         name=name,
         text=text,
         args=args,
-        scratch=_waiting(plan, bool(panels), target),
+        scratch=_panels(plan, target) + _waiting(plan, bool(panels), target),
         title=plan.title,
         tiles=() if plan.matrix else plan.tiles,
         matrix=plan.matrix,
