@@ -18,6 +18,7 @@ from sparsec.compiler.passes.fuse_layernorm import fuse_layernorm
 from sparsec.compiler.passes.masked_rows import masked_rows
 from sparsec.compiler.passes.pad_rows import pad_rows
 from sparsec.compiler.passes.permute_channels import permute_channels
+from sparsec.compiler.passes.remove_dead import remove_dead
 from sparsec.compiler.passes.remove_identities import remove_identities
 from sparsec.compiler.passes.sink_layout import sink_layout
 
@@ -41,6 +42,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("remove_leftovers", remove_identities),
     ("merge_leftovers", eliminate_common),
     ("pad_rows", pad_rows),
+    ("remove_dead", remove_dead),
     # The last: what it aims at is what the kernels do with the weights.
     ("permute_channels", permute_channels),
 )

@@ -22,8 +22,8 @@ are kept only where the kernels' work falls by ``WORTH`` or more.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ from sparsec.compiler.editor import Editor
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering.linear import estimated_work, packs_of
 from sparsec.compiler.ops import OPS
-from sparsec.compiler.ops.contraction import BYTES
 from sparsec.compiler.passes.grouping import group_in_fours
+from sparsec.compiler.passes.sites import Site, Ties
 
 Array = np.ndarray[Any, Any]
 
@@ -53,32 +53,14 @@ def permute_channels(graph: Graph) -> Graph:
     return _Permuting(graph).run()
 
 
-@dataclass(eq=False)
-class _Site:
-    """Channels that can be reordered together.
-
-    Attributes:
-        values: tensors whose last axis is these channels.
-        makers: `linear` and `qlinear` nodes whose outputs they are.
-        readers: `qlinear` nodes whose inputs they are.
-        width: channels stay within segments of this many (a head, or all).
-        gathered: the value that is to be gathered, where there are no makers.
-    """
-
-    values: set[str] = field(default_factory=set)
-    makers: list[Node] = field(default_factory=list)
-    readers: list[Node] = field(default_factory=list)
-    width: int = 0
-    gathered: str = ""
-
-
 class _Permuting:
     """Finds sites, chooses orders one site after the other, rewrites constants."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.producers = graph.producers()
-        self.consumers = graph.consumers()
+        self.ties = Ties(graph)
+        self.producers = self.ties.producers
+        self.consumers = self.ties.consumers
         self.place = {node.outputs[0]: i for i, node in enumerate(graph.nodes)}
         self.weights = {
             n.outputs[0]: graph.constants[n.inputs[1]]
@@ -87,7 +69,7 @@ class _Permuting:
         }
 
     def run(self) -> Graph:
-        chosen: list[tuple[_Site, Array]] = []
+        chosen: list[tuple[Site, Array]] = []
         for site in self.sites():
             order = self.choose(site)
             if order is not None:
@@ -97,10 +79,10 @@ class _Permuting:
 
     # -- where channels are free
 
-    def sites(self) -> list[_Site]:
+    def sites(self) -> list[Site]:
         """All sites; one whose makers read another site comes after that one."""
-        free: list[_Site] = []
-        gathers: list[_Site] = []
+        free: list[Site] = []
+        gathers: list[Site] = []
         seen: set[str] = set()
         for node in self.graph.nodes:
             if node.op == "qlinear":
@@ -112,7 +94,7 @@ class _Permuting:
             for name in starts:
                 if name in seen:
                     continue
-                site = self.tied(name)
+                site = self.ties.site(name)
                 seen |= site.values if site else {name}
                 if site is not None:
                     free.append(site)
@@ -121,96 +103,23 @@ class _Permuting:
         free.sort(key=lambda site: min(self.place[n.outputs[0]] for n in site.makers))
         return gathers + free
 
-    def channels(self, name: str) -> int:
-        """Extent of a value's last axis; 0 if it has none."""
-        shape = self.graph.values[name].shape
-        return shape[-1] if shape and isinstance(shape[-1], int) else 0
-
-    def tied(self, start: str) -> _Site | None:
-        """The site of all values whose channels must be in one order with those of `start`.
-
-        None where one of them is seen from outside, or comes from, or goes to, what would have
-        to be reordered at run time.
-        """
-        graph = self.graph
-        channels = self.channels(start)
-        site = _Site(width=channels)
-        if channels % 4:
-            return None
-        todo = [start]
-        while todo:
-            name = todo.pop()
-            if name in site.values or name in graph.constants:
-                continue
-            maker = self.producers.get(name)
-            if maker is None or name in graph.outputs or self.channels(name) != channels:
-                return None
-            site.values.add(name)
-            for node in (maker, *self.consumers[name]):
-                more = self.tied_by(node, name, site)
-                if more is None:
-                    return None
-                todo += more
-        return site if site.makers and site.width % 4 == 0 else None
-
-    def tied_by(self, node: Node, name: str, site: _Site) -> Iterable[str] | None:
-        """Other values that `node` ties to `name`; None where it does not let go of the order."""
-        makes = name in node.outputs
-        if OPS[node.op].elementwise and self.rides(node):
-            return (*(n for n in node.inputs if n), *node.outputs)
-        if node.op == "reshape":
-            ends = (node.inputs[0], node.output)
-            return ends if self.channels(ends[0]) == self.channels(ends[1]) else None
-        if node.op in ("linear", "qlinear") and node.outputs[0] in self.weights:
-            if makes:
-                site.makers.append(node)
-                return ()
-            if node.op == "qlinear" and node.inputs.count(name) == 1:
-                site.readers.append(node)
-                return ()
-        if node.op == "attention" and name not in node.inputs[3:]:
-            q, k, v = node.inputs[:3]
-            head = self.channels(name) // int(node.attrs["heads"])
-            if site.width not in (self.channels(name), head):
-                return None
-            site.width = head
-            if makes or name == v:
-                return (v, node.output) if name not in (q, k) else None
-            # A float product would be summed in another order, and gains nothing.
-            return (q, k) if self.graph.values[q].dtype in BYTES else None
-        return None
-
-    def rides(self, node: Node) -> bool:
-        """Whether an elementwise node leaves channels apart: its constants can be reordered too."""
-        rank = len(self.graph.values[node.output].shape)
-        channels = self.channels(node.output)
-        if OPS[node.op].quantizes:
-            parameters = [self.graph.constants.get(n) for n in node.inputs[1:] if n]
-            last = int(node.attrs.get("axis", 1)) % max(rank, 1) == rank - 1
-            return all(p is not None and (p.size == 1 or last) for p in parameters)
-        return all(
-            self.channels(n) == channels or (n in self.graph.constants and self.channels(n) <= 1)
-            for n in node.inputs
-            if n
-        )
-
-    def behind_norm(self, name: str) -> list[_Site]:
+    def behind_norm(self, name: str) -> list[Site]:
         """The site of quantized LayerNorm output that only layers read, if `name` is that."""
         readers = self.consumers[name]
         maker = self.producers.get(name)
         norm = self.producers.get(maker.inputs[0]) if maker and maker.op == "quantize" else None
-        if norm is None or norm.op != "layernorm" or self.channels(name) % 4:
+        if norm is None or norm.op != "layernorm" or self.ties.channels(name) % 4:
             return []
         if name in self.graph.outputs or any(
             n.op != "qlinear" or n.inputs.count(name) != 1 or n.outputs[0] not in self.weights
             for n in readers
         ):
             return []
-        return [_Site({name}, [], readers, self.channels(name), name)]
+        return [Site({name}, [], readers, self.ties.channels(name), name)]
 
     # -- which order
 
-    def choose(self, site: _Site) -> Array | None:
+    def choose(self, site: Site) -> Array | None:
         """The best order found, if it saves enough; None to leave the site as it is."""
         used = [self.weights[n.outputs[0]] != 0 for n in site.readers]
         packs = sum(int((packs_of(self.weights[n.outputs[0]]) != 0).sum()) for n in site.readers)
@@ -221,7 +130,7 @@ class _Permuting:
         saved = before - self.work(site, order)
         return order if saved > 0 and saved >= WORTH * before else None
 
-    def work(self, site: _Site, order: Array | None = None) -> float:
+    def work(self, site: Site, order: Array | None = None) -> float:
         """Work of the byte layers around a site, with its channels in some order."""
         total = 0.0
         for node in dict.fromkeys((*site.makers, *site.readers)):
@@ -232,21 +141,21 @@ class _Permuting:
                 total += estimated_work(w)
         return total
 
-    def reordered(self, node: Node, site: _Site, order: Array) -> Array:
+    def reordered(self, node: Node, site: Site, order: Array) -> Array:
         """A layer's weights with the site's channels in that order."""
         w = self.weights[node.outputs[0]]
         if node in site.makers:
             w = w[order]
         return w[:, order] if node in site.readers else w
 
-    def apply(self, site: _Site, order: Array) -> None:
+    def apply(self, site: Site, order: Array) -> None:
         """Make an order the one that later sites see."""
         for node in dict.fromkeys((*site.makers, *site.readers)):
             self.weights[node.outputs[0]] = self.reordered(node, site, order)
 
     # -- the new graph
 
-    def rewritten(self, chosen: Sequence[tuple[_Site, Array]]) -> Graph:
+    def rewritten(self, chosen: Sequence[tuple[Site, Array]]) -> Graph:
         """The graph with reordered constants, and gathers where there are no makers."""
         edit = Editor(self.graph)
         inputs = {node.outputs[0]: list(node.inputs) for node in self.graph.nodes}
