@@ -39,6 +39,7 @@ def compile(
     output: str | Path | None = None,
     batch_size: int = 1,
     target: str = "auto",
+    tune_for: str = "auto",
     cc: str | None = None,
     jobs: int | None = None,
     emit_c: str | Path | None = None,
@@ -59,6 +60,9 @@ def compile(
         output: the artifact's folder; ``model.sparsec`` beside ``model.onnx`` when absent.
         batch_size: the batch size to cut layers for; any other runs too.
         target: an ISA target's name, or ``auto`` for the fastest that runs here.
+        tune_for: the microarchitecture whose costs decide between ways to compute the same, of
+            ``sparsec.microarchitectures``; ``native`` is this machine's, ``auto`` that as well
+            where `target` is ``auto``, else ``generic``.
         cc: the C compiler's command; found when absent.
         jobs: compilers to run at once; as many as usable cores when absent.
         emit_c: keep the generated C in this folder, with a Makefile.
@@ -82,7 +86,7 @@ def compile(
     """
     # Imported here so that `import sparsec` and the command line's --help stay quick.
     import sparsec
-    from sparsec import targets
+    from sparsec import microarchitectures, targets
     from sparsec.compiler import artifact, build, frontend, toolchain
     from sparsec.compiler.codegen import emit_buckets
     from sparsec.runtime import Artifact, cpu
@@ -93,7 +97,8 @@ def compile(
     if tune and tuning is not None:
         raise InputError("give --tune to measure or --tuning to repeat, not both")
     tilings = _recorded(input_path(tuning)) if tuning is not None else None
-    isa = targets.choose(target, cpu.detect())
+    here = cpu.detect()
+    isa = microarchitectures.choose(tune_for, target, targets.choose(target, here), here)
     compiler = toolchain.find(cc)
 
     if isinstance(model, frontend.Model):
@@ -155,6 +160,7 @@ def compile(
                 "name": isa.name,
                 "arch": isa.arch or targets.host_arch(),
                 "features": sorted(isa.features),
+                "tuned_for": isa.tuned_for,
             },
             toolchain={
                 "compiler": compiler.kind,

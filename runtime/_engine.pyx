@@ -118,6 +118,7 @@ cdef extern from "cpu.h" nogil:
     uint64_t sparsec_cpu_features()
     void sparsec_cpu_caches(uint64_t *)
     void sparsec_cpu_brand(char *)
+    void sparsec_cpu_identity(char *, uint32_t *, uint32_t *)
 
 
 ctypedef const sparsec_info *(*info_function)() noexcept nogil
@@ -963,6 +964,14 @@ def cpu_probe():
         if mask >> i & 1:
             names.append(sparsec_cpu_feature_name(i).decode())
     return brand.decode("ascii", "replace"), names, [caches[0], caches[1], caches[2]]
+
+
+def cpu_identity():
+    """Who made the processor ("" when unknown), and its family and model as Linux counts them."""
+    cdef char vendor[16]
+    cdef uint32_t family, model
+    sparsec_cpu_identity(vendor, &family, &model)
+    return vendor.decode("ascii", "replace"), family, model
 
 
 def pool_workers():

@@ -46,11 +46,17 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """What the code was compiled for; `features` are those it needs of the CPU."""
+    """What the code was compiled for.
+
+    Attributes:
+        features: those it needs of the CPU.
+        tuned_for: the microarchitecture whose costs it was made for; "" in older artifacts.
+    """
 
     name: str
     arch: str
     features: tuple[str, ...]
+    tuned_for: str
 
 
 @dataclass(frozen=True)
@@ -539,6 +545,7 @@ def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
             target["name"].text(),
             target["arch"].text(),
             target["features"].array(_Field.text),
+            target["tuned_for"].text() if "tuned_for" in target.members() else "",
         ),
         toolchain=ToolchainInfo(
             toolchain["compiler"].text(),

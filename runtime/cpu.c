@@ -119,7 +119,29 @@ void sparsec_cpu_brand(char text[64])
     }
 }
 
+void sparsec_cpu_identity(char vendor[16], uint32_t *family, uint32_t *model)
+{
+    const regs name = cpuid(0, 0), basic = cpuid(1, 0);
+    memset(vendor, 0, 16);
+    memcpy(vendor, &name.b, 4);
+    memcpy(vendor + 4, &name.d, 4);
+    memcpy(vendor + 8, &name.c, 4);
+    *family = basic.a >> 8 & 15;
+    *model = basic.a >> 4 & 15;
+    /* The extended fields count where the others are full, those of the model for Intel's family 6 too. */
+    if (*family == 6 || *family == 15)
+        *model |= basic.a >> 12 & 0xf0;
+    if (*family == 15)
+        *family += basic.a >> 20 & 255;
+}
+
 #else
+
+void sparsec_cpu_identity(char vendor[16], uint32_t *family, uint32_t *model)
+{
+    vendor[0] = 0;
+    *family = *model = 0;
+}
 
 uint64_t sparsec_cpu_features(void)
 {

@@ -15,6 +15,9 @@ uint64_t sparsec_cpu_features(void);
 /* Sizes in bytes of the level 1 data, level 2 and level 3 caches as seen by one core; 0: unknown. */
 void sparsec_cpu_caches(uint64_t sizes[3]);
 
+/* Who made the processor ("GenuineIntel", "" when unknown), and its family and model as Linux counts them. */
+void sparsec_cpu_identity(char vendor[16], uint32_t *family, uint32_t *model);
+
 /* The processor's name, "" when unknown. */
 void sparsec_cpu_brand(char text[64]);
 

@@ -23,6 +23,8 @@ class CpuInfo:
         caches: bytes by level, "L1d", "L2", "L3", as far as known.
         cores: physical cores that this process may use at once: affinity and cgroup quota count.
         threads: the same with hardware threads (SMT) counted one by one.
+        vendor: who made it, as CPUID says ("GenuineIntel"); "" when unknown.
+        family, model: as Linux counts them; 0 when unknown.
     """
 
     arch: str
@@ -31,6 +33,9 @@ class CpuInfo:
     caches: Mapping[str, int]
     cores: int
     threads: int
+    vendor: str = ""
+    family: int = 0
+    model: int = 0
 
     def targets(self) -> tuple[str, ...]:
         """ISA targets whose code runs here, best first."""
@@ -43,9 +48,10 @@ def detect() -> CpuInfo:
     The environment variable SPARSEC_CPU_FEATURES, a comma-separated list, keeps only the features
     it names; it cannot add any ("none" leaves nothing).
     """
-    from sparsec.runtime._engine import cpu_probe
+    from sparsec.runtime._engine import cpu_identity, cpu_probe
 
     brand, names, sizes = cpu_probe()
+    vendor, family, model = cpu_identity()
     features = frozenset(names)
     allowed = os.environ.get("SPARSEC_CPU_FEATURES", "")
     if allowed.strip():
@@ -60,6 +66,9 @@ def detect() -> CpuInfo:
         ),
         cores=cores,
         threads=threads,
+        vendor=vendor,
+        family=family,
+        model=model,
     )
 
 

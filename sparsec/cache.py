@@ -84,13 +84,14 @@ def compiled(
     Raises:
         ArtifactError: the cache folder cannot be written; besides what ``sparsec.compile`` raises.
     """
-    from sparsec import targets
+    from sparsec import microarchitectures, targets
     from sparsec.compiler import toolchain
     from sparsec.runtime import Artifact, cpu
 
     lengths = wholes("buckets", buckets)
     batch_size = whole("batch_size", batch_size, 1)
-    isa = targets.choose(target, cpu.detect())
+    here = cpu.detect()
+    isa = microarchitectures.choose("auto", target, targets.choose(target, here), here)
     compiler = toolchain.find(cc)
     parts = {
         "sparsec": sparsec.__version__,
@@ -98,6 +99,7 @@ def compiled(
         "buckets": sorted(lengths),
         "batch_size": batch_size,
         "target": isa.name,
+        "tuned_for": isa.tuned_for,
         "compiler": [compiler.kind, compiler.version, *compiler.flags(isa)],
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
@@ -116,6 +118,7 @@ def compiled(
             output=entry,
             batch_size=batch_size,
             target=isa.name,
+            tune_for=isa.tuned_for,
             cc=cc,
             force=True,
             progress=progress,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sparsec import tile_registers
 from sparsec.errors import HardwareError, InputError
@@ -103,6 +103,28 @@ class Costs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loops:
+    """How the loops of sparse layers bring weights and offsets into registers.
+
+    Attributes:
+        own, shared: how many of the 4 weights of a step are loaded to all lanes one by one; the
+            others are spread by shuffles from one load.  In steps whose activations one channel
+            has for itself, and in those whose activations two channels share.
+        offsets: "cut": 4 are loaded at once and cut out; "load": each is loaded.
+        chains: sums of a channel that take steps in turns, in tiles of one vector.
+    """
+
+    own: int
+    shared: int
+    offsets: Literal["cut", "load"]
+    chains: int
+
+
+#: Fewest loads: for cores on which they are the limit.
+SPREAD = Loops(own=0, shared=0, offsets="cut", chains=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """One ISA target.
 
@@ -122,6 +144,8 @@ class Target:
             bits.
         costs: factors of the cost model, which benchmarks/cost_model.py fits; or the name of the
             target that its loops are most like, where it was not measured.
+        loops: the form of its sparse loops.
+        tuned_for: the microarchitecture that `costs` and `loops` are for (microarchitectures.py).
         prepare: what a process must do before any of its threads runs the code; None: nothing.
             Called before libraries are loaded, each time: it must not matter when it is done again.
             It raises HardwareError where the system refuses, and then ``auto`` takes another one.
@@ -140,6 +164,8 @@ class Target:
     precision: str
     adds_pairs: bool
     costs: Costs | str
+    loops: Loops
+    tuned_for: str
     prepare: Callable[[], None] | None
     summary: str
 
@@ -189,6 +215,9 @@ def table(*rows: Target) -> tuple[Target, ...]:
     return rows
 
 
+#: Who the factors of the rows are for, where nothing is known of the machine.
+UNKNOWN = "generic"
+
 AVX512_VNNI = (
     *("avx2", "fma", "bmi"),
     *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
@@ -220,6 +249,8 @@ TARGETS: tuple[Target, ...] = table(
         # takes 16 cycles, a load 8 to 21, from the third-level cache 100, waking up 970; a tile is
         # made of its masks in 40, of which two products of two tiles hide most.
         costs=replace(ZEN_4, matrix=(5.7, 2.5, 30.0, 2.47, 350.0, 4.0)),
+        loops=SPREAD,
+        tuned_for=UNKNOWN,
         prepare=tile_registers.request,
         summary="tiles of bytes (AMX) and 64-byte vectors: Intel servers since Sapphire Rapids",
     ),
@@ -235,6 +266,8 @@ TARGETS: tuple[Target, ...] = table(
         precision="fp32",
         adds_pairs=False,
         costs=ZEN_4,
+        loops=SPREAD,
+        tuned_for=UNKNOWN,
         prepare=None,
         summary="64-byte vectors with VPDPBUSD: Intel servers since Ice Lake, AMD since Zen 4",
     ),
@@ -250,6 +283,8 @@ TARGETS: tuple[Target, ...] = table(
         precision="fp32",
         adds_pairs=False,
         costs="avx512_vnni",
+        loops=SPREAD,
+        tuned_for=UNKNOWN,
         prepare=None,
         summary="32-byte vectors with VPDPBUSD: Intel since Alder Lake, AMD since Zen 5",
     ),
@@ -269,6 +304,8 @@ TARGETS: tuple[Target, ...] = table(
             f32=(0.189, 0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.216, 0.0, 0.0, 0.0),
             matrix=(),
         ),
+        loops=SPREAD,
+        tuned_for=UNKNOWN,
         prepare=None,
         summary="32-byte vectors: any x86-64 since 2015",
     ),
@@ -284,6 +321,8 @@ TARGETS: tuple[Target, ...] = table(
         precision="fp32",
         adds_pairs=False,
         costs="avx2",
+        loops=SPREAD,
+        tuned_for=UNKNOWN,
         prepare=None,
         summary="portable C: any architecture, slow",
     ),

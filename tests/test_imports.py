@@ -24,7 +24,7 @@ FOLDERS = {
 
 BASE = {
     *("errors", "paths", "arguments", "console", "scratch", "positions", "interface", "_start"),
-    *("targets", "tile_registers"),
+    *("targets", "microarchitectures", "tile_registers"),
 }
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}
 EVERYTHING = ABOVE_COMPILER | {"cache", "ort", "facade", "serving", "pruning", "templates", "cli"}

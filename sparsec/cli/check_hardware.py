@@ -25,13 +25,14 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
 
 def run(args: argparse.Namespace) -> int:
     """Print what was detected."""
-    from sparsec import targets
+    from sparsec import microarchitectures, targets
     from sparsec.compiler import toolchain
     from sparsec.errors import ToolchainError
     from sparsec.runtime import cpu as detection
 
     cpu = detection.detect()
     best = targets.choose("auto", cpu).name
+    core = microarchitectures.of(cpu)
     here = cpu.arch, cpu.features
     rows: list[dict[str, Any]] = [
         {
@@ -52,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
         report = {
             "arch": cpu.arch,
             "brand": cpu.brand,
+            "vendor": cpu.vendor,
+            "family": cpu.family,
+            "model": cpu.model,
+            "microarchitecture": core,
             "features": sorted(cpu.features),
             "caches": dict(cpu.caches),
             "cores": cpu.cores,
@@ -63,6 +68,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
         return 0
     print(f"CPU:        {cpu.brand or 'unknown'} ({cpu.arch})")
+    print(
+        f"Tuned for:  {core} ({cpu.vendor or 'unknown vendor'}, family {cpu.family}, "
+        f"model {cpu.model}; costs: {microarchitectures.source(core, best)})"
+    )
     print(f"Cores:      {cpu.cores} usable ({cpu.threads} hardware threads)")
     caches = ", ".join(f"{level} {_size(size)}" for level, size in cpu.caches.items())
     print(f"Caches:     {caches or 'unknown'}")

@@ -10,6 +10,7 @@ from sparsec.cli.common import HelpFormatter, lengths, positive, progress
 
 def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the command's parser."""
+    from sparsec import microarchitectures
     from sparsec.targets import NAMES
 
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -48,6 +49,15 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         choices=("auto", *NAMES),
         default="auto",
         help="instructions to use; auto: the best that this machine has",
+    )
+    parser.add_argument(
+        "--tune-for",
+        choices=("auto", "native", *microarchitectures.NAMES),
+        default="auto",
+        metavar="CPU",
+        help="microarchitecture whose costs decide between ways to compute the same, named as for "
+        f"gcc's -mtune: {', '.join(microarchitectures.NAMES)}; native: this machine's; "
+        "auto: native with --target auto, else generic",
     )
     parser.add_argument(
         "--cc",
@@ -98,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         batch_size=args.batch_size,
         target=args.target,
+        tune_for=args.tune_for,
         cc=args.cc,
         jobs=args.jobs,
         emit_c=args.emit_c,
@@ -110,5 +121,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if tell:
         size = sum(info.size for info in artifact.manifest.files.values())
-        tell(f"done: {artifact.path}, {size / 1e6:.1f} MB for {artifact.target.name}")
+        tell(
+            f"done: {artifact.path}, {size / 1e6:.1f} MB for {artifact.target.name}, "
+            f"tuned for {artifact.target.tuned_for}"
+        )
     return 0

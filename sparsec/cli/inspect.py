@@ -82,19 +82,21 @@ def _artifact(path: str) -> dict[str, Any]:
 
 def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
     """What the compiler makes of a model, without building it; of one it refuses, what there is."""
-    from sparsec import targets
+    from sparsec import microarchitectures, targets
     from sparsec.compiler import frontend, optimize, settle_buckets
     from sparsec.compiler import report as reports
     from sparsec.compiler.codegen import emit_buckets
     from sparsec.runtime import cpu
 
-    isa = targets.choose(target, cpu.detect())
+    here = cpu.detect()
+    isa = microarchitectures.choose("auto", target, targets.choose(target, here), here)
     model = frontend.load_model(path)
     report: dict[str, Any] = {
         "path": str(path),
         "model": {"name": model.name, "sha256": model.sha256, "opset": model.opset},
         "nodes": len(model.proto.graph.node),
         "target": isa.name,
+        "tuned_for": isa.tuned_for,
         "inputs": frontend.declared(model.inputs()),
         "outputs": frontend.declared(model.proto.graph.output),
         "layers": [],
@@ -169,6 +171,7 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
         f"  source   sha256 {model['sha256']}",
         f"  target   {target['name']} on {target['arch']}; "
         f"needs {', '.join(target['features']) or 'nothing special'}; {here}",
+        f"  tuned    for {target.get('tuned_for') or 'nothing known'}",
         f"  compiler {tools['compiler']} {tools['version']}, {' '.join(tools['flags'])}",
         f"  size     {size / 1e6:.1f} MB in {len(report['files'])} files, all intact",
         f"  padding  {_padding(report)}",
@@ -199,7 +202,8 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"padding:    {_padding(report)}")
     counts = ", ".join(f"{name} x {n}" for name, n in report["fusions"].items())
     lines.append(f"recognized: {counts or 'no pattern'}")
-    lines += _layers(report["layers"], "by the cost model", f" (for {report['target']})")
+    who = f" (for {report['target']}, tuned for {report['tuned_for']})"
+    lines += _layers(report["layers"], "by the cost model", who)
     lines += ["kernel calls:", *_calls(report["kernels"], "  ")]
     if report["general"]:
         lines.append("on general kernels, which are slower:")

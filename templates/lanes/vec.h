@@ -32,6 +32,14 @@ SPARSEC_INLINE void vi_store_8_lanes(void *p, vi v, int32_t lo, int32_t hi)
 }
 #endif
 
+#ifndef vi_dot4_at
+/* acc + products of x with one pack of weights for all lanes. */
+SPARSEC_INLINE vi vi_dot4_at(vi acc, vi x, const int32_t *w) { return vi_dot4(acc, x, vi_set1(*w)); }
+#endif
+#ifndef V_LOADED
+#define V_LOADED(v) ((void)0)
+#endif
+
 /* Masks are all ones or all zeros in a lane. */
 SPARSEC_INLINE vi vi_sel(vi m, vi a, vi b) { return (m & a) | (~m & b); }
 SPARSEC_INLINE vf vf_sel(vi m, vf a, vf b) { return (vf)vi_sel(m, (vi)a, (vi)b); }

@@ -60,6 +60,8 @@ SPARSEC_INLINE vs vs_dot2(vi x, vi w) { return (vs)_mm256_maddubs_epi16((vi_raw)
 SPARSEC_INLINE vi vs_widen(vs v) { return (vi)_mm256_madd_epi16((vi_raw)v, _mm256_set1_epi16(1)); }
 /* The sum of 4 products, added to acc. */
 SPARSEC_INLINE vi vi_dot4_pairs(vi acc, vi x, vi w) { return acc + vs_widen(vs_dot2(x, w)); }
+/* A value that is to be in a register: loads to all lanes stay loads, one for all its products. */
+#define V_LOADED(v) __asm__("" : "+x"(v))
 /* 8 bytes, widened. */
 SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
 SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)); }

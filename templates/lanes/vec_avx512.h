@@ -41,6 +41,16 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
 {
     return (vi)_mm512_dpbusd_epi32((vi_raw)acc, (vi_raw)x, (vi_raw)w);
 }
+/* The same with one pack of weights for all lanes, which the product itself loads: the signed operand is the one that
+ * may be in memory.  GCC 12 does not fold the broadcast. */
+SPARSEC_INLINE vi vi_dot4_at(vi acc, vi x, const int32_t *w)
+{
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(x), "m"(*w));
+    return acc;
+}
+#define vi_dot4_at vi_dot4_at /* vec.h asks */
+/* A value that is to be in a register: loads to all lanes stay loads, one for all its products. */
+#define V_LOADED(v) __asm__("" : "+v"(v))
 /* 16 bytes, widened. */
 SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)); }
 SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)); }

@@ -107,6 +107,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "fetch": -(-plan.weights.nbytes // (64 * plan.chunks * plan.quads)) + 1,
         "ordered": plan.order.size > 0,
         "tiles": plan.tiles,
+        "loops": target.loops,
         "depth": depth,
         "rests": rests,
     }

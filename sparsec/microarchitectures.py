@@ -1,0 +1,247 @@
+"""What is known of the speed of processors, by microarchitecture: a row each.
+
+A target says which instructions there are; what they cost differs between cores that have the same
+ones.  A row replaces what the target's own row takes for granted: the factors of the cost model,
+which benchmarks/cost_model.py fits and prints as they stand here, and the form of the sparse loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from sparsec import targets
+from sparsec.errors import InputError
+from sparsec.targets import UNKNOWN, Costs, Loops, Target
+
+AMD, INTEL = "AuthenticAMD", "GenuineIntel"
+
+
+class Processor(Protocol):
+    """What is asked of a machine, such as :class:`sparsec.runtime.CpuInfo`."""
+
+    @property
+    def vendor(self) -> str:
+        """As CPUID says it."""
+
+    @property
+    def family(self) -> int:
+        """As Linux counts it."""
+
+    @property
+    def model(self) -> int:
+        """As Linux counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Microarchitecture:
+    """One kind of core.
+
+    Attributes:
+        name: as for gcc's -mtune, where gcc has it.
+        vendor: who makes it, as CPUID says.
+        family: of its processors.
+        models: of them; empty: all that no other row names.
+        costs: factors of the cost model by target; of others, those of the target's own row.
+        loops: forms of sparse loops by target, likewise.
+        source: where these come from.
+    """
+
+    name: str
+    vendor: str
+    family: int
+    models: tuple[int, ...]
+    costs: Mapping[str, Costs]
+    loops: Mapping[str, Loops]
+    source: str
+
+
+def models(*ranges: tuple[int, int]) -> tuple[int, ...]:
+    """The numbers of some ranges, ends included."""
+    return tuple(number for first, last in ranges for number in range(first, last + 1))
+
+
+# Two VPDPBUSD a cycle on ports 0 and 5, two loads of 64 bytes; shuffles on port 5 alone, six
+# instructions a cycle.  With every weight by a shuffle and offsets cut out, a step of 8 products is
+# 38 instructions and 12 uses of two ports: 0.79 cycles a product, as measured.  Half of the
+# weights by loads and offsets by the third port's small loads make it 30 and 10.  The latency of 5
+# cycles wants ten sums in flight, which a tile of one block has not without a second set.
+GOLDEN_COVE_LOOPS = Loops(own=2, shared=4, offsets="load", chains=2)
+
+# Of Emerald Rapids at 2.8 GHz, cycles a VPDPBUSD: 0.56 to 0.61 with a memory operand; loops over
+# offsets 1.52, 0.91 and 0.80 in tiles of 1, 2 and 4 blocks, 0.84 with shared activations.  Products
+# and steps are fitted to these; the others are those of Zen 4.  Not fitted on the machine.
+GOLDEN_COVE_I8 = (0.161, 0.161, 0.066, 1.46, 1.81, 1.25, 2.47, 0.21, 0.122, 0.0, 0.0)
+GOLDEN_COVE = {
+    target: replace(targets.costs(targets.get(target)), i8=GOLDEN_COVE_I8)
+    for target in ("amx", "avx512_vnni")
+}
+
+# Two VPDPBUSD and two loads a cycle at 4.1 GHz: one row over T vectors takes (T + 1) / (2 T) cycles
+# a product, of which loops reached 60 %.
+ZEN_5_I8 = (0.146, 0.13, 0.066, 0.58, 1.81, 1.25, 2.47, 0.13, 0.122, 0.0, 0.0)
+
+TABLE: tuple[Microarchitecture, ...] = (
+    Microarchitecture(
+        name="znver4",
+        vendor=AMD,
+        family=25,
+        models=models((0x10, 0x1F), (0x60, 0x7F), (0xA0, 0xAF)),
+        costs={"avx512_vnni": targets.ZEN_4},
+        loops={},
+        source="fitted (avx512_vnni)",
+    ),
+    Microarchitecture(
+        name="znver5",
+        vendor=AMD,
+        family=26,
+        models=(),
+        costs={"avx512_vnni": replace(targets.ZEN_4, i8=ZEN_5_I8)},
+        loops={},
+        source="derived from rates of loads and products",
+    ),
+    Microarchitecture(
+        name="sapphirerapids",
+        vendor=INTEL,
+        family=6,
+        models=(0x8F,),
+        costs=GOLDEN_COVE,
+        loops={"amx": GOLDEN_COVE_LOOPS, "avx512_vnni": GOLDEN_COVE_LOOPS},
+        source="as emeraldrapids, the same core",
+    ),
+    Microarchitecture(
+        name="emeraldrapids",
+        vendor=INTEL,
+        family=6,
+        models=(0xCF,),
+        costs=GOLDEN_COVE,
+        loops={"amx": GOLDEN_COVE_LOOPS, "avx512_vnni": GOLDEN_COVE_LOOPS},
+        source="from measured cycles of instructions and loops",
+    ),
+    Microarchitecture(
+        name="graniterapids",
+        vendor=INTEL,
+        family=6,
+        models=(0xAD, 0xAE),
+        costs=GOLDEN_COVE,
+        loops={"amx": GOLDEN_COVE_LOOPS, "avx512_vnni": GOLDEN_COVE_LOOPS},
+        source="as emeraldrapids, the core before",
+    ),
+    Microarchitecture(
+        name="icelake-server",
+        vendor=INTEL,
+        family=6,
+        models=(0x6A, 0x6C),
+        costs={"avx512_vnni": GOLDEN_COVE["avx512_vnni"]},
+        loops={"avx512_vnni": replace(GOLDEN_COVE_LOOPS, offsets="cut")},
+        source="as emeraldrapids, whose ports it has, but no third one for loads",
+    ),
+    Microarchitecture(
+        name="haswell",
+        vendor=INTEL,
+        family=6,
+        models=(0x3C, 0x3F, 0x45, 0x46, 0x3D, 0x47, 0x4F, 0x56),
+        costs={},
+        loops={},
+        source="not measured",
+    ),
+    Microarchitecture(
+        name="skylake",
+        vendor=INTEL,
+        family=6,
+        models=(0x4E, 0x5E, 0x55, 0x8E, 0x9E, 0xA5, 0xA6),
+        costs={},
+        loops={},
+        source="not measured",
+    ),
+    Microarchitecture(
+        name="alderlake",
+        vendor=INTEL,
+        family=6,
+        models=(0x97, 0x9A, 0xB7, 0xBA, 0xBF),
+        costs={},
+        loops={},
+        source="not measured",
+    ),
+    Microarchitecture(
+        name="znver2",
+        vendor=AMD,
+        family=23,
+        models=models((0x30, 0xFF)),
+        costs={},
+        loops={},
+        source="not measured",
+    ),
+    Microarchitecture(
+        name="znver3",
+        vendor=AMD,
+        family=25,
+        models=(),
+        costs={},
+        loops={},
+        source="not measured",
+    ),
+)
+
+NAMES = (UNKNOWN, *(row.name for row in TABLE))
+
+
+def of(cpu: Processor) -> str:
+    """The name of a processor's microarchitecture; "generic" where it is not in the table."""
+    mine = [row for row in TABLE if (row.vendor, row.family) == (cpu.vendor, cpu.family)]
+    exact = [row for row in mine if cpu.model in row.models]
+    rest = [row for row in mine if not row.models]
+    return next((row.name for row in exact + rest), UNKNOWN)
+
+
+def tuned(target: Target, name: str) -> Target:
+    """A target with what is known of its speed on a microarchitecture.
+
+    Args:
+        name: of the table, or "generic".
+
+    Raises:
+        InputError: there is no such microarchitecture.
+    """
+    if name == UNKNOWN:
+        return target
+    row = next((row for row in TABLE if row.name == name), None)
+    if row is None:
+        raise InputError(
+            f"there is no microarchitecture {name!r}; choose auto, native or one of "
+            f"{', '.join(NAMES)}"
+        )
+    like = target.costs if isinstance(target.costs, str) else target.name
+    return replace(
+        target,
+        costs=row.costs.get(target.name, row.costs.get(like, target.costs)),
+        loops=row.loops.get(target.name, target.loops),
+        tuned_for=name,
+    )
+
+
+def source(name: str, target: str) -> str:
+    """Where the factors come from that code for a target is made by, in a few words."""
+    row = next((row for row in TABLE if row.name == name), None)
+    if row is None or not row.costs.keys() & {target, targets.get(target).costs}:
+        return "those of the target"
+    return row.source
+
+
+def choose(tune_for: str, target: str, isa: Target, cpu: Processor) -> Target:
+    """The target that code is made for, tuned.
+
+    Args:
+        tune_for: a microarchitecture, "generic", "native" for that of `cpu`, or "auto": native
+            where the target was chosen for this machine, else generic, so that what is made for
+            others does not depend on where.
+        target: as asked for, perhaps "auto".
+        isa: what that means here.
+
+    Raises:
+        InputError: there is no such microarchitecture.
+    """
+    if tune_for == "native" or (tune_for == "auto" and target == "auto"):
+        return tuned(isa, of(cpu))
+    return tuned(isa, UNKNOWN if tune_for == "auto" else tune_for)
