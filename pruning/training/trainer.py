@@ -269,21 +269,25 @@ class Trainer:
                 weight, seen, before, self._targets[name] * cycle.share, known
             )
         places = {layer.weight: layer.place for layer in student.network.layers}
-        settled = {}
-        if self._settles(made, cycle):
-            settled = {
-                name: masks.settle(named[name].detach(), moments[places[name]], mask)
-                for name, mask in made.items()
-            }
+        settled = {
+            name: masks.settle(named[name].detach(), moments[places[name]], made[name])
+            for name in self._worth_settling(made, cycle)
+        }
         student.prune(made, settled)
 
-    def _settles(self, found: Mapping[str, Tensor], cycle: Cycle) -> bool:
-        """Whether solving for what is left is worth its time: little beside the cycle's steps."""
+    def _worth_settling(self, found: Mapping[str, Tensor], cycle: Cycle) -> list[str]:
+        """The layers whose remaining weights are solved for: as many as take little time beside
+        the cycle's steps, cheapest first."""
         weights = sum(mask.numel() for mask in found.values())
-        # Forward, backward, and the teacher's forward; a sum takes a product and an addition.
-        step = 4 * weights * self._batches.tokens
-        solving = sum(masks.settling_work(mask) for mask in found.values())
-        return solving < SETTLING * step * cycle.steps
+        # Forward, backward, and the teacher's forward.
+        left = SETTLING * 4 * weights * self._batches.tokens * cycle.steps
+        chosen = []
+        for name in sorted(found, key=lambda name: masks.settling_work(found[name])):
+            left -= masks.settling_work(found[name])
+            if left < 0:
+                break
+            chosen.append(name)
+        return chosen
 
     def _observed(self) -> int:
         return min(OBSERVED, self._batches.per_epoch)
