@@ -57,15 +57,20 @@ def make_problem(data: Centered, prior: Tensor, damping: float = 0.01) -> Proble
     """The problem of fitting the targets of `data`, staying near weights `prior` [N, K].
 
     Args:
-        damping: as a share of the Hessian's mean diagonal.  Weights of dead inputs are held to 0.
+        damping: as a share of the Hessian's mean diagonal; more where products in float32 have left
+            it indefinite by more than that.  Weights of dead inputs are held to 0.
     """
     diagonal = data.xx.diagonal()
     mean = float(diagonal.mean().clamp_min(1e-12))
     strength = max(damping, 1e-9) * mean
     hessian = data.xx.clone()
     hessian.diagonal().add_(strength)
+    factor, wrong = torch.linalg.cholesky_ex(hessian)
+    while bool(wrong):
+        hessian.diagonal().add_(9 * strength)
+        strength *= 10
+        factor, wrong = torch.linalg.cholesky_ex(hessian)
     held = prior.to(hessian) * (diagonal > DEAD * mean)
-    factor = torch.linalg.cholesky(hessian)
     weights = torch.cholesky_solve((data.yx + strength * held).T, factor).T
     return Problem(data, hessian, weights.contiguous(), strength)
 

@@ -122,6 +122,20 @@ def test_the_dense_problem_is_solved_exactly() -> None:
     assert np.allclose(held.weights, 2 * w, atol=1e-6)
 
 
+def test_what_float32_leaves_indefinite_is_damped_until_it_is_not() -> None:
+    x, y, w = random_rows(0, 3, 12)
+    moments = Moments(12, 3)
+    moments.add(x, y)
+    data = moments.centered()
+    least = torch.linalg.eigvalsh(data.xx)[0]
+    data.xx.diagonal().sub_(1.5 * least)
+    problem = make_problem(data, w, 1e-6)
+    assert float(torch.linalg.eigvalsh(problem.hessian)[0]) > 0
+    assert float(0.5 * least) < problem.damping < float(5 * least)
+    strength = problem.hessian - data.xx
+    assert torch.allclose(strength, problem.damping * torch.eye(12, dtype=strength.dtype))
+
+
 def test_weights_of_dead_inputs_are_zero() -> None:
     x, _, w = random_rows(0, 5, 8)
     x[:, 3] = 2.5
