@@ -146,8 +146,8 @@ def compile(
         for library in libraries:
             library.rename(folder / library.name)
         (folder / "sparsec.h").write_text(build.public_header(), encoding="utf-8")
-        if loaded.bundle is not None:
-            artifact.pack_companions(loaded.bundle, folder)
+        for name, path in artifact.companions_of(loaded).items():
+            (folder / name).write_bytes(path.read_bytes())
         manifest = artifact.manifest_of(
             sparsec_version=sparsec.__version__,
             abi=build.abi_version(),

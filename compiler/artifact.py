@@ -15,11 +15,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsec.errors import ArtifactError, ModelError
 from sparsec.interface import FORMAT, MANIFEST, SCHEMA
-from sparsec.paths import around, belongs_to
+from sparsec.paths import TOKENIZERS, around, belongs_to
+from sparsec.sentence_files import all_files
+
+if TYPE_CHECKING:
+    from sparsec.compiler.frontend import Model
 
 # What a model's folder may hold beside the model that users of the artifact need.
 COMPANIONS = (
@@ -106,18 +110,26 @@ def writing(what: Path) -> Iterator[None]:
         raise ArtifactError(f"cannot write {what}: {reason}") from error
 
 
-def pack_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer and configuration files of a model's folder into an artifact.
+def companions_of(model: Model) -> dict[str, Path]:
+    """Files that users of a model's artifact need, by their name in it: those of the folder that
+    was named; or of the folder of the file that was, if a tokenizer lies beside it.
 
     Raises:
-        ModelError: one of them is a link to somewhere else.
+        ModelError: one in a folder that was named is a link to somewhere else.
     """
-    for name, path in companions(source).items():
-        (folder / name).write_bytes(path.read_bytes())
+    if model.bundle is not None:
+        return companions(model.bundle)
+    beside = [place / name for place in around(model.path) for name in TOKENIZERS]
+    if not any(path.is_file() for path in beside):
+        return {}
+    try:
+        return companions(model.path.parent)
+    except ModelError:  # nobody has asked for these
+        return {}
 
 
 def companions(folder: Path) -> dict[str, Path]:
-    """Tokenizer and configuration files of a model's folder, by name.
+    """Tokenizer and configuration files of a model's folder, by their name in an artifact.
 
     Where the model is in ``onnx`` inside of the folder, or the folder is that one, they may be in
     either of the two.
@@ -131,6 +143,8 @@ def companions(folder: Path) -> dict[str, Path]:
         for name in COMPANIONS
         if (place / name).is_file()
     }
+    for place in around(folder):
+        found |= all_files(place)
     for path in found.values():
         if not belongs_to(path, path.parent):
             raise ModelError(

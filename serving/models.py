@@ -12,17 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sparsec import sentence_files
 from sparsec.errors import InputError, ModelError
-from sparsec.paths import PLACES, around, choose_onnx, find_onnx, input_path, user_path
+from sparsec.paths import PLACES, TOKENIZERS, around, choose_onnx, find_onnx, input_path, user_path
 from sparsec.positions import Positions, positions
+from sparsec.serving.sentence import SentenceSettings
 
 Progress = Callable[[str], None]
 
-_TOKENIZERS = ("tokenizer.json", "vocab.txt")
-
 # What is always fetched of a repository: tokenizers, configurations, and the model where it has the
 # usual name.  No artifacts: they are machine code, and a repository may be anybody's.
-_COMPANIONS = ["*.json", "*.txt"]
+_COMPANIONS = ["*.json", "*.txt", "*_Dense/model.safetensors", "*_LayerNorm/model.safetensors"]
 _USUAL = [*(f"{place}*" for place in PLACES), "*model.data"]
 
 
@@ -111,6 +111,8 @@ class ModelFiles:
             files = []
         beside = ("tokenizer_config.json", "special_tokens_map.json")
         files += [self.tokenizer, *(self.tokenizer.with_name(name) for name in beside)]
+        if self.sentence.folder:
+            files += sentence_files.all_files(self.sentence.folder).values()
         for file in files:
             try:
                 data = file.read_bytes()
@@ -133,6 +135,21 @@ class ModelFiles:
                 f"{self.path} is compiled already: this needs the ONNX model that it was made from"
             )
         return find_onnx(self.path) if self.path.is_dir() else self.path
+
+    @cached_property
+    def sentence(self) -> SentenceSettings:
+        """What the files of sentence-transformers say; the defaults where there are none.
+
+        Raises:
+            ModelError: one is damaged, or asks for what cannot be done.
+        """
+        folders = (
+            self.tokenizer.parent,
+            *around(self.path),
+            self.tokenizer.absolute().parent.parent,
+        )
+        found = [folder for folder in folders if (folder / sentence_files.MODULES).is_file()]
+        return SentenceSettings.load(found[0] if found else None)
 
     @cached_property
     def positions(self) -> Positions:
@@ -177,7 +194,7 @@ def _places(path: Path, artifacts: bool) -> tuple[Path, list[Path]]:
 
     if artifacts and is_artifact(path):
         # One that was made of a file alone may lie beside what belongs to that.
-        alone = not any((path / name).is_file() for name in _TOKENIZERS)
+        alone = not any((path / name).is_file() for name in TOKENIZERS)
         return path, [path, *around(path.parent)] if alone else [path]
     given = path
     if path.is_dir():
@@ -204,7 +221,7 @@ def _tokenizer(given: str | os.PathLike[str] | None, folders: list[Path]) -> Pat
             return path
         folders = [path]
     for folder in folders:
-        for name in _TOKENIZERS:
+        for name in TOKENIZERS:
             if (folder / name).is_file():
                 return folder / name
     raise ModelError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sparsec import ort
 from sparsec.errors import EngineClosedError, InputError, ModelError
-from sparsec.facade import DEFAULT_BUCKETS, Engine, is_artifact
+from sparsec.facade import Engine, default_buckets, is_artifact
 from sparsec.runtime import Artifact, cpu
 
 Array = NDArray[Any]
@@ -310,7 +310,7 @@ class EngineRunner(BatchingRunner):
 
     Args:
         model: as for :class:`sparsec.Engine`.
-        buckets: sequence lengths; None: all of an artifact, 16 and 128 of an ONNX model.
+        buckets, longest: sequence lengths; as for :class:`sparsec.Engine`.
         batch_size: what the layers of an ONNX model are cut for; any batch runs.
         num_cores: threads that a call may use; None: all usable cores.
         pad_id: what token ids are filled up with after a sequence's end.
@@ -323,6 +323,7 @@ class EngineRunner(BatchingRunner):
         model: str | os.PathLike[str] | Artifact,
         *,
         buckets: Sequence[int] | None = None,
+        longest: int | None = None,
         batch_size: int = 1,
         num_cores: int | None = None,
         pad_id: int = 0,
@@ -335,6 +336,7 @@ class EngineRunner(BatchingRunner):
             num_cores,
             skip_padding=True,
             buckets=buckets,
+            longest=longest,
             batch_size=None if compiled else batch_size,
             progress=progress,
         )
@@ -376,6 +378,7 @@ class OnnxRuntimeRunner(BatchingRunner):
         model: the .onnx file, or a folder with ``model.onnx``.
         buckets: sequence lengths; a sequence is padded to the longest of its batch, or to the only
             length that the model takes.
+        longest: tokens of the longest sequence, where there are no buckets.
         num_cores: threads; None: all usable cores.
         pad_id: what token ids are filled up with after a sequence's end.
         pad_position: what positions are filled up with.
@@ -390,6 +393,7 @@ class OnnxRuntimeRunner(BatchingRunner):
         model: str | os.PathLike[str],
         *,
         buckets: Sequence[int] | None = None,
+        longest: int | None = None,
         num_cores: int | None = None,
         pad_id: int = 0,
         pad_position: int = 0,
@@ -410,7 +414,7 @@ class OnnxRuntimeRunner(BatchingRunner):
         super().__init__(
             inputs,
             dict(zip(names, self._output_shapes(inputs), strict=True)),
-            buckets or DEFAULT_BUCKETS,
+            buckets or default_buckets(longest),
             pad_id,
             pad_position,
             types,

@@ -25,6 +25,7 @@ from sparsec.errors import (
     NonFiniteError,
     SparsecError,
     ToolchainError,
+    TooLongError,
     UnsupportedError,
 )
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sparsec.facade import Engine, generate_random_inputs
     from sparsec.pruning.evaluation import Evaluation, evaluate
     from sparsec.runtime import Artifact
+    from sparsec.serving.encoders import CrossEncoder, SentenceTransformer
     from sparsec.serving.pipelines import Pipeline
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "CrossEncoder",
     "Engine",
     "EngineClosedError",
     "Evaluation",
@@ -48,7 +51,9 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "Pipeline",
+    "SentenceTransformer",
     "SparsecError",
+    "TooLongError",
     "ToolchainError",
     "UnsupportedError",
     "__version__",
@@ -59,9 +64,11 @@ __all__ = [
 
 _LAZY = {
     "Artifact": "sparsec.runtime",
+    "CrossEncoder": "sparsec.serving.encoders",
     "Engine": "sparsec.facade",
     "Evaluation": "sparsec.pruning.evaluation",
     "Pipeline": "sparsec.serving.pipelines",
+    "SentenceTransformer": "sparsec.serving.encoders",
     "compile": "sparsec.compiler",
     "evaluate": "sparsec.pruning.evaluation",
     "generate_random_inputs": "sparsec.facade",

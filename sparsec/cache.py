@@ -10,7 +10,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,7 +158,7 @@ def cut(model: str | Path, layer: int | str) -> Path:
         return loaded.path
     parts = {
         "sparsec": sparsec.__version__,
-        "model": content(replace(loaded, bundle=None)),
+        "model": model_content(loaded),
         "tensor": tensor,
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
@@ -177,12 +176,18 @@ def cut(model: str | Path, layer: int | str) -> Path:
 
 def content(model: Model) -> dict[str, str]:
     """sha256 of every file that goes into the artifact, by name."""
-    from sparsec.compiler.artifact import companions, file_sha256
+    from sparsec.compiler.artifact import companions_of, file_sha256
 
-    files = model.external_files()
-    if model.bundle is not None:
-        files |= companions(model.bundle)
-    hashes = {name: file_sha256(file) for name, file in sorted(files.items())}
+    hashes = {name: file_sha256(file) for name, file in sorted(companions_of(model).items())}
+    return {**model_content(model), **hashes}
+
+
+def model_content(model: Model) -> dict[str, str]:
+    """The same without tokenizer and configuration."""
+    from sparsec.compiler.artifact import file_sha256
+
+    files = sorted(model.external_files().items())
+    hashes = {name: file_sha256(file) for name, file in files}
     return {"": model.sha256, "name": model.name, **hashes}
 
 

@@ -57,6 +57,10 @@ class InputError(SparsecError, ValueError):
     exit_code = 8
 
 
+class TooLongError(InputError):
+    """A text has more tokens than the model takes, and nobody said that it may be cut."""
+
+
 class NonFiniteError(SparsecError):
     """A model's outputs hold NaN or infinity, and the pipeline was told to refuse that."""
 

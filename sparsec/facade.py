@@ -22,8 +22,9 @@ from sparsec.runtime import Artifact
 if TYPE_CHECKING:
     from sparsec.compiler.frontend import Model
 
-# Buckets of a model that an Engine is asked to compile without saying which.
-DEFAULT_BUCKETS = (16, 128)
+# Buckets of a model that an Engine is asked to compile without saying which: those that are shorter
+# than the longest text that it takes, and that.
+DEFAULT_BUCKETS = (16, 128, 512)
 
 # Tokens in random inputs for a model that takes any number of them.
 DEFAULT_LENGTH = 128
@@ -36,8 +37,11 @@ class Engine(runtime.Engine):
         model: an artifact's folder, an ``Artifact``, an ONNX file, or a folder with ``model.onnx``.
         num_cores: threads that a call may use, the caller included; None: all usable cores.
         skip_padding: do not compute padded tokens; see :class:`sparsec.runtime.Engine`.
-        buckets: of an ONNX model, sequence lengths to compile for, 16 and 128 when absent, or the
-            length that it was exported for; of an artifact, those to load, all when absent.
+        buckets: of an ONNX model, sequence lengths to compile for; when absent 16, 128, 512 and the
+            longest that it takes, or the length that it was exported for.  Of an artifact, those to
+            load, all when absent.
+        longest: tokens of the longest text for an ONNX model without `buckets`; when absent, what
+            its config.json has positions for, and 512 if that does not say.
         batch_size, target, cc, progress: as for :func:`sparsec.compile`; only for an ONNX model.
 
     Raises:
@@ -51,6 +55,7 @@ class Engine(runtime.Engine):
         *,
         skip_padding: bool = False,
         buckets: Sequence[int] | None = None,
+        longest: int | None = None,
         batch_size: int | None = None,
         target: str | None = None,
         cc: str | None = None,
@@ -66,11 +71,12 @@ class Engine(runtime.Engine):
             super().__init__(model, num_cores, skip_padding=skip_padding, buckets=buckets)
             self._source = None
             return
-        entry = _compiled(os.fspath(model), buckets, batch_size, target, cc, progress)
+        entry = _compiled(os.fspath(model), buckets, longest, batch_size, target, cc, progress)
         super().__init__(entry, num_cores, skip_padding=skip_padding)
         options: dict[str, Any] = {
             "skip_padding": skip_padding,
             "buckets": None if buckets is None else self.buckets,
+            "longest": longest,
         }
         options |= {"batch_size": batch_size, "target": target, "cc": cc}
         self._source = type(self), anchored(model), num_cores, options
@@ -84,6 +90,7 @@ class Engine(runtime.Engine):
 def _compiled(
     path: str,
     buckets: Sequence[int] | None,
+    longest: int | None,
     batch_size: int | None,
     target: str | None,
     cc: str | None,
@@ -95,7 +102,7 @@ def _compiled(
     model = frontend.load_model(path)
     return cache.compiled(
         model,
-        buckets=_default_buckets(model) if buckets is None else buckets,
+        buckets=_buckets_of(model, longest) if buckets is None else buckets,
         batch_size=1 if batch_size is None else batch_size,
         target=target or "auto",
         cc=cc,
@@ -103,12 +110,22 @@ def _compiled(
     )
 
 
-def _default_buckets(model: Model) -> tuple[int, ...]:
+def default_buckets(longest: int | None) -> tuple[int, ...]:
+    """Sequence lengths for texts of up to so many tokens; None: nobody knows how many."""
+    last = DEFAULT_BUCKETS[-1] if longest is None else longest
+    return (*(n for n in DEFAULT_BUCKETS if n < last), last)
+
+
+def _buckets_of(model: Model, longest: int | None) -> tuple[int, ...]:
     """What to compile an ONNX model for that nobody named lengths for."""
     dims = [value.type.tensor_type.shape.dim for value in model.inputs()]
     lengths = {d[1].dim_value if d[1].HasField("dim_value") else 0 for d in dims if len(d) == 2}
     # An export for one length may work for that one only.
-    return tuple(lengths) if len(lengths) == 1 and max(lengths) > 0 else DEFAULT_BUCKETS
+    if len(lengths) == 1 and max(lengths) > 0:
+        return tuple(lengths)
+    if longest is None:
+        longest = read_positions(config_folder(model.path)).longest
+    return default_buckets(longest)
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:

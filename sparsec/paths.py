@@ -15,6 +15,9 @@ from sparsec.errors import InputError, ModelError
 # Where a folder may have its model, best first.
 PLACES = ("model.onnx", "onnx/model.onnx", "deployment/model.onnx")
 
+# What makes a folder that of a model for texts.
+TOKENIZERS = ("tokenizer.json", "vocab.txt")
+
 
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as the user means it: ``~`` and ``~name`` are home folders.

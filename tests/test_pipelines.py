@@ -29,9 +29,11 @@ from sparsec.errors import (
     ModelError,
     NonFiniteError,
     SparsecError,
+    TooLongError,
 )
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines import (
+    EmbeddingExtractionPipeline,
     FillMaskPipeline,
     QuestionAnsweringPipeline,
     TextClassificationPipeline,
@@ -100,10 +102,17 @@ def files(tokenizer: Path, **config: Any) -> ModelFiles:
 
 
 def build(
-    kind: type[Any], tokenizer: Path, runner: Runner, config: Any = None, **options: Any
+    kind: type[Any],
+    tokenizer: Path,
+    runner: Runner,
+    config: Any = None,
+    truncate: bool = False,
+    **options: Any,
 ) -> Any:
     model = files(tokenizer, **(config or {}))
-    return kind(model, Text.load(model), runner, **options)
+    made = kind(model, Text.load(model), runner, **options)
+    made.truncate = truncate
+    return made
 
 
 def logs(*probabilities: float) -> list[float]:
@@ -181,7 +190,7 @@ def test_offsets_are_inside_the_text(text: str, stride: int | None, data: Any) -
     pipeline = build(
         TokenClassificationPipeline, _tokenizer(),
         Scripted(lambda ids: draw.standard_normal((len(ids), 3)), longest=12),
-        {"labels": ["O", "B-X", "I-X"]}, ignore_labels=[], stride=stride,
+        {"labels": ["O", "B-X", "I-X"]}, truncate=True, ignore_labels=[], stride=stride,
         aggregation_strategy="none" if stride is None else "max",
     )  # fmt: skip
     (results,) = pipeline(text).predictions
@@ -621,7 +630,7 @@ def test_one_label_is_a_sigmoid(tokenizer: Path) -> None:
 
 def test_pairs_and_their_truncation(tokenizer: Path) -> None:
     runner = Scripted(lambda ids: [0.0, 1.0], longest=11)
-    pipeline = build(TextClassificationPipeline, tokenizer, runner)
+    pipeline = build(TextClassificationPipeline, tokenizer, runner, truncate=True)
     ten = "a b c d e f g h i j"
     pipeline(sequences=[[ten, "x"], ["x", ten], [ten, ten], ["x", "y"], ["x"]])
     names = [" ".join(vocabulary()[i][0].replace("[", "|") for i in ids) for ids in runner.seen]
@@ -636,10 +645,59 @@ def test_pairs_and_their_truncation(tokenizer: Path) -> None:
         pipeline(sequences=[["a", "b", "c"]])
 
 
-# ---- zero-shot, fill-mask ------------------------------------------------------------------------
-
-
 NLI = ["contradiction", "neutral", "entailment"]
+LONG = "a b c d e f g h i j k l"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "where", "tokens"),
+    [
+        (TextClassificationPipeline, {"sequences": ["a", LONG]}, "sequences.1", 14),
+        (TextClassificationPipeline, {"sequences": [[LONG, "x"]]}, "sequences.0", 16),
+        (TokenClassificationPipeline, {"inputs": [LONG]}, "inputs.0", 14),
+        (EmbeddingExtractionPipeline, {"inputs": ["a", LONG]}, "inputs.1", 14),
+        (FillMaskPipeline, {"inputs": f"[MASK] {LONG}"}, "inputs.0", 15),
+        (
+            ZeroShotTextClassificationPipeline,
+            {"sequences": [LONG], "labels": ["x"], "hypothesis_template": "{}"},
+            "sequences.0",
+            16,
+        ),
+    ],
+)
+def test_no_text_is_cut_without_a_word(
+    tokenizer: Path, kind: type[Any], given: dict[str, Any], where: str, tokens: int
+) -> None:
+    """An error; cut and counted where the pipeline, or the call, says so."""
+    runner = Scripted(lambda ids: [[0.0, 1.0, 2.0]] * len(ids), longest=9)
+    zero_shot = kind is ZeroShotTextClassificationPipeline
+    options = {"entailment_index": 2, "contradiction_index": 0} if zero_shot else {}
+    pipeline = build(kind, tokenizer, runner, **options)
+    message = f"^{re.escape(where)}: the text has {tokens} tokens and 9 fit: truncate=True cuts it"
+    for more in ({}, {"truncate": None}, {"truncate": False}):
+        with pytest.raises(TooLongError, match=message):
+            pipeline.prepare(pipeline.parse(**given, **more))
+    job = pipeline.prepare(pipeline.parse(**given, truncate=True))
+    assert job.cut == 1 and max(item.length for item in job.items) == 9
+    pipeline.truncate = True
+    assert pipeline.prepare(pipeline.parse(**given)).cut == 1
+    with pytest.raises(TooLongError):
+        pipeline.prepare(pipeline.parse(**given, truncate=False))
+
+
+def test_questions_that_are_too_long(tokenizer: Path) -> None:
+    runner = Scripted(lambda ids: [0.0] * len(ids), longest=32, outputs=("start", "end"))
+    given = {"question": "who " * 30, "context": "Mary lives in Paris"}
+    pipeline = build(QuestionAnsweringPipeline, tokenizer, runner)
+    with pytest.raises(TooLongError, match="30 tokens leaves no room for the context in 32"):
+        pipeline.prepare(pipeline.parse(**given))
+    pipeline = build(QuestionAnsweringPipeline, tokenizer, runner, max_question_len=8)
+    job = pipeline.prepare(pipeline.parse(**given))
+    assert job.cut == 1 and job.items[0].length == 8 + 3 + 4
+    assert pipeline.prepare(pipeline.parse(**{**given, "question": "who"})).cut == 0
+
+
+# ---- zero-shot, fill-mask ------------------------------------------------------------------------
 
 
 def test_zero_shot_by_hand(tokenizer: Path) -> None:
@@ -696,8 +754,10 @@ def test_fill_mask_by_hand(tokenizer: Path) -> None:
     assert [row["token_str"] for row in one] == ["paris", "berlin"]
     assert [[row["token_str"] for row in mask] for mask in several] == [["paris", "berlin"]] * 2
     assert several[1][0]["sequence"] == "[CLS] [MASK] and paris [SEP]"
-    with pytest.raises(InputError, match=r"no \[MASK\] in the first 32 tokens"):
+    with pytest.raises(TooLongError, match=r"inputs\.0: the text has 43 tokens and 32 fit"):
         pipeline("Mary " * 40 + "[MASK]")
+    with pytest.raises(InputError, match=r"no \[MASK\] in the first 32 tokens"):
+        pipeline(inputs="Mary " * 40 + "[MASK]", truncate=True)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -910,7 +970,7 @@ def test_half_a_character(ner_model: Path) -> None:
 
 
 def test_labels_without_names(ner_model: Path) -> None:
-    with create(ner_model, config={}, ignore_labels=[]) as pipeline:
+    with create(ner_model, config={}, ignore_labels=[], truncate=True) as pipeline:
         found = {r.entity for row in pipeline(TEXTS).predictions for r in row}
         assert found <= {f"LABEL_{i}" for i in range(5)} and len(found) > 1
 

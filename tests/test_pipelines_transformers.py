@@ -61,7 +61,7 @@ class Case:
         return made
 
     def ours(self, task: str, engine: str, **options: Any) -> Pipeline:
-        options = {"sequence_length": BUCKETS, **options}
+        options = {"sequence_length": BUCKETS, "truncate": True, **options}
         return Pipeline.create(task, self.folder, engine_type=engine, **options)
 
 
@@ -402,7 +402,7 @@ def test_settings_of_the_tokenizer(
 ) -> None:
     case = cases("sequence-classification", labels=["no", "yes"])
     tokenizer = with_settings(case, tmp_path / "classify", **settings)
-    options: dict[str, Any] = {"engine_type": "onnxruntime"}
+    options: dict[str, Any] = {"engine_type": "onnxruntime", "truncate": True}
     theirs = transformers.pipeline(
         "text-classification", model=case.model, tokenizer=tokenizer, device="cpu", top_k=None
     )

@@ -29,6 +29,16 @@ from sparsec.serving.pipelines.question_answering import (
     QuestionAnsweringOutput,
     QuestionAnsweringPipeline,
 )
+from sparsec.serving.pipelines.sentence_embedding import (
+    SentenceEmbeddingInput,
+    SentenceEmbeddingOutput,
+    SentenceEmbeddingPipeline,
+)
+from sparsec.serving.pipelines.sparse_embedding import (
+    SparseEmbeddingInput,
+    SparseEmbeddingOutput,
+    SparseEmbeddingPipeline,
+)
 from sparsec.serving.pipelines.text_classification import (
     TextClassificationInput,
     TextClassificationOutput,
@@ -62,6 +72,12 @@ __all__ = [
     "QuestionAnsweringOutput",
     "QuestionAnsweringPipeline",
     "Runner",
+    "SentenceEmbeddingInput",
+    "SentenceEmbeddingOutput",
+    "SentenceEmbeddingPipeline",
+    "SparseEmbeddingInput",
+    "SparseEmbeddingOutput",
+    "SparseEmbeddingPipeline",
     "TextClassificationInput",
     "TextClassificationOutput",
     "TextClassificationPipeline",

@@ -14,24 +14,31 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints, overload
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
     AliasChoices,
     BaseModel,
+    Field,
     PositiveInt,
     PydanticSchemaGenerationError,
     TypeAdapter,
     ValidationError,
 )
 from pydantic.fields import FieldInfo
+from tokenizers import Encoding
 
 from sparsec.arguments import anchored
 from sparsec.console import say
-from sparsec.errors import EngineClosedError, InputError, ModelError, NonFiniteError
-from sparsec.facade import DEFAULT_BUCKETS
+from sparsec.errors import (
+    EngineClosedError,
+    InputError,
+    ModelError,
+    NonFiniteError,
+    TooLongError,
+)
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.runner import (
     EngineRunner,
@@ -49,6 +56,12 @@ P = TypeVar("P", bound="Pipeline")
 
 # What to do about NaN and infinity in a model's outputs.
 OnNonFinite = Literal["warn", "error", "ignore"]
+
+# The field of a task's input that overrules the pipeline's `truncate`.
+Truncate = Annotated[
+    bool | None,
+    Field(description="Whether texts that are too long are cut; by default as the pipeline says"),
+]
 
 # What a text is tried with.
 SENTENCE = "Mary is flying from Nairobi to New York to attend a conference"
@@ -80,9 +93,13 @@ class Job:
 
     Attributes:
         items: sequences for the model, in order.
+        truncate: whether texts that are too long may be cut.
+        cut: how many texts were.
     """
 
     items: list[Features] = field(default_factory=list)
+    truncate: bool = False
+    cut: int = 0
 
 
 class Pipeline(abc.ABC):
@@ -112,6 +129,10 @@ class Pipeline(abc.ABC):
         reads: names of the model's outputs that predictions are made of; all, unless a task has
             fewer.
         on_nonfinite: what a call does about NaN and infinity in those; see :meth:`create`.
+        truncate: whether texts of more than `max_length` tokens are cut; see :meth:`create`.
+        max_length: tokens of the longest sequence, special ones included.
+        arrays: whether vectors in predictions are numpy arrays, whatever the task's options say; a
+            server writes those faster and shorter.
     """
 
     task: ClassVar[str] = ""
@@ -133,6 +154,8 @@ class Pipeline(abc.ABC):
         self.max_length = min(limit for limit in limits if limit is not None)
         self.reads: tuple[str, ...] = runner.output_names
         self.on_nonfinite: OnNonFinite = "warn"
+        self.truncate = False
+        self.arrays = False
         text.check_inputs(runner.input_names, model)
 
     # ---- making one ------------------------------------------------------------------------------
@@ -151,6 +174,7 @@ class Pipeline(abc.ABC):
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         zoo_dir: str | os.PathLike[str] | None = None,
         on_nonfinite: OnNonFinite = "warn",
+        truncate: bool = False,
         progress: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> Pipeline:
@@ -166,7 +190,8 @@ class Pipeline(abc.ABC):
             batch_size: sequences that run together most often, which the layers of an ONNX model
                 are cut for; None means 1.  Any number runs.
             sequence_length: tokens, or a list of such buckets: a text goes to the smallest that
-                fits.  None: all buckets of an artifact, 16 and 128 of an ONNX model.
+                fits.  None: all buckets of an artifact; of an ONNX model 16, 128, 512, and what it
+                takes at most.
             num_cores: threads that a call may use; None: all usable cores.
             engine_type: ``sparsec`` or ``onnxruntime``.
             tokenizer: ``tokenizer.json``, or its folder, if it is not beside the model.
@@ -175,6 +200,9 @@ class Pipeline(abc.ABC):
             on_nonfinite: what a call does if the model's outputs hold NaN or infinity: ``warn``
                 (one line through :mod:`logging`, logger ``sparsec``), ``error`` (NonFiniteError),
                 or ``ignore``.
+            truncate: what becomes of a text that is longer than the largest bucket, or than what
+                the model was made for: True: it is cut, as DeepSparse does; False: TooLongError.
+                The input of a call may say otherwise, in its field of the same name.
             progress: called with each line of progress of downloading and compiling.  None: a line
                 on standard error when that begins.
             kwargs: options of the task.
@@ -205,6 +233,7 @@ class Pipeline(abc.ABC):
         tokenizer = _typed("tokenizer", str | Path | None, tokenizer)
         zoo_dir = _typed("zoo_dir", str | Path | None, zoo_dir)
         on_nonfinite = _typed("on_nonfinite", OnNonFinite, on_nonfinite)
+        truncate = _typed("truncate", bool, truncate)
         if not isinstance(config, Mapping):
             config = _typed("config", str | Path | None, config)
         engine = _ENGINE_ALIASES.get(str(engine_type).lower(), str(engine_type).lower())
@@ -223,6 +252,10 @@ class Pipeline(abc.ABC):
         text = Text.load(model)
         if sequence_length is not None:
             text.max_length = None  # said by the caller, as transformers' max_length
+        elif (most := model.sentence.max_length) is not None:
+            text.max_length = min(most, text.max_length or most)
+        limits = (model.positions.longest, text.max_length)
+        longest = min((limit for limit in limits if limit is not None), default=None)
         once = _Once(model)
         model = kind.adapt(model, **options)
         runner: Runner
@@ -230,6 +263,7 @@ class Pipeline(abc.ABC):
             runner = EngineRunner(
                 model.path,
                 buckets=buckets,
+                longest=longest,
                 batch_size=batch_size or 1,
                 num_cores=num_cores,
                 progress=progress or once,
@@ -237,7 +271,11 @@ class Pipeline(abc.ABC):
             )
         else:
             runner = OnnxRuntimeRunner(
-                model.onnx, buckets=buckets, num_cores=num_cores, **_padding(model, text)
+                model.onnx,
+                buckets=buckets,
+                longest=longest,
+                num_cores=num_cores,
+                **_padding(model, text),
             )
         try:
             pipeline = kind(model, text, runner, **options)
@@ -245,6 +283,7 @@ class Pipeline(abc.ABC):
             runner.close()
             raise
         pipeline.on_nonfinite = on_nonfinite
+        pipeline.truncate = truncate
         pipeline._made_by = made_by
         return pipeline
 
@@ -342,7 +381,66 @@ class Pipeline(abc.ABC):
 
         Raises:
             InputError: the inputs make no sense for the task.
+            TooLongError: a text has too many tokens, and must not be cut.
         """
+
+    def may_cut(self, inputs: BaseModel) -> bool:
+        """Whether texts that are too long may be cut: what the input says, else the pipeline."""
+        asked: bool | None = getattr(inputs, "truncate", None)
+        return self.truncate if asked is None else asked
+
+    def fit(self, job: Job, encoding: Encoding, where: str = "") -> Encoding:
+        """Tokens of a text with special ones, cut to `max_length` if the job may.
+
+        Args:
+            job: what the text belongs to; it counts what is cut.
+            encoding: the text's tokens.
+            where: what names the text in an error, such as ``inputs.3``.
+
+        Raises:
+            TooLongError: there are more, and the job may not cut them.
+        """
+        self.admit(job, len(encoding) + self.text.special_tokens(), where)
+        return self.text.fit(encoding, self.max_length)
+
+    def pair(
+        self,
+        job: Job,
+        first: NDArray[np.int64],
+        second: NDArray[np.int64],
+        where: str = "",
+        *,
+        only_first: bool = False,
+    ) -> Features:
+        """What the model takes of two texts, cut as :meth:`Text.pair` does it if the job may.
+
+        Raises:
+            TooLongError: as for :meth:`fit`.
+        """
+        self.admit(job, len(first) + len(second) + self.text.special_tokens(pair=True), where)
+        return self.text.pair(first, second, self.max_length, only_first)
+
+    def admit(self, job: Job, length: int, where: str = "") -> None:
+        """Let a sequence of so many tokens, special ones included, into a job; count it as cut if
+        it has to be.
+
+        Raises:
+            TooLongError: it is too long, and the job may not cut it.
+        """
+        if length <= self.max_length:
+            return
+        if not job.truncate:
+            raise TooLongError(
+                f"{where}: the text has {length} tokens and {self.max_length} fit: "
+                f"truncate=True cuts it{self._more_room()}".removeprefix(": ")
+            )
+        job.cut += 1
+
+    def _more_room(self) -> str:
+        """What else to do about a text that is too long."""
+        if self.max_length == self.runner.buckets[-1] != self.model.positions.longest:
+            return ", a larger sequence_length takes all of it"
+        return ""
 
     @abc.abstractmethod
     def finish(self, job: Job, outputs: list[Outputs]) -> BaseModel:
@@ -395,7 +493,14 @@ class Pipeline(abc.ABC):
                 f"only pipelines made by Pipeline.create can be pickled or copied: create this "
                 f"{type(self).__name__} where it is used"
             )
-        return _create_again, (type(self), {**self._made_by, "on_nonfinite": self.on_nonfinite})
+        return _create_again, (
+            type(self),
+            {
+                **self._made_by,
+                "on_nonfinite": self.on_nonfinite,
+                "truncate": self.truncate,
+            },
+        )
 
     def __enter__(self: P) -> P:
         return self
@@ -540,7 +645,7 @@ def _check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str
             raise InputError(
                 f"{kind.task} has no option {name!r}; it has {', '.join(known) or 'none'}, besides "
                 f"those of all pipelines: batch_size, sequence_length, num_cores, engine_type, "
-                f"tokenizer, config, zoo_dir, on_nonfinite, progress"
+                f"tokenizer, config, zoo_dir, on_nonfinite, truncate, progress"
             )
     return checked
 
@@ -602,9 +707,7 @@ def _buckets(
 ) -> tuple[int, ...] | None:
     longest = model.positions.longest
     if sequence_length is None:
-        if model.is_artifact or longest is None or longest >= DEFAULT_BUCKETS[-1]:
-            return None
-        return tuple(sorted({*(n for n in DEFAULT_BUCKETS if n < longest), longest}))
+        return None
     given = plain(sequence_length)
     many = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
     given = tuple(map(plain, given)) if many else (given,)

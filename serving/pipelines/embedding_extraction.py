@@ -13,8 +13,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.pipelines.base import Job, Pipeline
+from sparsec.serving.pipelines.base import Job, Pipeline, Truncate
 from sparsec.serving.runner import Outputs, Runner
+from sparsec.serving.sentence import unit
 from sparsec.serving.text import Text
 
 # What exporters call the outputs that are embeddings.
@@ -34,6 +35,7 @@ class EmbeddingExtractionInput(BaseModel):
     inputs: str | list[str] = Field(
         validation_alias=AliasChoices("inputs", "sequences"), description="A text, or several"
     )
+    truncate: Truncate = None
 
 
 class EmbeddingExtractionOutput(BaseModel):
@@ -59,7 +61,9 @@ class EmbeddingExtractionPipeline(Pipeline):
             that can be.  The model is cut there before it is compiled.
         extraction_strategy: ``per_token``: a vector for each token, special ones included;
             ``reduce_mean``, ``reduce_max``: over the tokens of the text, not the padding;
-            ``cls_token``: that of the first token.
+            ``cls_token``: that of the first token; None: what the files of sentence-transformers
+            beside the model say (pooling, dense layers, normalization), and ``per_token`` if there
+            are none.
         normalize: scale vectors to length 1.
         return_numpy: numpy arrays instead of lists.
 
@@ -79,12 +83,14 @@ class EmbeddingExtractionPipeline(Pipeline):
         runner: Runner,
         *,
         emb_extraction_layer: int | str | None = -1,
-        extraction_strategy: str = "per_token",
+        extraction_strategy: str | None = None,
         normalize: bool = False,
         return_numpy: bool = False,
     ) -> None:
         super().__init__(model, text, runner)
-        if extraction_strategy not in STRATEGIES:
+        if extraction_strategy is None and not model.sentence.given:
+            extraction_strategy = "per_token"
+        if extraction_strategy not in (None, *STRATEGIES):
             raise InputError(
                 f"extraction_strategy must be one of {', '.join(STRATEGIES)}, "
                 f"not {extraction_strategy!r}"
@@ -93,7 +99,7 @@ class EmbeddingExtractionPipeline(Pipeline):
         self.extraction_strategy = extraction_strategy
         self.normalize = normalize
         self.return_numpy = return_numpy
-        self._output = _choose(runner, emb_extraction_layer)
+        self._output = choose(runner, emb_extraction_layer)
         self.reads = (self._output,)
 
     @classmethod
@@ -111,7 +117,7 @@ class EmbeddingExtractionPipeline(Pipeline):
             file = cache.cut(model.path, layer)
         except ModelError:
             # What the model gives itself needs no layers that are known.
-            if layer == -1 and _gives_hidden_states(model.onnx):
+            if layer == -1 and _hidden_states(_outputs(model.onnx)):
                 return model
             raise
         return model if file == model.onnx else replace(model, path=file)
@@ -119,33 +125,33 @@ class EmbeddingExtractionPipeline(Pipeline):
     def prepare(self, inputs: BaseModel) -> Job:
         assert isinstance(inputs, EmbeddingExtractionInput)
         texts = [inputs.inputs] if isinstance(inputs.inputs, str) else inputs.inputs
-        job = Job()
-        for text in texts:
-            encoding = self.text.fit(self.text.encode(text), self.max_length)
+        job = Job(truncate=self.may_cut(inputs))
+        for i, text in enumerate(texts):
+            encoding = self.fit(job, self.text.encode(text), f"inputs.{i}")
             job.items.append(self.text.features(encoding))
         return job
 
     def finish(self, job: Job, outputs: list[Outputs]) -> EmbeddingExtractionOutput:
         vectors = [self._pool(output[self._output]) for output in outputs]
         return EmbeddingExtractionOutput.model_construct(
-            embeddings=vectors if self.return_numpy else [vector.tolist() for vector in vectors]
+            embeddings=vectors
+            if self.return_numpy or self.arrays
+            else [v.tolist() for v in vectors]
         )
 
     def _pool(self, hidden: NDArray[Any]) -> NDArray[np.float32]:
         """[tokens, channels] -> [channels], or as it is; a vector stays one."""
         x = np.asarray(hidden, np.float32)
-        if x.ndim == 2 and self.extraction_strategy != "per_token":
+        if self.extraction_strategy is None:
+            x = self.model.sentence.vector(x)
+        elif x.ndim == 2 and self.extraction_strategy != "per_token":
             if self.extraction_strategy == "cls_token":
                 x = x[0]
             elif self.extraction_strategy == "reduce_max":
                 x = x.max(axis=0)
             else:
                 x = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-        if self.normalize:
-            # In double precision no square of a float is too large or too small; zero stays zero.
-            length = np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True)
-            x = (x / np.where(length == 0, 1.0, length)).astype(np.float32)
-        return np.ascontiguousarray(x)
+        return np.ascontiguousarray(unit(x) if self.normalize else x)
 
 
 def _as_compiled(model: ModelFiles, layer: int | str) -> None:
@@ -168,12 +174,17 @@ def _as_compiled(model: ModelFiles, layer: int | str) -> None:
         )
 
 
-def _gives_hidden_states(file: Path) -> bool:
-    """Whether an ONNX model has the last hidden state for an output."""
+def _outputs(file: Path) -> dict[str, _Known]:
+    """The outputs of an ONNX model."""
     from sparsec.compiler import frontend
 
     outputs = frontend.signature(frontend.load_model(file)).outputs
-    return bool(_hidden_states({o.name: _Known(o.shape, np.dtype(o.dtype)) for o in outputs}))
+    return {output.name: _Known(output.shape, np.dtype(output.dtype)) for output in outputs}
+
+
+def gives(file: Path, names: Sequence[str]) -> bool:
+    """Whether an ONNX model has an output with one of these names."""
+    return not set(names).isdisjoint(_outputs(file))
 
 
 @dataclass(frozen=True)
@@ -200,7 +211,7 @@ def _hidden_states(outputs: Mapping[str, _Known]) -> list[str]:
     return [name for name in found if name in _NAMES][:1] or found
 
 
-def _choose(runner: Runner, layer: int | str | None) -> str:
+def choose(runner: Runner, layer: int | str | None) -> str:
     """The output that has the embeddings.
 
     Raises:

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.pipelines.base import Job, Pipeline, output_named, softmax, width
+from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, softmax, width
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text
 
@@ -25,6 +25,7 @@ class FillMaskInput(BaseModel):
         validation_alias=AliasChoices("inputs", "sequences"),
         description="A text with the tokenizer's mask token, or several",
     )
+    truncate: Truncate = None
 
 
 class FillMaskResult(BaseModel):
@@ -84,9 +85,9 @@ class FillMaskPipeline(Pipeline):
     def prepare(self, inputs: BaseModel) -> FillMaskJob:
         assert isinstance(inputs, FillMaskInput)
         texts = [inputs.inputs] if isinstance(inputs.inputs, str) else inputs.inputs
-        job = FillMaskJob()
+        job = FillMaskJob(truncate=self.may_cut(inputs))
         for i, text in enumerate(texts):
-            encoding = self.text.fit(self.text.encode(text), self.max_length)
+            encoding = self.fit(job, self.text.encode(text), f"inputs.{i}")
             masks = [k for k, n in enumerate(encoding.ids) if n == self.text.special_id("mask")]
             if not masks:
                 raise InputError(

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Encoding
 
-from sparsec.errors import InputError
+from sparsec.errors import InputError, TooLongError
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.pipelines.base import Job, Pipeline, output_named, width
+from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, width
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text, places
+
+# Tokens that a question is cut to where texts may be cut and nothing else is said.
+QUESTION = 64
 
 # What infinite logits count as, so that differences stay numbers.
 _LEAST, _MOST = -10000.0, float(np.finfo(np.float32).max)
@@ -29,6 +32,7 @@ class QuestionAnsweringInput(BaseModel):
     question: str = Field(min_length=1, description="The question")
     context: str = Field(min_length=1, description="The text that has the answer")
     id: str | None = Field(default=None, description="The caller's name for this; not used")
+    truncate: Truncate = None
 
 
 class QuestionAnsweringOutput(BaseModel):
@@ -88,8 +92,8 @@ class QuestionAnsweringPipeline(Pipeline):
 
     Args:
         doc_stride: tokens that windows overlap by; None: half the largest bucket, 128 at most.
-        max_question_len: tokens of the question after which it is cut; DeepSparse's name,
-            ``max_question_length``, is accepted.
+        max_question_len: tokens of the question after which it is cut; None: 64 where texts may be
+            cut, else no question is.  DeepSparse's name, ``max_question_length``, is accepted.
         max_answer_len: tokens of the longest answer; also as ``max_answer_length``.
         n_best_size: candidates of each window; those within the same words add up.
         version_2_with_negative: the answer may be that there is none.
@@ -109,7 +113,7 @@ class QuestionAnsweringPipeline(Pipeline):
         runner: Runner,
         *,
         doc_stride: int | None = None,
-        max_question_len: int = 64,
+        max_question_len: int | None = None,
         max_answer_len: int = 15,
         n_best_size: int = 12,
         version_2_with_negative: bool = False,
@@ -150,11 +154,15 @@ class QuestionAnsweringPipeline(Pipeline):
 
     def prepare(self, inputs: BaseModel) -> QuestionAnsweringJob:
         assert isinstance(inputs, QuestionAnsweringInput)
+        job = QuestionAnsweringJob(context=inputs.context, truncate=self.may_cut(inputs))
         question = self.text.encode(inputs.question)
-        self.text.cut(question, self.max_question_len)
+        limit = self.max_question_len or (QUESTION if job.truncate else None)
+        if limit is not None and len(question) > limit:
+            self.text.cut(question, limit)
+            job.cut += 1
         room = self.max_length - self.text.special_tokens(pair=True) - len(question)
         if room < 1:
-            raise InputError(
+            raise TooLongError(
                 f"a question of {len(question)} tokens leaves no room for the context in "
                 f"{self.max_length}: use a larger sequence_length or a smaller max_question_len"
             )
@@ -163,7 +171,7 @@ class QuestionAnsweringPipeline(Pipeline):
             stride = min(self.max_length // 2, 128)
             stride = stride if stride < room else room // 2
         context = self.text.encode(inputs.context)
-        job = QuestionAnsweringJob(context=inputs.context, words=_words(context, inputs.context))
+        job.words = _words(context, inputs.context)
         side = 0 if self.text.context_first else 1
         cls = self.text.special_id("cls")
         for first, piece in self.text.windows(context, room, stride)[: self.num_spans]:

@@ -13,6 +13,7 @@ from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import (
     Job,
     Pipeline,
+    Truncate,
     best_first,
     output_named,
     softmax,
@@ -31,6 +32,7 @@ class TextClassificationInput(BaseModel):
         validation_alias=AliasChoices("sequences", "inputs"),
         description="A text, several texts, or pairs of texts as lists of two",
     )
+    truncate: Truncate = None
 
 
 class TextClassificationOutput(BaseModel):
@@ -81,17 +83,18 @@ class TextClassificationPipeline(Pipeline):
     def prepare(self, inputs: BaseModel) -> Job:
         assert isinstance(inputs, TextClassificationInput)
         given = inputs.sequences
-        job = Job()
+        job = Job(truncate=self.may_cut(inputs))
         tokens: dict[str, NDArray[np.int64]] = {}
         texts: Sequence[str | list[str]] = [given] if isinstance(given, str) else given
         for i, text in enumerate(texts):
             parts = [text] if isinstance(text, str) else text
+            where = f"sequences.{i}"
             if len(parts) not in (1, 2):
                 raise InputError(
-                    f"sequences.{i}: a text or a pair of texts is needed, not {len(parts)} texts"
+                    f"{where}: a text or a pair of texts is needed, not {len(parts)} texts"
                 )
             if len(parts) == 1:
-                encoding = self.text.fit(self.text.encode(parts[0]), self.max_length)
+                encoding = self.fit(job, self.text.encode(parts[0]), where)
                 job.items.append(self.text.features(encoding))
                 continue
             # One text is often in many pairs.
@@ -99,7 +102,7 @@ class TextClassificationPipeline(Pipeline):
                 if part not in tokens:
                     tokens[part] = self.text.ids(part)
             one, two = (tokens[part] for part in parts)
-            job.items.append(self.text.pair(one, two, self.max_length))
+            job.items.append(self.pair(job, one, two, where))
         return job
 
     def finish(self, job: Job, outputs: list[Outputs]) -> TextClassificationOutput:

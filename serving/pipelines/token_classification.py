@@ -13,7 +13,7 @@ from tokenizers import Encoding
 
 from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.pipelines.base import Job, Pipeline, output_named, softmax, width
+from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, softmax, width
 from sparsec.serving.pipelines.labels import Label, parse
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text, places
@@ -33,6 +33,7 @@ class TokenClassificationInput(BaseModel):
     is_split_into_words: bool = Field(
         default=False, description="Whether a list of strings is the words of one text"
     )
+    truncate: Truncate = None
 
 
 class TokenClassificationResult(BaseModel):
@@ -114,7 +115,7 @@ class TokenClassificationPipeline(Pipeline):
         ignore_labels: labels that are left out of the results, groups by their name without the
             prefix; O unless given.
         stride: text longer than the largest bucket is split into windows that overlap by so many
-            tokens; None: it is truncated.  Needs an aggregation strategy other than none.
+            tokens; None: it is not.  Needs an aggregation strategy other than none.
 
     Raises:
         InputError: an argument has a wrong value.
@@ -174,7 +175,7 @@ class TokenClassificationPipeline(Pipeline):
             texts = [[str(word) for word in given]]
         else:
             texts = given
-        job = TokenClassificationJob()
+        job = TokenClassificationJob(truncate=self.may_cut(inputs))
         for i, text in enumerate(texts):
             words: tuple[int, ...] | None = None
             if isinstance(text, str):
@@ -186,7 +187,7 @@ class TokenClassificationPipeline(Pipeline):
                 words = tuple(int(start) for start in starts[: len(text)])
                 job.texts.append(" ".join(text))
             if self.stride is None:
-                parts = [self.text.fit(encoding, self.max_length)]
+                parts = [self.fit(job, encoding, f"inputs.{i}")]
             else:
                 room = self.max_length - self.text.special_tokens()
                 pieces = self.text.windows(encoding, room, self.stride)

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.pipelines.base import Job, Pipeline, output_named, softmax, width
+from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, softmax, width
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text
 
@@ -36,6 +36,7 @@ class ZeroShotTextClassificationInput(BaseModel):
     multi_class: bool | None = Field(
         default=None, description="Whether several labels may be true of a text"
     )
+    truncate: Truncate = None
 
 
 class ZeroShotTextClassificationOutput(BaseModel):
@@ -165,10 +166,14 @@ class ZeroShotTextClassificationPipeline(Pipeline):
             labels=labels,
             multi_class=self.multi_class if inputs.multi_class is None else inputs.multi_class,
             single=isinstance(inputs.sequences, str),
+            truncate=self.may_cut(inputs),
         )
         hypotheses = [self.text.ids(template.replace("{}", label)) for label in labels]
-        for text in texts:
+        longest = max(hypotheses, key=len)
+        for i, text in enumerate(texts):
             premise = self.text.ids(text)
+            whole = len(premise) + len(longest) + self.text.special_tokens(pair=True)
+            self.admit(job, whole, f"sequences.{i}")
             for hypothesis in hypotheses:
                 # Only the text is truncated: without the label there is no question.
                 job.items.append(

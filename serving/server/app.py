@@ -179,12 +179,12 @@ class Service:
             inputs = inference.parse(
                 endpoint, await body_of(request, self.config.limits.body_bytes)
             )
-            (result,) = await inference.predict(
+            answer = await inference.predict(
                 endpoint, [inputs], self.config.limits, errors.request_id(request)
             )
         finally:
             self.registry.leave(endpoint)
-        return json_response(result)
+        return json_response(answer.results[0], headers=answer.headers)
 
     # ---- about the server ----------------------------------------------------------------------
 

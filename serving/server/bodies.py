@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from sanic import HTTPResponse, Request
@@ -68,6 +69,13 @@ def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
             raise HttpError(400, "the body is not deflate: something follows its end")
 
 
-def json_response(data: Any, status: int = 200) -> HTTPResponse:
+def json_response(
+    data: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> HTTPResponse:
     """Plain data or a prediction as a response."""
-    return HTTPResponse(json_text.dumps(data), status=status, content_type="application/json")
+    return HTTPResponse(
+        json_text.dumps(data),
+        status=status,
+        headers=dict(headers or {}),
+        content_type="application/json",
+    )

@@ -110,6 +110,10 @@ class EndpointConfig(_Strict):
         default="warn",
         description="NaN or infinity in the model's outputs: a line in the log, or a 500",
     )
+    truncate: bool = Field(
+        default=False,
+        description="cut texts that are too long, unless a request says otherwise; else a 422",
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="options of the task")
 
     @field_validator("sequence_length", mode="before")
@@ -140,7 +144,7 @@ class EndpointConfig(_Strict):
     @field_validator("kwargs")
     @classmethod
     def _only_the_tasks(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        for name in ("task", "batch_size", "sequence_length", "on_nonfinite"):
+        for name in ("task", "batch_size", "sequence_length", "on_nonfinite", "truncate"):
             if name in kwargs:
                 raise ValueError(f"{name} is a key of the endpoint: move it out of kwargs")
         if "model_path" in kwargs:

@@ -22,7 +22,7 @@ from sanic import HTTPResponse, Request
 from sanic.exceptions import RequestCancelled, SanicException
 from sanic.handlers import ErrorHandler
 
-from sparsec.errors import InputError, NonFiniteError, SparsecError
+from sparsec.errors import InputError, NonFiniteError, SparsecError, TooLongError
 from sparsec.serving.server.metrics import RequestMetrics
 
 REQUEST_ID = "x-request-id"
@@ -79,6 +79,8 @@ def as_http(error: BaseException) -> HttpError:
     """Any exception as one that may be shown to a client."""
     if isinstance(error, HttpError):
         return error
+    if isinstance(error, TooLongError):
+        return HttpError(422, str(error), "input_too_long")
     if isinstance(error, InputError):
         return HttpError(422, str(error))
     if isinstance(error, NonFiniteError):

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +23,9 @@ from sparsec.serving.server.registry import Endpoint
 logger = logging.getLogger("sparsec.server")
 
 T = TypeVar("T")
+
+# The header of a response for which texts were cut: how many.
+TRUNCATED = "x-truncated-texts"
 
 # Texts of more characters, and predictions on more tokens, are worth a trip to another thread:
 # shorter ones take less time on the event loop than the trip does.
@@ -92,9 +96,22 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(value.__dict__)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Predictions, one for each input, and how many texts were cut for them."""
+
+    results: list[BaseModel]
+    truncated: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What tells a client that texts were cut."""
+        return {TRUNCATED: str(self.truncated)} if self.truncated else {}
+
+
 async def predict(
     endpoint: Endpoint, inputs: Sequence[BaseModel], limits: Limits, request_id: str = ""
-) -> list[BaseModel]:
+) -> Answer:
     """Predictions for inputs that belong to one request and run together.
 
     Raises:
@@ -134,7 +151,9 @@ async def predict(
         if endpoint.data_log:
             for one, job, result in zip(inputs, jobs, results, strict=True):
                 endpoint.data_log.record(request_id, one, job.items, result)
-        return results
+        truncated = sum(job.cut for job in jobs)
+        endpoint.metrics.truncated(truncated)
+        return Answer(results, truncated)
 
 
 def _prepare(

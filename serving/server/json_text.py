@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 from typing import Any
 
-from pydantic_core import to_json
+import orjson
+from pydantic import BaseModel
+
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 def dumps(value: Any) -> bytes:
-    """UTF-8 without spaces.  Arrays become lists; NaN and infinity, which JSON does not have, null:
-    as MLServer and KServe write them, and what numpy reads as NaN again."""
-    return to_json(value, fallback=_plain, inf_nan_mode="null")
+    """UTF-8 without spaces.  Arrays become lists, numbers of float32 in as many digits as those
+    need; NaN and infinity, which JSON does not have, null: as MLServer and KServe write them, and
+    what numpy reads as NaN again."""
+    return orjson.dumps(value, default=_plain, option=_OPTIONS)
 
 
 def without_mark(body: bytes) -> bytes:
@@ -20,4 +24,6 @@ def without_mark(body: bytes) -> bytes:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {name: getattr(value, name) for name in type(value).model_fields}
     return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -47,6 +47,7 @@ NONFINITE = Counter(
     "Requests for which the model gave NaN or infinity, whatever on_nonfinite says but ignore",
     ["endpoint"],
 )
+TRUNCATED = Counter("sparsec_truncated_texts", "Texts that were cut to fit", ["endpoint"])
 SERVED = Gauge(
     "sparsec_served_models", "Workers that serve a model of this content at this endpoint",
     ["endpoint", "model", "hash"], multiprocess_mode="livesum",
@@ -73,6 +74,7 @@ class RequestMetrics:
         self._endpoint = endpoint
         self._latency = LATENCY.labels(endpoint)
         self._nonfinite = NONFINITE.labels(endpoint) if endpoint else None
+        self._truncated = TRUNCATED.labels(endpoint) if endpoint else None
         self._statuses: dict[int, Any] = {}
 
     def done(self, status: int, code: str, seconds: float) -> None:
@@ -89,6 +91,11 @@ class RequestMetrics:
         """The model gave NaN or infinity."""
         if self._nonfinite is not None:
             self._nonfinite.inc()
+
+    def truncated(self, texts: int) -> None:
+        """So many texts of a request were cut."""
+        if self._truncated is not None and texts:
+            self._truncated.inc(texts)
 
 
 class ModelMetrics:

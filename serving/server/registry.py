@@ -30,6 +30,9 @@ T = TypeVar("T")
 # How often a model is loaded whose files change meanwhile.
 ATTEMPTS = 3
 
+# Tokens of the largest batch that a model is warmed up with.
+WARM_TOKENS = 8192
+
 # Options of a pipeline that decide what model is run and how.
 _MODEL_OPTIONS = ("engine_type", "tokenizer", "config", "zoo_dir")
 
@@ -259,9 +262,11 @@ class Registry:
             batch_size=config.batch_size,
             num_cores=self._num_cores,
             on_nonfinite=config.on_nonfinite,
+            truncate=config.truncate,
             progress=None if self._quiet else say,
             **options,
         )
+        pipeline.arrays = True
         try:
             warm_up(pipeline.runner, config.batching.max_batch)
         except BaseException:
@@ -274,7 +279,8 @@ def warm_up(runner: Runner, max_batch: int) -> None:
     """Run every bucket once, and the largest batch: memory is taken and pages are read now."""
     for bucket in runner.buckets:
         runner.infer([features(runner, bucket)])
-    runner.infer([features(runner, runner.buckets[-1])] * max_batch)
+    last = runner.buckets[-1]
+    runner.infer([features(runner, last)] * min(max_batch, max(1, WARM_TOKENS // last)))
 
 
 def features(runner: Runner, length: int) -> Features:

@@ -104,19 +104,19 @@ async def _infer(service: Service, endpoint: Endpoint, request: Request) -> HTTP
                 )
             except ValidationError:
                 raise error from None
-            (result,) = await inference.predict(endpoint, [own], limits, errors.request_id(request))
-            return json_response(result)
+            found = await inference.predict(endpoint, [own], limits, errors.request_id(request))
+            return json_response(found.results[0], headers=found.headers)
         inputs = tensors.to_inputs(endpoint.pipeline, wanted)
-        results = await inference.predict(endpoint, inputs, limits, errors.request_id(request))
+        found = await inference.predict(endpoint, inputs, limits, errors.request_id(request))
         answer, length = oip.encode(
-            endpoint.name, wanted, tensors.from_results(endpoint.pipeline, results)
+            endpoint.name, wanted, tensors.from_results(endpoint.pipeline, found.results)
         )
     finally:
         service.registry.leave(endpoint)
     if length is None:
-        return HTTPResponse(answer, content_type="application/json")
+        return HTTPResponse(answer, headers=found.headers, content_type="application/json")
     return HTTPResponse(
         answer,
-        headers={oip.HEADER_LENGTH: str(length)},
+        headers={**found.headers, oip.HEADER_LENGTH: str(length)},
         content_type="application/octet-stream",
     )

@@ -57,6 +57,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         help="what to do if the model gives NaN or infinity (default: warn, in the log)",
     )  # fmt: skip
     what.add_argument(
+        "--truncate", action="store_true",
+        help="cut texts that are too long, as DeepSparse does; without, they are refused",
+    )  # fmt: skip
+    what.add_argument(
         "--zoo-dir", "--zoo_dir", metavar="DIR",
         help=f"where models with zoo: names are looked up (default: ${ZOO})",
     )  # fmt: skip
@@ -136,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 # Flags that describe the one endpoint of a server without a file.
 _ENDPOINT = (
     "task", "model_path", "sequence_length", "batch_size", "engine_type", "max_batch",
-    "max_delay_us", "queue_size", "on_nonfinite",
+    "max_delay_us", "queue_size", "on_nonfinite", "truncate",
 )  # fmt: skip
 
 
@@ -165,6 +169,7 @@ def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "batching": {name: value for name, value in batching.items() if value is not None},
         "on_nonfinite": args.on_nonfinite,
+        "truncate": args.truncate or None,
         "kwargs": {"engine_type": args.engine_type} if args.engine_type else {},
     }
     return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,151 @@
+"""One vector for a text, as sentence-transformers makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer
+
+from sparsec.serving.models import ModelFiles
+from sparsec.serving.pipelines.base import Job, Pipeline, Truncate
+from sparsec.serving.pipelines.embedding_extraction import (
+    EmbeddingExtractionPipeline,
+    choose,
+    gives,
+)
+from sparsec.serving.runner import Outputs, Runner
+from sparsec.serving.sentence import truncated
+from sparsec.serving.text import Text
+
+# What an exporter calls the output that is pooled already.
+POOLED = ("sentence_embedding", "sentence_embeddings")
+
+# In plain data lists; in Python an array.
+Vectors = Annotated[
+    np.ndarray[Any, np.dtype[np.float32]], PlainSerializer(lambda x: x.tolist(), return_type=list)
+]
+
+
+class SentenceEmbeddingInput(BaseModel):
+    """Texts, and what is put before them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: str | list[str] = Field(
+        validation_alias=AliasChoices("inputs", "sequences"), description="A text, or several"
+    )
+    prompt_name: str | None = Field(
+        default=None, description="The model's prompt to put before each, such as query"
+    )
+    prompt: str | None = Field(default=None, description="What to put before each instead")
+    dimensions: int | None = Field(
+        default=None, ge=1, description="Elements of the vectors to keep, from the first"
+    )
+    normalize: bool | None = Field(
+        default=None, description="Whether vectors are scaled to length 1; by default as the model"
+    )
+    truncate: Truncate = None
+
+
+class SentenceEmbeddingOutput(BaseModel):
+    """The vectors, float32 ``[texts, dimensions]``."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    embeddings: Vectors = Field(description="For each text its vector")
+
+
+@dataclass
+class SentenceEmbeddingJob(Job):
+    """How many tokens of each item are the prompt's, and what is wanted of the vectors."""
+
+    prompt: int = 0
+    dimensions: int | None = None
+    normalize: bool = False
+
+
+@Pipeline.register("sentence-embedding", task_aliases=["sentence-similarity"])
+class SentenceEmbeddingPipeline(EmbeddingExtractionPipeline):
+    """Vectors of texts that can be compared.
+
+    What the files of sentence-transformers beside the model say is obeyed: ``modules.json`` and
+    the folders that it names (pooling, dense layers, normalization), prompts, the greatest length.
+    Without them, a model that has an output ``sentence_embedding`` gives that, and any other the
+    mean of its tokens' states.
+
+    Args:
+        prompt_name: the prompt that is put before texts where a call names none.
+        truncate_dim: elements of the vectors that are kept where a call says nothing.
+        normalize: scale vectors to length 1, whatever the model's files say.
+
+    Raises:
+        InputError: there is no such prompt.
+        ModelError: the model has no output that this can be made of.
+    """
+
+    input_schema = SentenceEmbeddingInput
+    output_schema = SentenceEmbeddingOutput
+
+    def __init__(
+        self,
+        model: ModelFiles,
+        text: Text,
+        runner: Runner,
+        *,
+        prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+    ) -> None:
+        Pipeline.__init__(self, model, text, runner)
+        self.settings = model.sentence
+        self.settings.prompt(prompt_name)
+        self.prompt_name = prompt_name
+        self.truncate_dim = truncate_dim
+        self.normalize = normalize
+        pooled = [name for name in POOLED if name in runner.output_names]
+        if pooled and not self.settings.given:
+            self._output = pooled[0]
+        else:
+            self._output = choose(runner, -1)
+        self.reads = (self._output,)
+
+    @classmethod
+    def adapt(cls, model: ModelFiles, **options: Any) -> ModelFiles:
+        """Cut the model behind its last layer, unless it gives the vectors itself."""
+        if model.is_artifact or (not model.sentence.given and gives(model.onnx, POOLED)):
+            return model
+        return super().adapt(model)
+
+    def prepare(self, inputs: BaseModel) -> SentenceEmbeddingJob:
+        assert isinstance(inputs, SentenceEmbeddingInput)
+        texts = [inputs.inputs] if isinstance(inputs.inputs, str) else inputs.inputs
+        before = self.settings.prompt(inputs.prompt_name or self.prompt_name, inputs.prompt)
+        job = SentenceEmbeddingJob(
+            truncate=self.may_cut(inputs),
+            dimensions=inputs.dimensions or self.truncate_dim,
+            normalize=self.normalize if inputs.normalize is None else inputs.normalize,
+        )
+        if before and not self.settings.pooling.include_prompt:
+            job.prompt = self._prompt_tokens(before)
+        for i, text in enumerate(texts):
+            encoding = self.fit(job, self.text.encode(self._case(before + text)), f"inputs.{i}")
+            job.items.append(self.text.features(encoding))
+        return job
+
+    def _case(self, text: str) -> str:
+        return text.lower() if self.settings.lower else text
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a sequence that are the prompt's: special ones before it are, too."""
+        joined = self.text.join(self.text.encode(self._case(prompt)))
+        return len(joined) - joined.special_tokens_mask[-1]
+
+    def finish(self, job: Job, outputs: list[Outputs]) -> SentenceEmbeddingOutput:
+        assert isinstance(job, SentenceEmbeddingJob)
+        rows = [self.settings.vector(output[self._output], job.prompt) for output in outputs]
+        vectors = np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+        if rows:
+            vectors = truncated(vectors, job.dimensions, job.normalize)
+        return SentenceEmbeddingOutput.model_construct(embeddings=vectors)
