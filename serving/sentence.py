@@ -65,11 +65,13 @@ class Pooling:
         """
         x = np.asarray(states, np.float32)
         skipped = prompt if not self.include_prompt and prompt < len(x) else 0
-        return np.concatenate([_POOL[mode](x[skipped:], skipped) for mode in self.modes])
+        parts = [_POOL[mode](x[skipped:], skipped) for mode in self.modes]
+        return np.asarray(np.concatenate(parts), np.float32)
 
 
 def _mean(x: NDArray[np.float32], skipped: int) -> Vector:
-    return x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    found: Vector = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return found
 
 
 def _mean_sqrt(x: NDArray[np.float32], skipped: int) -> Vector:

@@ -36,6 +36,8 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
         "sequence-classification", {"labels": ["contradiction", "neutral", "entailment"]},
     ),
     "embedding": ("hidden", {}),
+    "sentence-embedding": ("hidden", {}),
+    "sparse-embedding": ("masked-lm", {}),
     "fill-mask": ("masked-lm", {}),
 }  # fmt: skip
 

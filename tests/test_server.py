@@ -273,6 +273,27 @@ def test_metrics(client: httpx.Client) -> None:
     assert after["sparsec_requests_in_flight"] == 1  # the one that asks
 
 
+def test_texts_that_are_too_long(client: httpx.Client) -> None:
+    """Refused; cut where the request says so, which the answer and the metrics tell."""
+    long, name = "good movie " * 40, 'sparsec_truncated_texts_total{endpoint="sentiment"}'
+    before = metrics(client).get(name, 0.0)
+    refused = failure(client.post("/sentiment", json={"sequences": long}), 422, "input_too_long")
+    assert "the text has 82 tokens and 64 fit" in refused["error"]
+    body = {"sequences": [long, "good", long], "truncate": True}
+    answer = client.post("/sentiment", json=body)
+    assert answer.status_code == 200 and len(answer.json()["labels"]) == 3
+    assert answer.headers["x-truncated-texts"] == "2"
+    tensors = {
+        "inputs": [{"name": "sequences", "shape": [1], "datatype": "BYTES", "data": [long]}],
+        "parameters": {"truncate": True},
+    }
+    answer = client.post("/v2/models/sentiment/infer", json=tensors)
+    assert answer.status_code == 200 and answer.headers["x-truncated-texts"] == "1"
+    assert metrics(client)[name] - before == 3
+    answer = client.post("/sentiment", json={"sequences": "good"})
+    assert "x-truncated-texts" not in answer.headers
+
+
 def test_request_ids(client: httpx.Client, server: Server) -> None:
     given = client.get("/nothing", headers={"X-Request-ID": "abc-1"})
     assert failure(given, 404, "not_found")["request_id"] == "abc-1"
@@ -710,7 +731,11 @@ def test_drain_has_a_limit(text_models: TextModels, tmp_path: Path) -> None:
     }
     with Server(tmp_path, config) as server, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, server.url + "/predict", json={"inputs": "a"}, timeout=30)
-        time.sleep(0.3)
+        with server.client() as client:
+            while not any(
+                k.startswith("sparsec_queue_items") and n for k, n in metrics(client).items()
+            ):
+                time.sleep(0.05)
         start = time.monotonic()
         server.stop()
         assert time.monotonic() - start < 5

@@ -28,6 +28,7 @@ from sparsec.serving.server.app import Service
 from sparsec.serving.server.batching import ModelQueue, QueueFullError, Scheduler
 from sparsec.serving.server.config import Batching, EndpointConfig
 from sparsec.serving.server.errors import HttpError
+from sparsec.serving.server.metrics import RequestMetrics
 from sparsec.serving.server.registry import Endpoint, _Shared
 from tests import pipelines_support
 from tests.server_support import TASKS
@@ -388,12 +389,14 @@ def test_long_texts_do_not_hold_up_others() -> None:
 
     async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
         task: Any = Task()
-        endpoint: Any = SimpleNamespace(pipeline=task, queue=queue, data_log=None)
+        endpoint: Any = SimpleNamespace(
+            pipeline=task, queue=queue, data_log=None, metrics=RequestMetrics("")
+        )
         limits = config.Limits(heavy_requests=4)
 
         async def ask(characters: int) -> str:
-            results = await inference.predict(endpoint, [Texts(inputs="a" * characters)], limits)
-            return str(results[0].inputs)  # type: ignore[attr-defined]
+            found = await inference.predict(endpoint, [Texts(inputs="a" * characters)], limits)
+            return str(found.results[0].inputs)  # type: ignore[attr-defined]
 
         long = [asyncio.create_task(ask(50_000)) for _ in range(4)]
         while len(task.at_once) < inference.HEAVY_THREADS:
@@ -611,7 +614,7 @@ def test_the_server_names_no_task() -> None:
         for name in schema.model_fields
     }
     # These mean something to a server, or in the protocol, as well.
-    words -= {"id", "inputs", "labels", "scores", "start"}
+    words -= {"id", "inputs", "labels", "scores", "start", "truncate"}
     for path in sorted(Path(docs.__file__).parent.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -105,22 +105,7 @@ class EmbeddingExtractionPipeline(Pipeline):
     @classmethod
     def adapt(cls, model: ModelFiles, **options: Any) -> ModelFiles:
         """Cut the model at the layer."""
-        from sparsec import cache
-
-        layer = options.get("emb_extraction_layer", -1)
-        if layer is None:
-            return model
-        if model.is_artifact:
-            _as_compiled(model, layer)
-            return model
-        try:
-            file = cache.cut(model.path, layer)
-        except ModelError:
-            # What the model gives itself needs no layers that are known.
-            if layer == -1 and _hidden_states(_outputs(model.onnx)):
-                return model
-            raise
-        return model if file == model.onnx else replace(model, path=file)
+        return at_layer(model, options.get("emb_extraction_layer", -1))
 
     def prepare(self, inputs: BaseModel) -> Job:
         assert isinstance(inputs, EmbeddingExtractionInput)
@@ -152,6 +137,29 @@ class EmbeddingExtractionPipeline(Pipeline):
             else:
                 x = x.mean(axis=0, dtype=np.float64).astype(np.float32)
         return np.ascontiguousarray(unit(x) if self.normalize else x)
+
+
+def at_layer(model: ModelFiles, layer: int | str | None) -> ModelFiles:
+    """The model cut at a layer; an artifact as it is, if it gives what is wanted.
+
+    Raises:
+        ModelError: there is no such layer, or an artifact does not give it.
+    """
+    from sparsec import cache
+
+    if layer is None:
+        return model
+    if model.is_artifact:
+        _as_compiled(model, layer)
+        return model
+    try:
+        file = cache.cut(model.path, layer)
+    except ModelError:
+        # What the model gives itself needs no layers that are known.
+        if layer == -1 and _hidden_states(_outputs(model.onnx)):
+            return model
+        raise
+    return model if file == model.onnx else replace(model, path=file)
 
 
 def _as_compiled(model: ModelFiles, layer: int | str) -> None:

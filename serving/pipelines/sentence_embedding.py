@@ -10,11 +10,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer
 
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate
-from sparsec.serving.pipelines.embedding_extraction import (
-    EmbeddingExtractionPipeline,
-    choose,
-    gives,
-)
+from sparsec.serving.pipelines.embedding_extraction import at_layer, choose, gives
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.sentence import truncated
 from sparsec.serving.text import Text
@@ -67,7 +63,7 @@ class SentenceEmbeddingJob(Job):
 
 
 @Pipeline.register("sentence-embedding", task_aliases=["sentence-similarity"])
-class SentenceEmbeddingPipeline(EmbeddingExtractionPipeline):
+class SentenceEmbeddingPipeline(Pipeline):
     """Vectors of texts that can be compared.
 
     What the files of sentence-transformers beside the model say is obeyed: ``modules.json`` and
@@ -98,7 +94,7 @@ class SentenceEmbeddingPipeline(EmbeddingExtractionPipeline):
         truncate_dim: int | None = None,
         normalize: bool = False,
     ) -> None:
-        Pipeline.__init__(self, model, text, runner)
+        super().__init__(model, text, runner)
         self.settings = model.sentence
         self.settings.prompt(prompt_name)
         self.prompt_name = prompt_name
@@ -116,7 +112,7 @@ class SentenceEmbeddingPipeline(EmbeddingExtractionPipeline):
         """Cut the model behind its last layer, unless it gives the vectors itself."""
         if model.is_artifact or (not model.sentence.given and gives(model.onnx, POOLED)):
             return model
-        return super().adapt(model)
+        return at_layer(model, -1)
 
     def prepare(self, inputs: BaseModel) -> SentenceEmbeddingJob:
         assert isinstance(inputs, SentenceEmbeddingInput)
@@ -140,7 +136,7 @@ class SentenceEmbeddingPipeline(EmbeddingExtractionPipeline):
     def _prompt_tokens(self, prompt: str) -> int:
         """Tokens of a sequence that are the prompt's: special ones before it are, too."""
         joined = self.text.join(self.text.encode(self._case(prompt)))
-        return len(joined) - joined.special_tokens_mask[-1]
+        return len(joined) - int(joined.special_tokens_mask[-1])
 
     def finish(self, job: Job, outputs: list[Outputs]) -> SentenceEmbeddingOutput:
         assert isinstance(job, SentenceEmbeddingJob)
