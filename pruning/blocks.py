@@ -21,12 +21,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from sparsec.pruning.gram import Centered
 from sparsec.pruning.least_squares import Problem, solve_rows
 from sparsec.pruning.refining import refine
 from sparsec.pruning.removal import choose, removal_order
-from sparsec.pruning.splitting import Scope, choose_support
+from sparsec.pruning.splitting import Scope, best_blocks, choose_support
 
 #: What the compiler's kernels take: 4 inputs of int8, one dword.
 BLOCK = 4
@@ -57,6 +59,17 @@ class Pruned:
 def expand(keep: Tensor, block: int, width: int) -> Tensor:
     """A mask of blocks [N, blocks] as one of weights [N, width]; the last block may be shorter."""
     return keep.repeat_interleave(block, dim=1)[:, :width]
+
+
+def likely_mask(data: Centered, weights: Tensor, sparsity: float, block: int = BLOCK) -> Tensor:
+    """About what pruning keeps of weights [N, K], at once: bool [N, K].
+
+    By the size of weights in units in which all inputs have the same variance.
+    """
+    width = weights.shape[1]
+    sized = weights.double() * data.xx.diagonal().clamp_min(0).sqrt()
+    filled = torch.nn.functional.pad(sized, (0, -width % block))
+    return expand(best_blocks(filled, sparsity, block, "layer"), block, width)
 
 
 def solve(problem: Problem, keep: Tensor, block: int = BLOCK) -> Pruned:

@@ -25,7 +25,7 @@ from sparsec.pruning.gram import Centered, Moments
 DEAD = 1e-9
 
 #: What damping is chosen from, as shares of the Hessian's mean diagonal.
-DAMPINGS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+DAMPINGS = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 #: Bytes of matrices that are worked on together.
 BATCH_BYTES = 256 << 20
@@ -84,9 +84,12 @@ def choose_damping(
 ) -> float:
     """The damping whose weights, fitted on all folds but the last, do best on the last.
 
+    It matters for pruned layers most: all that is left is moved to make up for what has gone, and
+    with little damping it learns the texts that it is fitted on.
+
     Args:
         prior: [N, K], the dense weights.
-        keep: bool [N, K], what is not pruned; absent: everything.
+        keep: bool [N, K], what is not pruned, or about that; absent: everything.
         rows: outputs to judge by, evenly spaced.
 
     Returns:

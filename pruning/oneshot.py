@@ -305,7 +305,8 @@ def solve(moments: Moments, dense: Tensor, form: Form, settings: Settings) -> So
     """
     damping = settings.damping
     if damping is None:
-        damping = choose_damping(moments, dense)
+        about = blocks.likely_mask(moments.centered(), dense, form.sparsity)
+        damping = choose_damping(moments, dense, about)
     problem = make_problem(moments.centered(), dense, damping)
     weights, mask = problem.weights, None
     if form.keep_inputs is not None:

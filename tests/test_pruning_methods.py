@@ -171,6 +171,19 @@ def test_little_data_wants_more_damping() -> None:
     assert chosen(70) > chosen(20_000)
 
 
+def test_a_pruned_layer_wants_more_damping_than_a_dense_one() -> None:
+    rng = np.random.default_rng(0)
+    w = torch.from_numpy(rng.standard_normal((20, 40)))
+    mixed = rng.standard_normal((10, 40))
+    moments = Moments(40, 20)
+    for _ in range(2):
+        x = torch.from_numpy(rng.standard_normal((60, 10)) @ mixed + rng.standard_normal((60, 40)))
+        moments.add(x, x @ w.T)  # nothing is lost before this layer: dense, any damping is good
+    keep = blocks.likely_mask(moments.centered(), w, 0.5)
+    assert int(keep.sum()) == 400 and keep.view(20, 10, 4).all(2).equal(keep.view(20, 10, 4).any(2))
+    assert choose_damping(moments, w, keep) > 1e-3
+
+
 # Blocks
 
 
