@@ -124,8 +124,9 @@ size_t sparsec_workspace_size(int64_t batch, int32_t threads);
  * SPARSEC_REFUSED says that it was refused: by a system older than Linux 5.16, by a filter of system calls,
  * or because a thread has an alternate signal stack (sigaltstack) smaller than getauxval(AT_MINSIGSTKSZ),
  * which signals with these registers would overflow; from then on Linux refuses such stacks instead.  To know
- * before, or to ask before threads start, make the call yourself.  Each piece of work configures the
- * calling thread's tiles and releases them before it returns: what the caller keeps in tiles is lost.
+ * before, or to ask before threads start, make the call yourself (examples/c/threads.c).  Each piece of work
+ * configures the calling thread's tiles and releases them before it returns: what the caller keeps in tiles
+ * is lost.
  *
  * Computations round to nearest, raise no floating-point exceptions, and take denormal numbers (float32:
  * below 1.2e-38) for 0, those of inputs too, where the processor has SSE (MXCSR: FTZ and DAZ).  Each piece
