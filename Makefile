@@ -34,6 +34,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks"
 	@echo "make bench-peers  sparsec beside DeepSparse, OpenVINO, ONNX Runtime"
+	@echo "make bench-table  the same for many models and shapes, in turns over hours"
 	@echo "make examples-models  train the models of examples/models again"
 	@echo "make bench-serve  the server under load"
 	@echo "make docs       man pages, in build/man"
@@ -99,8 +100,13 @@ bench-peers: $(READY)
 		$(BIN)/python -m pip install -q --no-build-isolation -e ".[bench]"
 	$(BIN)/python benchmarks/peers.py --plots $(PEERS_OPTIONS)
 
+# More models and shapes, in short turns that may be spread over hours; adds to what is there.
+bench-table: $(READY)
+	$(BIN)/python benchmarks/peers_table.py --prepare $(TABLE_OPTIONS)
+	$(BIN)/python benchmarks/peers_table.py $(TABLE_OPTIONS)
+
 docs: $(READY)
 	$(BIN)/python setup.py -q build_man
 	@ls build/man
 
-.PHONY: help demo examples-models test test-slow lint tree bench bench-serve bench-peers docs
+.PHONY: help demo examples-models test test-slow lint tree bench bench-serve bench-peers bench-table docs

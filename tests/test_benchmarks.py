@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import threading
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import general, layers, peers
-from benchmarks.harness import kernels, models, report
+from benchmarks.harness import kernels, models, report, rows, samples
 from benchmarks.harness.comparison import Agreement, Point, Timing, compare
 from benchmarks.harness.installs import PEERS, Unavailable, peer_python
 from benchmarks.harness.limit import Peak, limit_seconds
@@ -285,3 +286,34 @@ def test_kernel_benchmarks_take_all_of_the_table(
     layers.measure_kernels(targets.get("generic"), tmp_path, quick=True)
     general.measure_kernels("", "generic", tmp_path, 1)
     assert taken == list(KERNELS)
+
+
+def test_samples_add_up_over_calls(tmp_path: Path) -> None:
+    """What one call measured, the next adds to; medians and fastest deciles are of all of it."""
+    path = tmp_path / "samples.json"
+    first = samples.Samples({"cpu": "x"})
+    first.add("tiny int8 80% 1x16", {"sparsec": [0.001] * 5, "ort": [0.002] * 5}, 1)
+    first.add("tiny int8 80% 4x16", {"sparsec": [0.004]}, 1)
+    first.save(path)
+    again = samples.Samples.load(path, {"cpu": "y"})
+    again.add("tiny int8 80% 1x16", {"sparsec": [0.003] * 6, "ort": [0.012] * 6}, 2)
+    assert again.machine == {"cpu": "y"} and again.rounds["tiny int8 80% 1x16"] == 3
+    assert samples.quantiles(again.points["tiny int8 80% 1x16"]["sparsec"]) == (3.0, 1.0)
+    speeds, ratios = samples.speeds(again), samples.ratios(again)
+    assert re.search(r"1x16 .* 3.00 ms \| +12.0 ms \| +3 \|", speeds)
+    assert re.search(r"4x16 .* 1000/s \| +- \|", speeds)
+    assert re.search(r"1x16 .* 4.00 / 2.00 \|", ratios)
+
+
+def test_rows_of_the_table_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model in every form; masks cover the ends; what a CPU lacks is a reason."""
+    assert len({row.key for row in rows.ROWS}) == len(rows.ROWS) == 8 * len(rows.SHAPES)
+    assert {row.model for row in rows.selected(rows.ROWS, "")} == {"bert-base", "minilm"}
+    (dynamic,) = rows.selected(rows.ROWS, "tiny int8 dense, dyn")
+    assert dynamic.files == dict.fromkeys(("sparsec", "openvino", "ort"), "dynamic")
+    _, mask, _ = rows.inputs_of("tiny", 2, 16, 0.5)
+    assert mask.tolist() == [[1] * 8 + [0] * 8] * 2
+    (half,) = rows.selected(rows.ROWS, "tiny bf16")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert rows.why_not(half, frozenset())
+    assert rows.why_not(dynamic, frozenset()) == ""
