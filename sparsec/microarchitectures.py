@@ -79,7 +79,8 @@ GOLDEN_COVE = {
 }
 
 # Of a Zen 4 core whose AVX-512 the system hides (family 25, model 17).  There, what the model
-# chooses takes 1.3 % (int8) longer than the best of all tilings, on average over 72 layers and sizes.
+# chooses takes 1.3 % (int8) longer than the best of all tilings, on average over 72 layers and
+# sizes.
 ZEN_4_AVX2 = replace(
     targets.costs(targets.get("avx2")),
     i8=(0.416, 0.388, 0.139, 0.0347, 6.47, 0.505, 1.67, 0.306, 0.0671, 0.0, 0.0),
