@@ -13,7 +13,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks import cost_model
+from sparsec import targets
 from sparsec.compiler import toolchain
 from sparsec.compiler.lowering.tile_packing import (
     LEAST_INPUTS,
@@ -34,6 +36,7 @@ from sparsec.compiler.lowering.tile_packing import (
     pack_tiles,
     tile_count,
 )
+from sparsec.compiler.lowering.tiling import candidates, estimate
 from sparsec.compiler.templates import environment, read_template
 from sparsec.runtime import cpu
 from sparsec.targets import host_arch
@@ -489,3 +492,35 @@ def test_fewer_inputs_than_a_tile_are_refused() -> None:
     pack_tiles(np.zeros((1, LEAST_INPUTS), np.int8))
     with pytest.raises(ValueError, match="60 input channels do not fill a tile"):
         pack_tiles(np.zeros((1, LEAST_INPUTS - 1), np.int8))
+
+
+@needs_gcc
+def test_the_probe_measures_everything() -> None:
+    """On the emulation only that it does; on the unit, that a product takes its 16 cycles."""
+    avx2, amx = targets.get("avx2"), targets.get("amx")
+    assert amx.matrix is not None
+    emulated = replace(avx2, matrix=replace(amx.matrix, header="tiles_emulated.h"))
+    if not UNIT and "avx2" not in cpu.detect().targets():
+        pytest.skip("needs AVX2")
+    found = cost_model.probe(amx if UNIT else emulated, toolchain.find("gcc"), 2)
+    assert len(found) == 30 and all(ns > 0 for ns, _ in found.values())
+    if UNIT:
+        assert 12 < found["product, 16 rows of weights"][1] < 40
+
+
+def test_the_cost_model_is_fitted_to_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that are made of known factors give these factors back."""
+    target = targets.get("amx")
+    costs = targets.costs(target)
+
+    def measure(layers: Any, rows: Any, *_: Any) -> dict[Any, dict[int, float]]:
+        return {
+            (layer, tiling): {b: estimate(layer, tiling, b, target) * 1e-9 for b in rows}
+            for layer in layers
+            for tiling in candidates(layer, target)
+        }
+
+    monkeypatch.setattr(cost_model, "measure", measure)
+    made = cost_model.fit("i8", target, quick=True)
+    np.testing.assert_allclose(made.factors[True], costs.matrix, rtol=0.02)
+    assert made.worst < 1e-6 and made.loss < 1e-9

@@ -92,7 +92,7 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         sites=plan.sites,
         profile=len(plan.calls) if profile else 0,
     )
-    files = {"bucket.c": tidy(source), **_headers(target)}
+    files = {"bucket.c": tidy(source), **headers_of(target)}
     if profile:
         files["profile.h"] = read_template("lanes/profile.h")
     return BucketSource(
@@ -105,7 +105,7 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
     )
 
 
-def _headers(target: Target) -> dict[str, str]:
+def headers_of(target: Target) -> dict[str, str]:
     """The headers that ``bucket.c`` includes."""
     units = {}
     if target.matrix is not None:
