@@ -40,6 +40,7 @@ def compile(
     batch_size: int = 1,
     target: str = "auto",
     tune_for: str = "auto",
+    precision: str = "fp32",
     cc: str | None = None,
     jobs: int | None = None,
     emit_c: str | Path | None = None,
@@ -63,6 +64,8 @@ def compile(
         tune_for: the microarchitecture whose costs decide between ways to compute the same, of
             ``sparsec.microarchitectures``; ``native`` is this machine's, ``auto`` that as well
             where `target` is ``auto``, else ``generic``.
+        precision: of products of floats in linear layers and attention: ``fp32``, or ``bf16`` for
+            operands rounded to bfloat16, with float32 sums; all else stays float32.
         cc: the C compiler's command; found when absent.
         jobs: compilers to run at once; as many as usable cores when absent.
         emit_c: keep the generated C in this folder, with a Makefile.
@@ -82,7 +85,8 @@ def compile(
         ModelError: the model cannot be read (UnsupportedError: it cannot be compiled).
         ToolchainError: there is no C compiler, or it failed.
         ArtifactError: the artifact cannot be written.
-        InputError: an argument is wrong.
+        InputError: an argument is wrong, or the target does not have the precision (HardwareError:
+            ``auto`` finds none here that has it).
     """
     # Imported here so that `import sparsec` and the command line's --help stay quick.
     import sparsec
@@ -98,7 +102,7 @@ def compile(
         raise InputError("give --tune to measure or --tuning to repeat, not both")
     tilings = _recorded(input_path(tuning)) if tuning is not None else None
     here = cpu.detect()
-    isa = microarchitectures.choose(tune_for, target, targets.choose(target, here), here)
+    isa = microarchitectures.choose(tune_for, target, targets.choose(target, here, precision), here)
     compiler = toolchain.find(cc)
 
     if isinstance(model, frontend.Model):
@@ -161,6 +165,7 @@ def compile(
                 "arch": isa.arch or targets.host_arch(),
                 "features": sorted(isa.features),
                 "tuned_for": isa.tuned_for,
+                "precision": isa.precision,
             },
             toolchain={
                 "compiler": compiler.kind,

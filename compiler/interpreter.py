@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from sparsec.compiler.ir import BatchDim, Graph, Node, bind_shape
 from sparsec.compiler.ops import OPS
 from sparsec.errors import UnsupportedError
+
+#: What takes the place of an operand of a product of floats.
+Rounding = Callable[[np.ndarray], np.ndarray]
 
 
 def compute(node: Node, arrays: Sequence[np.ndarray | None]) -> Sequence[np.ndarray]:
@@ -31,14 +34,22 @@ def run_node(
     arrays: Sequence[np.ndarray | None],
     batch: int = 1,
     lengths: Sequence[int] | None = None,
+    rounding: Rounding | None = None,
 ) -> Sequence[np.ndarray]:
-    """Results of a node for a batch size, and real tokens of each sequence (None: all)."""
+    """Results of a node for a batch size, and real tokens of each sequence (None: all).
+
+    Products of floats in layers and attention are of what `rounding` makes of their operands.
+    """
     attrs = {**node.attrs, "_batch": batch, "_lengths": lengths, "_run": interpret}
+    attrs["_rounding"] = rounding
     return OPS[node.op].reference(attrs, *arrays)
 
 
 def interpret(
-    graph: Graph, inputs: Sequence[np.ndarray], lengths: Sequence[int] | None = None
+    graph: Graph,
+    inputs: Sequence[np.ndarray],
+    lengths: Sequence[int] | None = None,
+    rounding: Callable[[Node], Rounding | None] = lambda node: None,
 ) -> list[np.ndarray]:
     """Run a graph with the numpy references of its ops.
 
@@ -46,6 +57,7 @@ def interpret(
         graph: any verified graph.
         inputs: one array per graph input; the batch size is read off the first batch extent.
         lengths: how many leading tokens of each sequence are real; None: all.
+        rounding: of a node, as for :func:`run_node`.
 
     Returns:
         One array per graph output.
@@ -58,7 +70,8 @@ def interpret(
             last_use[name] = i
     keep = set(graph.outputs) | set(graph.constants)
     for i, node in enumerate(graph.nodes):
-        results = run_node(node, [env[n] if n else None for n in node.inputs], batch, lengths)
+        operands = [env[n] if n else None for n in node.inputs]
+        results = run_node(node, operands, batch, lengths, rounding(node))
         for out, result in zip(node.outputs, results, strict=True):
             value = graph.values[out]
             array = np.asarray(result)

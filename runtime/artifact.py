@@ -51,12 +51,14 @@ class TargetInfo:
     Attributes:
         features: those it needs of the CPU.
         tuned_for: the microarchitecture whose costs it was made for; "" in older artifacts.
+        precision: of products of floats in layers and attention: "fp32" or "bf16".
     """
 
     name: str
     arch: str
     features: tuple[str, ...]
     tuned_for: str
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -546,6 +548,8 @@ def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
             target["arch"].text(),
             target["features"].array(_Field.text),
             target["tuned_for"].text() if "tuned_for" in target.members() else "",
+            # Artifacts of before do not say.
+            target["precision"].text() if "precision" in target.members() else "fp32",
         ),
         toolchain=ToolchainInfo(
             toolchain["compiler"].text(),

@@ -71,6 +71,7 @@ def compiled(
     buckets: Sequence[int],
     batch_size: int = 1,
     target: str = "auto",
+    precision: str = "fp32",
     cc: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -90,7 +91,7 @@ def compiled(
     lengths = wholes("buckets", buckets)
     batch_size = whole("batch_size", batch_size, 1)
     here = cpu.detect()
-    isa = microarchitectures.choose("auto", target, targets.choose(target, here), here)
+    isa = microarchitectures.choose("auto", target, targets.choose(target, here, precision), here)
     compiler = toolchain.find(cc)
     parts = {
         "sparsec": sparsec.__version__,
@@ -99,6 +100,7 @@ def compiled(
         "batch_size": batch_size,
         "target": isa.name,
         "tuned_for": isa.tuned_for,
+        "precision": isa.precision,
         "compiler": [compiler.kind, compiler.version, *compiler.flags(isa)],
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
@@ -118,6 +120,7 @@ def compiled(
             batch_size=batch_size,
             target=isa.name,
             tune_for=isa.tuned_for,
+            precision=isa.precision,
             cc=cc,
             force=True,
             progress=progress,

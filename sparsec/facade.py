@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,7 +42,8 @@ class Engine(runtime.Engine):
             load, all when absent.
         longest: tokens of the longest text for an ONNX model without `buckets`; when absent, what
             its config.json has positions for, and 512 if that does not say.
-        batch_size, target, cc, progress: as for :func:`sparsec.compile`; only for an ONNX model.
+        batch_size, target, precision, cc, progress: as for :func:`sparsec.compile`; only for an
+            ONNX model.
 
     Raises:
         InputError: compile options for an artifact; besides what compiling and loading raise.
@@ -58,11 +59,12 @@ class Engine(runtime.Engine):
         longest: int | None = None,
         batch_size: int | None = None,
         target: str | None = None,
+        precision: str | None = None,
         cc: str | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
+        given = {"batch_size": batch_size, "target": target, "precision": precision, "cc": cc}
         if isinstance(model, Artifact) or is_artifact(model):
-            given = {"batch_size": batch_size, "target": target, "cc": cc}
             wrong = [name for name, value in given.items() if value is not None]
             if wrong:
                 raise InputError(
@@ -71,14 +73,14 @@ class Engine(runtime.Engine):
             super().__init__(model, num_cores, skip_padding=skip_padding, buckets=buckets)
             self._source = None
             return
-        entry = _compiled(os.fspath(model), buckets, longest, batch_size, target, cc, progress)
+        entry = _compiled(os.fspath(model), buckets, longest, given, progress)
         super().__init__(entry, num_cores, skip_padding=skip_padding)
         options: dict[str, Any] = {
             "skip_padding": skip_padding,
             "buckets": None if buckets is None else self.buckets,
             "longest": longest,
         }
-        options |= {"batch_size": batch_size, "target": target, "cc": cc}
+        options |= given
         self._source = type(self), anchored(model), num_cores, options
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,22 +93,22 @@ def _compiled(
     path: str,
     buckets: Sequence[int] | None,
     longest: int | None,
-    batch_size: int | None,
-    target: str | None,
-    cc: str | None,
+    options: Mapping[str, Any],
     progress: Callable[[str], None] | None,
 ) -> Path:
-    """The artifact of an ONNX model in the cache; the file is read and checked once."""
+    """The artifact of an ONNX model in the cache; the file is read and checked once.
+
+    Args:
+        options: of :func:`cache.compiled`; None: its default.
+    """
     from sparsec.compiler import frontend
 
     model = frontend.load_model(path)
     return cache.compiled(
         model,
         buckets=_buckets_of(model, longest) if buckets is None else buckets,
-        batch_size=1 if batch_size is None else batch_size,
-        target=target or "auto",
-        cc=cc,
         progress=progress,
+        **{name: value for name, value in options.items() if value is not None},
     )
 
 

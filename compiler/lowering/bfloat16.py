@@ -27,6 +27,11 @@ def to_bf16(array: Array) -> Array:
     return np.asarray(rounded >> 16, np.uint16)
 
 
+def round_bf16(array: Array) -> Array:
+    """Float32 numbers, each rounded to a bfloat16."""
+    return from_bf16(to_bf16(array))
+
+
 def from_bf16(bits: Array) -> Array:
     """The float32 numbers of bfloat16 bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -88,8 +88,16 @@ def _infer_linear(attrs: Attrs, x: Value, w: Value) -> list[tuple[Any, Shape]]:
     return [(np.float32, (*x.shape[:-1], w.shape[0]))]
 
 
+def float_product(attrs: Attrs, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a @ b`` of floats, rounded before where the interpreter says so."""
+    rounding = attrs.get("_rounding")
+    if rounding is not None:
+        a, b = rounding(a), rounding(b)
+    return np.asarray(np.matmul(a, b))
+
+
 def _linear(attrs: Attrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray]:
-    return (np.matmul(x, w.T),)
+    return (float_product(attrs, x, w.T),)
 
 
 def _infer_linear_integer(attrs: Attrs, x: Value, w: Value) -> list[tuple[Any, Shape]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsec.compiler.ir import Graph, Shape, Value
 from sparsec.compiler.ops import flow
-from sparsec.compiler.ops.contraction import BYTES, integer_product, linear_row
+from sparsec.compiler.ops.contraction import BYTES, float_product, integer_product, linear_row
 from sparsec.compiler.ops.reduction import softmax
 from sparsec.compiler.ops.row import Op
 
@@ -93,10 +93,10 @@ def _heads_apart(x: np.ndarray, heads: int, zero: int) -> np.ndarray:
     return np.transpose(wide.reshape(b, s, heads, c // heads), (0, 2, 1, 3))
 
 
-def _product(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
+def _product(attrs: Attrs, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
     """``a @ b`` in float32; integers are summed exactly and then scaled."""
     if a.dtype == np.float32:
-        return np.asarray(np.matmul(a, b))
+        return float_product(attrs, a, b)
     return np.asarray(integer_product(a, b).astype(np.float32) * np.float32(scale))
 
 
@@ -107,12 +107,12 @@ def _attention(
     q4 = _heads_apart(q, heads, int(attrs["q_zp"]))
     k4 = _heads_apart(k, heads, int(attrs["k_zp"]))
     v4 = _heads_apart(v, heads, int(attrs["v_zp"]))
-    s = _product(q4, k4.transpose(0, 1, 3, 2), attrs["qk_scale"])
+    s = _product(attrs, q4, k4.transpose(0, 1, 3, 2), attrs["qk_scale"])
     (s,) = attrs["_run"](attrs["score"], [s, *extras])
     (p,) = attrs["_run"](attrs["prob"], [softmax(s, axis=-1)])
     if p.dtype != np.float32:
         p = p.astype(np.int32) - int(attrs["p_zp"])
-    o = _product(p, v4, attrs["pv_scale"])
+    o = _product(attrs, p, v4, attrs["pv_scale"])
     return (np.ascontiguousarray(o.transpose(0, 2, 1, 3)).reshape(q.shape),)
 
 

@@ -11,7 +11,7 @@ from sparsec.cli.common import HelpFormatter, lengths, positive, progress
 def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the command's parser."""
     from sparsec import microarchitectures
-    from sparsec.targets import NAMES
+    from sparsec.targets import NAMES, PRECISIONS
 
     parser: argparse.ArgumentParser = commands.add_parser(
         "compile",
@@ -58,6 +58,13 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         help="microarchitecture whose costs decide between ways to compute the same, named as for "
         f"gcc's -mtune: {', '.join(microarchitectures.NAMES)}; native: this machine's; "
         "auto: native with --target auto, else generic",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of products of floats in linear layers and attention; bf16: operands rounded to "
+        "bfloat16, sums in float32, for CPUs that have instructions for it",
     )
     parser.add_argument(
         "--cc",
@@ -109,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         target=args.target,
         tune_for=args.tune_for,
+        precision=args.precision,
         cc=args.cc,
         jobs=args.jobs,
         emit_c=args.emit_c,

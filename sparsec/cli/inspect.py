@@ -6,18 +6,24 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsec.cli.common import HelpFormatter, positive, printable
 from sparsec.errors import UnsupportedError
 from sparsec.interface import MANIFEST
 
+if TYPE_CHECKING:
+    from sparsec.compiler.ir import Graph
+
 _LENGTH = 128
+
+#: Random sequences on which precisions are compared.
+_SAMPLES = 2
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the command's parser."""
-    from sparsec.targets import NAMES
+    from sparsec.targets import NAMES, PRECISIONS
 
     parser: argparse.ArgumentParser = commands.add_parser(
         "inspect",
@@ -41,6 +47,12 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         default="auto",
         help="instructions to choose the kernels of an ONNX model for",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of products of floats; bf16: also what it changes in the results of an ONNX model",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
@@ -54,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         report = _artifact(args.path)
         show = _show_artifact
     else:
-        report = _model(args.path, args.length, args.target)
+        report = _model(args.path, args.length, args.target, args.precision)
         show = _show_model
     if args.json:
         print(json.dumps(report, indent=2))
@@ -80,7 +92,7 @@ def _artifact(path: str) -> dict[str, Any]:
     return {"path": str(path), **report, "runs_here": True}
 
 
-def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
+def _model(path: str, length: int | None, target: str, precision: str) -> dict[str, Any]:
     """What the compiler makes of a model, without building it; of one it refuses, what there is."""
     from sparsec import microarchitectures, targets
     from sparsec.compiler import frontend, optimize, settle_buckets
@@ -89,7 +101,7 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
     from sparsec.runtime import cpu
 
     here = cpu.detect()
-    isa = microarchitectures.choose("auto", target, targets.choose(target, here), here)
+    isa = microarchitectures.choose("auto", target, targets.choose(target, here, precision), here)
     model = frontend.load_model(path)
     report: dict[str, Any] = {
         "path": str(path),
@@ -97,6 +109,7 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
         "nodes": len(model.proto.graph.node),
         "target": isa.name,
         "tuned_for": isa.tuned_for,
+        "precision": isa.precision,
         "inputs": frontend.declared(model.inputs()),
         "outputs": frontend.declared(model.proto.graph.output),
         "layers": [],
@@ -124,12 +137,24 @@ def _model(path: str, length: int | None, target: str) -> dict[str, Any]:
         report["layers"] = [dict(layer) for layer in emission.layers]
         report["kernels"] = _kernels(emission.buckets[-1].kernels)
         report |= reports.describe(graphs[-1])
+        if isa.precision == "bf16":
+            report["accuracy"] = _accuracy(path, graphs[-1], report)
     except UnsupportedError as error:
         report["unsupported"] = [
             {"node": name, "op": op, "reason": reason} for name, op, reason in error.nodes
         ] or [{"node": "", "op": "", "reason": str(error)}]
         report["why_not"] = str(error)
     return report
+
+
+def _accuracy(path: str, graph: Graph, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What products of bfloat16 change in a model's outputs, on random inputs."""
+    from sparsec.compiler import accuracy
+    from sparsec.facade import generate_random_inputs
+
+    inputs = generate_random_inputs(path, _SAMPLES, report["length"] or None)
+    names = [spec["name"] for spec in report["outputs"]]
+    return [vars(row) for row in accuracy.of_bf16(graph, inputs, names)]
 
 
 def _kernels(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -169,7 +194,8 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
         f"{report['path']}: artifact of {model['name']} ({model['dialect']}), "
         f"made by sparsec {report['sparsec_version']}",
         f"  source   sha256 {model['sha256']}",
-        f"  target   {target['name']} on {target['arch']}; "
+        f"  target   {target['name']} on {target['arch']}, "
+        f"products of floats in {target.get('precision', 'fp32')}; "
         f"needs {', '.join(target['features']) or 'nothing special'}; {here}",
         f"  tuned    for {target.get('tuned_for') or 'nothing known'}",
         f"  compiler {tools['compiler']} {tools['version']}, {' '.join(tools['flags'])}",
@@ -200,6 +226,7 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
     if report["unsupported"]:
         return [*lines, "it cannot be compiled:", *report["why_not"].splitlines()]
     lines.append(f"padding:    {_padding(report)}")
+    lines += _deviations(report)
     counts = ", ".join(f"{name} x {n}" for name, n in report["fusions"].items())
     lines.append(f"recognized: {counts or 'no pattern'}")
     who = f" (for {report['target']}, tuned for {report['tuned_for']})"
@@ -214,6 +241,16 @@ def _show_model(report: Mapping[str, Any]) -> list[str]:
         listed = ", ".join(f"{op} x {n}" for op, n in others.items())
         lines.append(f"row-major: {sum(others.values())} small nodes ({listed})")
     return lines
+
+
+def _deviations(report: Mapping[str, Any]) -> list[str]:
+    """A line for each output that products of bfloat16 change."""
+    return [
+        f"accuracy:   bf16 against fp32, {_SAMPLES} random sequences: {row['output']} differs by "
+        f"at most {row['largest']:.2%} of its largest value, {row['mean']:.3%} on average, "
+        f"cosine {row['cosine']:.6f}"
+        for row in report.get("accuracy", ())
+    ]
 
 
 def _calls(kernels: Sequence[Mapping[str, Any]], indent: str) -> list[str]:
