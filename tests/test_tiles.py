@@ -178,6 +178,7 @@ def render(shape: Shape, name: str, lanes: int) -> str:
             kind="i8",
             k=shape.k,
             panel_bytes=0,
+            seen=None,
             sub=16 // lanes,
             stride=shape.packs * 64,
             packs=shape.packs,
