@@ -142,3 +142,13 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
         model({"input_ids": ids})
     with pytest.raises(InputError, match="several lengths"):
         model({"input_ids": ids, "attention_mask": torch.ones(1, 5, dtype=torch.int64)})
+
+
+def test_constants_go_where_weights_go(tmp_path: Path) -> None:
+    config = EncoderConfig(layers=1, hidden=32, heads=4, intermediate=64, vocab=60)
+    _, model = _model(tmp_path, config, Export())
+    graph = model.graph(8)
+    model.to("meta")
+    assert model.graph(8) is graph
+    assert {b.device.type for b in graph.buffers()} == {"meta"}
+    assert {w.device.type for w in graph.weights.values()} == {"meta"}

@@ -421,6 +421,13 @@ def test_outputs_that_the_loss_sees_keep_more() -> None:
     assert masks.sensitivity(torch.zeros(4, 8), torch.eye(8)) is None
 
 
+def test_masks_go_where_parameters_go() -> None:
+    student = Student(Tiny(), {"head": torch.ones(CLASSES, WIDE, dtype=torch.bool)})
+    student.to("meta")
+    assert student.masks["head"].device == student.values[0].device == torch.device("meta")
+    assert student.masks["head"].dtype == torch.bool
+
+
 def test_a_last_block_may_be_short() -> None:
     mask = torch.ones(2, 6, dtype=torch.bool)
     mask[0, 4:] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -71,6 +71,13 @@ class TorchModel(nn.Module):
         self.layers: tuple[Layer, ...] = tuple(linear_layers(graph, self._names))
         self._graphs: OrderedDict[int, TorchGraph] = OrderedDict()
         self.graph(self.opened.probe)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TorchModel:
+        """Constants of graphs go with the parameters to another device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for graph in self._graphs.values():
+            graph._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:

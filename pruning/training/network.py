@@ -92,6 +92,12 @@ class Student(nn.Module):
         self.ranges = None
         self._zero()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Student:
+        """Masks go with the parameters to another device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.masks = {name: fn(mask) for name, mask in self.masks.items()}
+        return self
+
     def _zero(self) -> None:
         """Pruned weights are zero, so that nothing else need know of masks."""
         with torch.no_grad():
