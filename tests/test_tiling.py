@@ -56,6 +56,16 @@ def test_form_follows_density(target: targets.Target, kind: str) -> None:
         assert not forms[-1]
 
 
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda t: t.name)
+def test_a_few_zeros_are_accidents(target: targets.Target) -> None:
+    """Where the core is not known, an eighth of zeros makes no layer sparse; figures tell of it."""
+    for n, k in ((384, 384), (768, 3072), (3072, 768)):
+        layer = LayerClass.of("i8", n, k, 0.88, True)
+        chosen = by_model(layer, target, {16: 1, 128: 8, 512: 32})
+        assert not any(tiling.sparse for tiling in chosen.values())
+        assert "sparse" in chosen.microseconds[layer, 16]
+
+
 def test_cost_model_prefers_work_to_rows() -> None:
     """Many rows: tall tiles; wide inputs: several chunks, for all buckets alike."""
     target = targets.get("avx512_vnni")
