@@ -25,6 +25,7 @@ FOLDERS = {
 BASE = {
     *("errors", "paths", "arguments", "console", "scratch", "positions", "interface", "_start"),
     *("targets", "microarchitectures", "tile_registers"),
+    "sentence_files",
 }
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}
 EVERYTHING = ABOVE_COMPILER | {"cache", "ort", "facade", "serving", "pruning", "templates", "cli"}
