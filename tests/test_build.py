@@ -373,8 +373,8 @@ def test_a_target_that_lacks_a_fact_cannot_be_made(field: str) -> None:
         ),
         ({"name": "generic"}, "two targets have one name"),
         (
-            {"matrix": targets.Matrix(header="x.h", weights=1, sweep=1)},
-            "x does not have 5 cost factors of products of tiles",
+            {"matrix": targets.Matrix(header="x.h", weights=1, sweep=1, kept=1)},
+            "x does not have 6 cost factors of products of tiles",
         ),
         (
             {"vectors": dataclasses.replace(GENERIC.vectors, lanes=3)},
