@@ -109,6 +109,7 @@ def prune(
     block: int = BLOCK,
     scope: Scope = "layer",
     sweeps: int = 0,
+    importance: Tensor | None = None,
 ) -> Pruned:
     """A layer without `sparsity` of its blocks, and what is left at its best.
 
@@ -116,8 +117,10 @@ def prune(
         sparsity: share of blocks to remove, to the nearest number of them.
         scope: over all rows of the layer together, or of each row.
         sweeps: of exchanges, as in `refining.refine`; 0: none.
+        importance: [N], what a squared error of each output counts: how rows share the blocks of a
+            layer; absent: 1.
     """
-    keep = choose_support(problem, sparsity, block, scope)
+    keep = choose_support(problem, sparsity, block, scope, importance)
     if sweeps:
         keep = refine(problem, keep, block, sweeps)
     return solve(problem, keep, block)

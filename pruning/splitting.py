@@ -28,11 +28,18 @@ START, GROWTH = 0.1, 1.1
 EACH, MOST, STEADY = 3, 90, 4
 
 
-def choose_support(problem: Problem, sparsity: float, block: int, scope: Scope = "layer") -> Tensor:
+def choose_support(
+    problem: Problem,
+    sparsity: float,
+    block: int,
+    scope: Scope = "layer",
+    importance: Tensor | None = None,
+) -> Tensor:
     """Which blocks to keep: bool [N, blocks], round(sparsity * N * blocks) of them False.
 
     Args:
         sparsity: share of blocks to remove; of each row with scope "row".
+        importance: [N], what a squared error of each output counts; absent: 1.
     """
     wanted, hessian = padded(problem, block)
     # In units in which every input has a variance of 1.
@@ -42,10 +49,15 @@ def choose_support(problem: Problem, sparsity: float, block: int, scope: Scope =
     turned = (wanted @ vectors) * values
     sparse, gap = wanted, torch.zeros_like(wanted)
     rho, steady = START, 0
-    keep = best_blocks(wanted, sparsity, block, scope)
+    if importance is not None:  # rows only meet where blocks are compared
+        root = importance.to(wanted).clamp_min(0).sqrt()[:, None]
+        root = root / root.max().clamp_min(1e-30)
+    else:
+        root = wanted.new_ones(len(wanted), 1)
+    keep = best_blocks(wanted * root, sparsity, block, scope)
     for step in range(MOST):
         fitted = ((turned + rho * ((sparse - gap) @ vectors)) / (values + rho)) @ vectors.T
-        before, keep = keep, best_blocks(fitted + gap, sparsity, block, scope)
+        before, keep = keep, best_blocks((fitted + gap) * root, sparsity, block, scope)
         gap += fitted
         sparse = gap * keep.repeat_interleave(block, 1)
         gap = gap - sparse

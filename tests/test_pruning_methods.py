@@ -272,6 +272,17 @@ def test_a_ladder_is_nested_and_its_errors_rise() -> None:
         assert not (less.keep & ~more.keep).any()
 
 
+def test_outputs_that_count_more_keep_more() -> None:
+    problem = random_problem(3, 8, 40)
+    counts = torch.tensor([16.0, 1.0]).repeat_interleave(4)
+    plain, weighted = (blocks.prune(problem, 0.5, importance=i) for i in (None, counts))
+    assert weighted.sparsity == 0.5
+    assert weighted.keep[:4].sum() > plain.keep[:4].sum()
+    assert (weighted.loss * counts).sum() < (plain.loss * counts).sum()
+    same = blocks.prune(problem, 0.5, importance=torch.full((8,), 7.0))
+    assert same.keep.equal(plain.keep)
+
+
 @pytest.mark.parametrize("width", [5, 7])
 def test_the_last_block_may_be_shorter(width: int) -> None:
     problem = random_problem(1, 3, width)
