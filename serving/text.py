@@ -264,6 +264,19 @@ class Text:
             np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64)
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the model has embeddings for; else those of the tokenizer."""
+        return self._vocabulary or self.tokenizer.get_vocab_size()
+
+    def features_of(self, ids: NDArray[np.int64]) -> Features:
+        """What the model takes of the tokens of one text, special ones included, int64 ``[n]``.
+
+        Raises:
+            InputError: as for :meth:`features`.
+        """
+        return self._features(ids, np.zeros(len(ids), np.int64))
+
     def _features(self, ids: NDArray[np.int64], types: NDArray[np.int64]) -> Features:
         size = self._vocabulary
         if size is not None and ids.size and (worst := int(ids.max())) >= size:

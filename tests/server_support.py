@@ -39,6 +39,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "sentence-embedding": ("hidden", {}),
     "sparse-embedding": ("masked-lm", {}),
     "fill-mask": ("masked-lm", {}),
+    "rerank": ("sequence-classification", {"labels": ["LABEL_0"]}),
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from sparsec.serving.pipelines.question_answering import (
     QuestionAnsweringOutput,
     QuestionAnsweringPipeline,
 )
+from sparsec.serving.pipelines.rerank import RerankInput, RerankOutput, RerankPipeline
 from sparsec.serving.pipelines.sentence_embedding import (
     SentenceEmbeddingInput,
     SentenceEmbeddingOutput,
@@ -71,6 +72,9 @@ __all__ = [
     "QuestionAnsweringInput",
     "QuestionAnsweringOutput",
     "QuestionAnsweringPipeline",
+    "RerankInput",
+    "RerankOutput",
+    "RerankPipeline",
     "Runner",
     "SentenceEmbeddingInput",
     "SentenceEmbeddingOutput",

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer
 
+from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate
 from sparsec.serving.pipelines.embedding_extraction import at_layer, choose, gives
-from sparsec.serving.runner import Outputs, Runner
+from sparsec.serving.runner import Features, Outputs, Runner
 from sparsec.serving.sentence import truncated
 from sparsec.serving.text import Text
 
@@ -43,6 +44,17 @@ class SentenceEmbeddingInput(BaseModel):
         default=None, description="Whether vectors are scaled to length 1; by default as the model"
     )
     truncate: Truncate = None
+
+
+class SentenceEmbeddingTokens(SentenceEmbeddingInput):
+    """Texts whose tokens somebody has made already, special ones included.
+
+    Attributes:
+        ids: for each text its tokens; None: they are made of `inputs`.
+    """
+
+    inputs: list[str]
+    ids: list[list[int]] | None = None
 
 
 class SentenceEmbeddingOutput(BaseModel):
@@ -125,10 +137,23 @@ class SentenceEmbeddingPipeline(Pipeline):
         )
         if before and not self.settings.pooling.include_prompt:
             job.prompt = self._prompt_tokens(before)
+        if isinstance(inputs, SentenceEmbeddingTokens) and inputs.ids is not None:
+            job.items += [self._given(job, ids, f"inputs.{i}") for i, ids in enumerate(inputs.ids)]
+            return job
         for i, text in enumerate(texts):
             encoding = self.fit(job, self.text.encode(self._case(before + text)), f"inputs.{i}")
             job.items.append(self.text.features(encoding))
         return job
+
+    def _given(self, job: Job, ids: list[int], where: str) -> Features:
+        """Tokens as they are."""
+        self.admit(job, len(ids), where)
+        tokens = np.array(ids[: self.max_length], np.int64)
+        if not tokens.size or tokens.min() < 0 or tokens.max() >= self.text.vocabulary:
+            raise InputError(
+                f"{where}: tokens must be ids from 0 to {self.text.vocabulary - 1}, at least one"
+            )
+        return self.text.features_of(tokens)
 
     def _case(self, text: str) -> str:
         return text.lower() if self.settings.lower else text

@@ -20,7 +20,7 @@ from sanic.http.constants import HTTP
 
 from sparsec import __version__
 from sparsec.serving.pipelines.base import explain
-from sparsec.serving.server import docs, errors, inference, json_text, metrics, v2
+from sparsec.serving.server import docs, errors, inference, json_text, metrics, openai, tei, v2
 from sparsec.serving.server.bodies import body_of, json_response
 from sparsec.serving.server.config import EndpointConfig, ServerConfig, clean_prefix
 from sparsec.serving.server.errors import HttpError
@@ -96,7 +96,7 @@ class Service:
             return {"DELETE": self.remove_endpoint}
         if path == "/v2" or path.startswith("/v2/"):
             return v2.find(self, request, path)
-        return {}
+        return openai.find(self, path) or tei.find(self, path)
 
     def prefix(self, request: Request) -> str:
         """What stands before our paths as the client sees them."""

@@ -24,6 +24,7 @@ from sparsec.paths import user_path
 
 # Paths that are the server's own, with everything below them.
 RESERVED = (
+    "/v1",
     "/v2",
     "/docs",
     "/openapi.json",

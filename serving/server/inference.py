@@ -98,10 +98,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions, one for each input, and how many texts were cut for them."""
+    """Predictions, one for each input; how many texts were cut for them; how many tokens ran."""
 
     results: list[BaseModel]
     truncated: int = 0
+    tokens: int = 0
 
     @property
     def headers(self) -> dict[str, str]:
@@ -153,7 +154,7 @@ async def predict(
                 endpoint.data_log.record(request_id, one, job.items, result)
         truncated = sum(job.cut for job in jobs)
         endpoint.metrics.truncated(truncated)
-        return Answer(results, truncated)
+        return Answer(results, truncated, tokens)
 
 
 def _prepare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ class Endpoint:
     Attributes:
         hash: of the contents of its model's files, 16 hexadecimal digits.
         tensors: its outputs as the Open Inference Protocol describes them.
+        loaded: when, in seconds since 1970.
         active: requests that it is answering; it is given up only when there are none.
     """
 
@@ -66,6 +68,7 @@ class Endpoint:
         recorded = config.data_logging
         self.data_log = DataLog(config.name, pipeline, recorded) if recorded else None
         self.tensors = tensors.outputs(pipeline)
+        self.loaded = int(time.time())
         self.active = 0
         self.retired = False
         self._shared = shared
