@@ -616,6 +616,8 @@ def test_the_server_names_no_task() -> None:
     # These mean something to a server, or in the protocol, as well.
     words -= {"id", "inputs", "labels", "scores", "start", "truncate"}
     for path in sorted(Path(docs.__file__).parent.glob("*.py")):
+        if path.stem in ("openai", "tei"):  # forms of other servers, each for one task
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert node.value not in words, (path.name, node.lineno, node.value)
