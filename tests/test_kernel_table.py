@@ -158,7 +158,7 @@ def test_what_no_kernel_does_is_refused_with_every_reason() -> None:
     body = SimpleNamespace(group=SimpleNamespace(kind="linear", source="layer"))
     request = Request(body, targets.get("generic"), None)  # type: ignore[arg-type]
     request.__dict__["plan"] = SimpleNamespace(
-        kind="f16", sparse=True, matrix=False, pairs=False, run=1
+        kind="f16", sparse=True, matrix=False, pairs=False, run=1, coded=None
     )
     with pytest.raises(
         ValueError, match=r"layer: no linear kernel does it: linear_i8_sparse: "

@@ -192,6 +192,7 @@ class _Maker:
                 heads=kernel.heads,
                 loops=kernel.loops,
                 matrix=kernel.matrix,
+                whole=kernel.whole,
                 scratch=kernel.scratch,
                 work=work,
                 layer=layer,

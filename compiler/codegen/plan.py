@@ -149,6 +149,7 @@ class Call:
         heads: of attention.
         loops: the kernel takes several blocks of queries a call (attention only).
         matrix: the kernel works on tiles, which its thread has to configure.
+        whole: the kernel takes all of its blocks of rows a call (linear layers only).
         scratch: bytes that the kernel needs for itself in each thread.
         work: how much it computes.
         layer: what is reported of a linear layer.
@@ -174,6 +175,7 @@ class Call:
     work: Work = field(default_factory=Work)
     layer: LayerInfo | None = None
     cleared: tuple[Slot, ...] = ()
+    whole: bool = False
 
     def __str__(self) -> str:
         return f"{self.function} (from {self.source or 'nothing'})"

@@ -218,9 +218,10 @@ def _linear(
     pairs: bool = False,
     runs: bool = False,
     matrix: bool = False,
+    coded: bool = False,
 ) -> InLanes:
     on_tiles = "masked" if sparse else "tiles"
-    form = on_tiles if matrix else "sparse" if sparse else "dense"
+    form = on_tiles if matrix else "sparse" if sparse else "coded" if coded else "dense"
     weights = "f32" if kind == "bf16" else kind
 
     def why_not(request: Request) -> str:
@@ -233,6 +234,8 @@ def _linear(
             (sparse and not plan.sparse, "too few weights are zero"),
             (pairs and not plan.pairs, "products are not added in pairs"),
             (plan.pairs and not pairs, "products are added in pairs"),
+            (coded and not plan.coded, "its weights are not whole numbers times scales"),
+            (bool(plan.coded) and not coded, "its weights are stored as bytes or nibbles"),
             (runs and plan.run == 1, "weights are not pruned in blocks"),
             (plan.run > 1 and not runs, "weights are pruned in blocks"),
         )
@@ -371,6 +374,15 @@ IN_LANES: tuple[InLanes, ...] = (
         runs=True,
     ),
     _linear("f32", Packing(linear.pack_dense, DENSE), sparse=False),
+    _linear(
+        "f32",
+        Packing(
+            linear.pack_coded,
+            "all, as bytes or nibbles, those of 4 output channels side by side, and their scales",
+        ),
+        sparse=False,
+        coded=True,
+    ),
     _linear("bf16", _rounded(linear.pack_sparse, STREAM), sparse=True, has=_multiplies_bf16),
     _linear("bf16", _rounded(linear.pack_dense, DENSE), sparse=False, has=_multiplies_bf16),
     _linear(

@@ -47,6 +47,10 @@ MIN_OPSET = 7
 
 _TOKEN_TYPES = {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}
 
+_NIBBLES: dict[int, type[np.generic]] = {
+    onnx.TensorProto.INT4: np.int8,
+    onnx.TensorProto.UINT4: np.uint8,
+}
 _WIDENED = {"float16", "bfloat16"}
 _PLAIN = {
     *("float32", "float64", "bool", "int8", "uint8", "int16", "uint16"),
@@ -373,8 +377,18 @@ class Importer:
         """A stored tensor of the graph, read once for all imports of the model."""
         cache = self.model.cache.setdefault("initializers", {})
         if proto.name not in cache:
-            cache[proto.name] = self.tensor(proto).contents()
+            wide = _NIBBLES.get(proto.data_type)
+            if wide is not None and self._only_dequantized(proto.name):
+                cache[proto.name] = tensor_array(proto, self.model.folder).astype(wide)
+            else:
+                cache[proto.name] = self.tensor(proto).contents()
         return constant(cache[proto.name], proto.name)
+
+    def _only_dequantized(self, name: str) -> bool:
+        """Whether all readers of an initializer take the numbers that it holds for what they are,
+        in whatever type: those of 4 bits have no op of their own."""
+        readers = [n for n in self.model.proto.graph.node if name in n.input]
+        return bool(readers) and all(n.op_type == "DequantizeLinear" for n in readers)
 
     def run(
         self,

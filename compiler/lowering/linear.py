@@ -16,6 +16,7 @@ import numpy as np
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering import tile_packing
 from sparsec.compiler.lowering.bfloat16 import PRODUCTS, to_bf16
+from sparsec.compiler.lowering.codes import CodedWeights, find_codes, pack_codes
 from sparsec.compiler.lowering.pairing import arrange
 from sparsec.compiler.lowering.tiling import (
     BUDGETS,
@@ -81,6 +82,8 @@ class LinearPlan:
         pairs: products are added in 16 bits before they are in 32 (i8 only).
         run: consecutive packs that share one offset in the sparse stream: 4 where float weights
             were pruned in blocks, else 1.
+        coded: the weights of a dense float layer that are stored as bytes or nibbles; `weights` are
+            its codes.
         words: the weights of a dense layer whose products are added in 16 bits; `weights` are its
             main part.
         granule: weights that a bit of the mask of a tile stands for; 0: tiles have no masks.
@@ -109,6 +112,7 @@ class LinearPlan:
     pairs: bool
     run: int
     words: Words | None
+    coded: CodedWeights | None
     granule: int
     microseconds: Mapping[str, float]
 
@@ -131,7 +135,8 @@ class LinearPlan:
     def title(self) -> str:
         """One line for comments and manifests."""
         masks = {0: "", 1: " with masks of bytes", 4: " with masks of packs"}[self.granule]
-        form = "sparse" if self.sparse or self.listed else "dense"
+        stored = f"dense {self.coded.bits}-bit" if self.coded else "dense"
+        form = "sparse" if self.sparse or self.listed else stored
         unit = f" on tiles{masks}" if self.matrix else ""
         return (
             f"{form} {self.kind} linear{unit}, {self.k} -> {self.n} channels, "
@@ -210,6 +215,7 @@ class Packed:
     start: Array
     order: Array
     words: Words | None = None
+    coded: CodedWeights | None = None
     granule: int = 0
 
 
@@ -226,6 +232,20 @@ def pack_in_words(w: Array, chunk_packs: int) -> Packed:
     words = best_words(packs_of(w))
     none = np.zeros(0, np.int32)
     return Packed(words.main, none, none, none, words)
+
+
+def pack_coded(w: Array, chunk_packs: int) -> Packed:
+    """Weights [N, K] that are few-valued as bytes or nibbles and scales (``codes.py``).
+
+    Raises:
+        ValueError: they are not.
+    """
+    codes = find_codes(w)
+    if codes is None:
+        raise ValueError(f"weights {list(w.shape)} are not whole numbers times scales")
+    coded = pack_codes(codes)
+    none = np.zeros(0, np.int32)
+    return Packed(coded.codes, none, none, none, coded=coded)
 
 
 def pack_tiles(w: Array, chunk_packs: int) -> Packed:
@@ -325,13 +345,16 @@ def weights_of(node: Node, graph: Graph, target: Target) -> Array:
     return rounded(weights) if products_of(node, target) == "bf16" else weights
 
 
-def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> LinearPlan:
+def plan_linear(
+    node: Node, graph: Graph, target: Target, tiling: Tiling, coded: bool = False
+) -> LinearPlan:
     """Pack the weights of a `linear`, `qlinear` or `linear_integer` node.
 
     Args:
         node, graph: the layer.
         target: the ISA to plan for.
         tiling: how to cut it.
+        coded: whether weights of a dense float layer are stored as their codes.
     """
     w = weights_of(node, graph, target)
     n, k = w.shape
@@ -365,7 +388,8 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         work = int(packed.start[-1, 0]) * 4 * run
     else:
         chunk_packs = packs
-        packed = pack_in_words(w, chunk_packs) if pairs else pack_dense(w, chunk_packs)
+        pack = pack_coded if coded else pack_in_words if pairs else pack_dense
+        packed = pack(w, chunk_packs)
         work = quads * 4 * packs
     return LinearPlan(
         kind=kind,
@@ -390,6 +414,7 @@ def plan_linear(node: Node, graph: Graph, target: Target, tiling: Tiling) -> Lin
         pairs=pairs,
         run=run if tiling.sparse else 1,
         words=packed.words,
+        coded=packed.coded,
         granule=packed.granule,
         microseconds={},
     )
@@ -435,6 +460,7 @@ class Plans:
         )
         self._class_of: dict[bytes, LayerClass] = {}
         self._plans: dict[tuple[bytes, bool, bool, int], LinearPlan] = {}
+        self._coded: dict[bytes, bool] = {}
 
     def get(self, node: Node, graph: Graph, panels: bool = True) -> LinearPlan:
         """The plan of a `linear`, `qlinear` or `linear_integer` node in the bucket of a graph.
@@ -457,6 +483,7 @@ class Plans:
             tiles = kind == "i8" and self._target.matrix is not None and weights.size
             filled = float(tile_packing.filled(weights).mean()) if tiles else 1.0
             layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels, filled)
+            self._coded[key] = kind == "f32" and density > 0.5 and find_codes(weights) is not None
             self.classes.setdefault(layer, graph.constants[node.inputs[1]])
             if any((layer, length) not in self._tilings for length in self._blocks):
                 chosen = by_model(layer, self._target, self._blocks, self._cold)
@@ -464,9 +491,13 @@ class Plans:
                 self._microseconds.update(chosen.microseconds)
         choice = self._class_of[key], graph.tokens
         tiling = self._tilings[choice]
+        if self._coded[key] and tiling.sparse:
+            # What is read of codes is less than what zeros would save.
+            tiling = Tiling(False, 1, min(self._target.tiles.dense))
         stored = (key, tiling.sparse, tiling.matrix, tiling.chunks)
         if stored not in self._plans:
-            self._plans[stored] = plan_linear(node, graph, self._target, tiling)
+            coded = self._coded[key]
+            self._plans[stored] = plan_linear(node, graph, self._target, tiling, coded)
         # The height of a tile does not change how weights are stored.
         return dataclasses.replace(
             self._plans[stored],

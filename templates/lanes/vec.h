@@ -39,6 +39,12 @@ SPARSEC_INLINE vi vi_dot4_at(vi acc, vi x, const int32_t *w) { return vi_dot4(ac
 #ifndef V_LOADED
 #define V_LOADED(v) ((void)0)
 #endif
+/* 4 floats, again and again. */
+#if VL == 4
+#define vf_repeat4 vf_load
+#else
+#define vf_repeat4 vf_load4
+#endif
 
 /* Masks are all ones or all zeros in a lane. */
 SPARSEC_INLINE vi vi_sel(vi m, vi a, vi b) { return (m & a) | (~m & b); }

@@ -38,6 +38,7 @@ class LaneKernel:
         scratch: bytes of scratch memory for one thread.
         title: one line for comments and the manifest.
         matrix: the kernel works on tiles, which its thread has to configure.
+        whole: the kernel takes all of its blocks of rows a call (linear kernels only).
         loops: the kernel takes several blocks of queries a call (attention only).
         shape: input x output channels, or heads x channels of a head.
         sparsity: share of all-zero packs of the weights (linear kernels only).
@@ -55,6 +56,7 @@ class LaneKernel:
     heads: int = 0
     loops: bool = False
     matrix: bool = False
+    whole: bool = False
     shape: str = ""
     sparsity: float = 0.0
     work_block: int = 0

@@ -52,11 +52,13 @@ def _panels(plan: LinearPlan, target: Target) -> int:
 
 
 def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
-    """Bytes of sums that wait, and of tiles that are made of masks."""
+    """Bytes of sums that wait, of tiles that are made of masks, of weights that are expanded."""
     if plan.matrix:
         assert target.matrix is not None
         made = plan.chunk_packs // PACKS * MATRIX_CHANNELS * 4 * PACKS if plan.granule else 0
         return _sums_of_tiles(plan, target.matrix) + made
+    if plan.coded:
+        return 4 * 4 * plan.coded.inputs
     quads = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
     return 4 * max(plan.tiles) * 16 * 4 * quads
 
@@ -78,6 +80,9 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     x = body.choice.root(anchor.inputs[0])
     args.input((x, "panel_u8" if plan.kind == "i8" else "lane"), graph.values[x].dtype, "x")
     args.vector(plan.weights, "weights")
+    if plan.coded:
+        args.vector(plan.coded.scale, "scale")
+        args.vector(plan.coded.zero, "zero")
     if plan.sparse or plan.listed:
         args.vector(plan.offsets, "offsets")
         args.vector(plan.start, "start")
@@ -108,6 +113,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "ordered": plan.order.size > 0,
         "tiles": plan.tiles,
         "loops": target.loops,
+        "coded": plan.coded,
         "depth": depth,
         "rests": rests,
     }
@@ -124,7 +130,8 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     panels = body.stores(prog, masked=False)
     context |= {"panels": panels, "epilogue": prog.lines, "ahead": sorted(body.lines_ahead)}
     on_tiles = "masked" if plan.sparse else "tiles"
-    form = on_tiles if plan.matrix else "sparse" if plan.sparse else "dense"
+    stored = "sparse" if plan.sparse else "coded" if plan.coded else "dense"
+    form = on_tiles if plan.matrix else stored
     template = "lanes/linear.c.j2"
     if plan.matrix:
         assert target.matrix is not None
@@ -140,6 +147,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         title=plan.title,
         tiles=() if plan.matrix else plan.tiles,
         matrix=plan.matrix,
+        whole=bool(plan.coded),
         quads=plan.quads,
         shape=f"{plan.k}x{plan.n}",
         sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
