@@ -135,8 +135,8 @@ def test_the_client_of_openai(server: Server, vectors: Pipeline) -> None:
 def test_rerank(http: httpx.Client, text_models: TextModels) -> None:
     query, texts = "Who lives in Paris?", ["Mary lives in Paris", "sport", "good weather"]
     with Pipeline.create("rerank", text_models["rerank"]) as pipeline:
-        want = pipeline(query=query, documents=texts).results
-        logits = pipeline(query=query, documents=texts, raw_scores=True).results
+        want = pipeline(query=query, documents=texts).ranking
+        logits = pipeline(query=query, documents=texts, raw_scores=True).ranking
     assert [row.index for row in want] == [row.index for row in logits]
     for row, raw in zip(want, logits, strict=True):
         assert row.score == pytest.approx(1 / (1 + math.exp(-raw.score)), rel=1e-6)

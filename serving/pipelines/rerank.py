@@ -48,7 +48,7 @@ class RankedDocument(BaseModel):
 class RerankOutput(BaseModel):
     """Documents, the best first."""
 
-    results: list[RankedDocument] = Field(description="The best documents, best first")
+    ranking: list[RankedDocument] = Field(description="The best documents, best first")
 
 
 @dataclass
@@ -118,5 +118,5 @@ class RerankPipeline(Pipeline):
         scores = x if job.raw_scores else np.exp(-np.logaddexp(0.0, -x))
         order = best_first(x)[: job.top_k]
         return RerankOutput(
-            results=[RankedDocument(index=int(i), score=float(scores[i])) for i in order]
+            ranking=[RankedDocument(index=int(i), score=float(scores[i])) for i in order]
         )

@@ -217,7 +217,7 @@ async def rerank(service: Service, request: Request, wanted: RerankRequest) -> H
             "relevance_score": row.score,
             **({"document": {"text": texts[row.index]}} if wanted.return_documents else {}),
         }
-        for row in found.results[0].results  # type: ignore[attr-defined]
+        for row in found.results[0].ranking  # type: ignore[attr-defined]
     ]
     return json_response(
         {

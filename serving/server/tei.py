@@ -145,7 +145,7 @@ async def _rerank(service: Service, request: Request) -> HTTPResponse:
             "score": row.score,
             **({"text": wanted.texts[row.index]} if wanted.return_text else {}),
         }
-        for row in found.results[0].results  # type: ignore[attr-defined]
+        for row in found.results[0].ranking  # type: ignore[attr-defined]
     ]
     return json_response(rows, headers=found.headers)
 
