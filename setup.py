@@ -117,6 +117,7 @@ setup(
         "sparsec": ["py.typed"],
         "sparsec.templates": ["**/*.j2", "**/*.h"],
         "sparsec.runtime": ["*.pyi", "py.typed"],
+        "sparsec.pruning": ["*.j2"],
         "sparsec.pruning.evaluation": ["*.j2"],
     },
     include_package_data=False,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from sparsec.compiler.frontend import Model
 from sparsec.compiler.frontend.load import tensor_bytes, tensors
@@ -61,7 +62,11 @@ def check_opset(model: Model) -> None:
 
 
 def export(
-    model: Model, layers: Sequence[Layer], made: Mapping[str, Compressed], dialect: str
+    model: Model,
+    layers: Sequence[Layer],
+    made: Mapping[str, Compressed],
+    dialect: str,
+    others: Mapping[str, Tensor] | None = None,
 ) -> onnx.ModelProto:
     """The user's graph with some layers as they have become.
 
@@ -70,6 +75,7 @@ def export(
         layers: its linear layers.
         made: what those that change have become.
         dialect: one of :data:`DIALECTS`.
+        others: other stored tensors that have changed, in the layout in which they are stored.
     """
     edit = _Edit(model)
     write = edit.qdq if dialect == "qdq" else edit.sparseml
@@ -81,6 +87,8 @@ def export(
             edit.floats(layer, new)
         else:
             write(layer, new, new.scale.numpy(), new.range)
+    for name, value in (others or {}).items():
+        edit.replace(name, value.detach().cpu().numpy())
     return edit.finish()
 
 

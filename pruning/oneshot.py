@@ -32,13 +32,14 @@ class Form:
 
     Attributes:
         sparsity: share of its 4-blocks that go.
-        keep_inputs: channels that it still reads, whose makers go with the others: a head's or a
-            feed-forward channel's; None: all.
+        keep_inputs, keep_outputs: channels that it still reads and makes: the others go with their
+            head or feed-forward channel; None: all.
         quantize: whether it computes with bytes.
     """
 
     sparsity: float = 0.0
     keep_inputs: tuple[int, ...] | None = None
+    keep_outputs: tuple[int, ...] | None = None
     quantize: bool = True
 
 
@@ -214,7 +215,7 @@ class OneShot:
         if form.quantize:
             # Layers that read the same values share their rounding, as they do in the file.
             found = ranges.get(layer.uses[0].x) or self._range(layer, dense)
-        moments = self._moments(layer, found)
+        moments = self.moments(layer, found)
         made = solve(moments, dense, form, self.settings)
         return Compressed(layer.name, made.weights, made.scale, made.bias, found, made.error)
 
@@ -227,7 +228,11 @@ class OneShot:
         low, high = (-128, 127) if self.settings.signed else (0, 255)
         return search(histogram, low, high)
 
-    def _moments(self, layer: Layer, found: Range | None) -> Moments:
+    def moments(self, layer: Layer, found: Range | None = None) -> Moments:
+        """Of a layer's inputs, rounded where a range is given, and of its targets.
+
+        Layers are asked for in the order in which they are computed.
+        """
         moments = Moments(layer.inputs, layer.outputs)
         weight = plain_form(layer, self.model.weights[layer.name].detach())
         bias = self.model.weights[layer.bias].detach() if layer.bias else None
@@ -310,23 +315,37 @@ def solve(moments: Moments, dense: Tensor, form: Form, settings: Settings) -> So
     problem = make_problem(moments.centered(), dense, damping)
     weights, mask = problem.weights, None
     if form.keep_inputs is not None:
-        keep = torch.zeros(dense.shape[1], dtype=torch.bool)
-        keep[list(form.keep_inputs)] = True
+        keep = _chosen(form.keep_inputs, dense.shape[1])
         weights = channels.solve(problem, keep).weights
         mask = keep.expand_as(dense)
     if form.sparsity > 0:
         made = blocks.prune(problem, form.sparsity, sweeps=settings.sweeps)
         weights = made.weights
         mask = blocks.expand(made.keep, blocks.BLOCK, dense.shape[1])
+    if form.keep_outputs is not None:
+        rows = _chosen(form.keep_outputs, len(dense))[:, None]
+        weights = weights * rows
+        mask = rows.expand_as(dense) if mask is None else mask & rows
     if not form.quantize:
-        return _finished(problem, weights.float(), None)
+        return _finished(problem, weights.float(), None, form)
     scale = search_scale(problem, weights, settings.per_channel)
-    return _finished(problem, round_weights(problem, weights, scale, mask), scale)
+    rounded = round_weights(problem, weights, scale, mask)
+    return _finished(problem, rounded, scale, form)
 
 
-def _finished(problem: Problem, weights: Tensor, scale: Tensor | None) -> Solved:
+def _chosen(kept: Sequence[int], count: int) -> Tensor:
+    """Which of so many channels are kept, bool [count]."""
+    keep = torch.zeros(count, dtype=torch.bool)
+    keep[list(kept)] = True
+    return keep
+
+
+def _finished(problem: Problem, weights: Tensor, scale: Tensor | None, form: Form) -> Solved:
     real = weights.double()
     if scale is not None:
         real = real * scale.double().reshape(-1, 1)
     bias = problem.data.bias(real).float()
+    if form.keep_outputs is not None:
+        # What nobody reads any more is not worth a number.
+        bias = bias * _chosen(form.keep_outputs, len(bias))
     return Solved(weights, scale, bias, problem.data.relative_error(real))

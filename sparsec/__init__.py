@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sparsec.compiler import compile
     from sparsec.facade import Engine, generate_random_inputs
     from sparsec.pruning.evaluation import Evaluation, evaluate
+    from sparsec.pruning.outcome import Sparsified
+    from sparsec.pruning.run import sparsify
     from sparsec.runtime import Artifact
     from sparsec.serving.encoders import CrossEncoder, SentenceTransformer
     from sparsec.serving.pipelines import Pipeline
@@ -53,6 +55,7 @@ __all__ = [
     "Pipeline",
     "SentenceTransformer",
     "SparsecError",
+    "Sparsified",
     "TooLongError",
     "ToolchainError",
     "UnsupportedError",
@@ -60,6 +63,7 @@ __all__ = [
     "compile",
     "evaluate",
     "generate_random_inputs",
+    "sparsify",
 ]
 
 _LAZY = {
@@ -69,9 +73,11 @@ _LAZY = {
     "Evaluation": "sparsec.pruning.evaluation",
     "Pipeline": "sparsec.serving.pipelines",
     "SentenceTransformer": "sparsec.serving.encoders",
+    "Sparsified": "sparsec.pruning.outcome",
     "compile": "sparsec.compiler",
     "evaluate": "sparsec.pruning.evaluation",
     "generate_random_inputs": "sparsec.facade",
+    "sparsify": "sparsec.pruning.run",
 }
 
 

@@ -25,7 +25,16 @@ from sparsec.compiler import toolchain
 from sparsec.errors import InputError
 from sparsec.runtime import Artifact
 
-COMMANDS = ("compile", "inspect", "benchmark", "evaluate", "buckets", "serve", "check-hardware")
+COMMANDS = (
+    "compile",
+    "inspect",
+    "benchmark",
+    "sparsify",
+    "evaluate",
+    "buckets",
+    "serve",
+    "check-hardware",
+)
 
 
 def run(*args: str | Path) -> int:
@@ -80,6 +89,7 @@ def test_help_shows_defaults(command: str, capsys: pytest.CaptureFixture[str]) -
         "compile": ["(default: auto)", "--emit-c DIR", "--dump-ir DIR", "(default: 1)"],
         "inspect": ["(default: 128, or", "--json"],
         "benchmark": ["(default: 10.0)", "(default: 2.0)", "(default: async)", "-nstreams N"],
+        "sparsify": ["(default: auto)", "--texts FILE", "--speedup X"],
         "evaluate": ["(default: 5.0)", "--against REFERENCE", "--at-least METRIC=VALUE"],
         "buckets": ["(default: 4)", "--plot FILE", "--tokenizer PATH"],
         "serve": ["(default: 5543)", "--hot-reload-config", "--config-file FILE"],

@@ -275,7 +275,8 @@ def test_install_from_sdist(
     )
     assert Path(where.strip()).is_relative_to(home)
     pages = {path.name for path in (home / "share/man/man1").iterdir()}
-    commands = ("", "-compile", "-inspect", "-benchmark", "-evaluate", "-check-hardware")
+    names = ("compile", "inspect", "benchmark", "sparsify", "evaluate", "check-hardware")
+    commands = ("", *(f"-{name}" for name in names))
     assert pages >= {f"sparsec{command}.1" for command in commands}
     assert "--buckets" in (home / "share/man/man1/sparsec-compile.1").read_text().replace("\\", "")
     typed = site / "sparsec" / "py.typed"

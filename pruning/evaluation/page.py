@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsec.pruning.evaluation.parts import Bars, Histogram
 from sparsec.pruning.evaluation.plots import draw, draw_latency
 from sparsec.pruning.evaluation.result import Evaluation, longer, number, short, sides, size
 from sparsec.pruning.evaluation.tasks import metric
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 
 @dataclass(frozen=True)
-class _Card:
+class Card:
     """A figure that is seen first."""
 
     value: str
@@ -20,17 +23,24 @@ class _Card:
     note: str
 
 
-def render(found: Evaluation) -> str:
-    """The page as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def environment_of(package: str) -> Environment:
+    """Templates of a package, and the style that all pages share."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("sparsec.pruning.evaluation", "."),
+    shared = "sparsec.pruning.evaluation"
+    loaders = [PackageLoader(name, ".") for name in dict.fromkeys((package, shared))]
+    return Environment(
+        loader=ChoiceLoader(loaders),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(found: Evaluation) -> str:
+    """The page as HTML."""
+    environment = environment_of("sparsec.pruning.evaluation")
     texts = found.texts
     about = (
         f"{texts.count} texts from {short(texts.source, 60)}, {texts.shortest} to "
@@ -45,7 +55,7 @@ def render(found: Evaluation) -> str:
         about=about + (f"; {longer(found)}" if texts.longer else ""),
         names=names,
         cards=_cards(found),
-        metrics=[_metric(found.task, name, value) for name, value in found.agreement.items()],
+        metrics=[metric_row(found.task, name, value) for name, value in found.agreement.items()],
         sides=list(sides(found))[1:],
         figures=_figures(found),
         labelled=any(example.label is not None for example in found.examples),
@@ -53,25 +63,25 @@ def render(found: Evaluation) -> str:
     return page
 
 
-def _cards(found: Evaluation) -> list[_Card]:
+def _cards(found: Evaluation) -> list[Card]:
     name, value = next(iter(found.agreement.items()))
     title = metric(found.task, name).title
-    cards = [_Card(_short(value), title, "agreement with the reference")]
+    cards = [Card(_short(value), title, "agreement with the reference")]
     for name, value in list(found.candidate.scores.items())[:1]:
         title = metric(found.task, name).title
         before = found.reference.scores[name]
         cards.append(
-            _Card(_short(value), title, f"by the labels; the reference has {_short(before)}")
+            Card(_short(value), title, f"by the labels; the reference has {_short(before)}")
         )
     if found.speedup is not None and found.candidate.latency and found.reference.latency:
         one, two = found.candidate.latency.median_ms, found.reference.latency.median_ms
         cards.append(
-            _Card(f"{found.speedup:.2f} ×", "as fast", f"{one:.3g} ms a text instead of {two:.3g}")
+            Card(f"{found.speedup:.2f} ×", "as fast", f"{one:.3g} ms a text instead of {two:.3g}")
         )
     one_size = found.candidate.file_bytes or found.candidate.artifact_bytes
     two_size = found.reference.file_bytes or found.reference.artifact_bytes
     if one_size and two_size:
-        cards.append(_Card(size(one_size), "size", f"the reference has {size(two_size)}"))
+        cards.append(Card(size(one_size), "size", f"the reference has {size(two_size)}"))
     return cards
 
 
@@ -79,7 +89,8 @@ def _short(value: float) -> str:
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else number(value)
 
 
-def _metric(task: str, name: str, value: float) -> dict[str, Any]:
+def metric_row(task: str, name: str, value: float) -> dict[str, Any]:
+    """A metric as templates show it."""
     known = metric(task, name)
     return {
         "title": known.title,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sparsec.pruning.evaluation.parts import Bars, Histogram, Matrix, Plot, Scatter
+from sparsec.pruning.evaluation.parts import Bars, Histogram, Latency, Matrix, Plot, Scatter
 from sparsec.pruning.evaluation.result import Evaluation
 from sparsec.serving.buckets import fit
 
 # What is drawn in these becomes a variable of the page's style.
-_COLOURS = {
+COLOURS = {
     "ink": "#000001",
     "faint": "#000002",
     "candidate": "#000003",
@@ -22,13 +22,13 @@ _COLOURS = {
     "surface": "#000005",
 }
 
-_SIZE = (5.6, 3.5)
-_WIDE = (11.6, 3.3)
+SIZE = (5.6, 3.5)
+WIDE = (11.6, 3.3)
 
 
 def draw(plot: Plot) -> str:
     """A plot as an ``<svg>`` element."""
-    return _svg(plot.title, lambda axes: _DRAW[type(plot)](axes, plot))
+    return svg(plot.title, lambda axes: _DRAW[type(plot)](axes, plot))
 
 
 def draw_latency(found: Evaluation) -> str:
@@ -38,6 +38,11 @@ def draw_latency(found: Evaluation) -> str:
         for name, model in (("reference", found.reference), ("candidate", found.candidate))
         if model.latency is not None
     ]
+    return draw_latencies(sides)
+
+
+def draw_latencies(sides: Sequence[tuple[str, Latency]]) -> str:
+    """Time against tokens, of the ``reference`` and the ``candidate``; empty without any."""
     if not sides:
         return ""
 
@@ -47,7 +52,7 @@ def draw_latency(found: Evaluation) -> str:
 
     def paint(axes: Any) -> None:
         for name, latency in sides:
-            colour = _COLOURS[name]
+            colour = COLOURS[name]
             order = np.argsort(latency.tokens, kind="stable")
             tokens, found = (np.array(v)[order] for v in (latency.tokens, latency.medians_ms))
             above = found > top
@@ -61,7 +66,7 @@ def draw_latency(found: Evaluation) -> str:
         axes.set_xlabel("tokens")
         axes.set_ylabel("ms a text")
 
-    return _svg("Time of one text", paint, _WIDE)
+    return svg("Time of one text", paint, WIDE)
 
 
 def _line(tokens: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -80,9 +85,9 @@ def _histogram(axes: Any, plot: Histogram) -> None:
         low = min(low, high - 0.01)
     if high - low < 1e-12:
         high = low + 1e-6
-    axes.hist(values, bins=np.linspace(low, high, 31), color=_COLOURS["candidate"], rwidth=0.92)
+    axes.hist(values, bins=np.linspace(low, high, 31), color=COLOURS["candidate"], rwidth=0.92)
     median = float(np.median(values))
-    axes.axvline(median, color=_COLOURS["ink"], linewidth=1, linestyle=(0, (3, 3)))
+    axes.axvline(median, color=COLOURS["ink"], linewidth=1, linestyle=(0, (3, 3)))
     left = median < (low + high) / 2
     axes.annotate(
         f"median {median:.3g}", (median, 1), xycoords=("data", "axes fraction"),
@@ -98,10 +103,10 @@ def _scatter(axes: Any, plot: Scatter) -> None:
     x, y = np.array(plot.x), np.array(plot.y)
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
     margin = (high - low) * 0.04 or 0.01
-    axes.plot([low, high], [low, high], color=_COLOURS["faint"], linewidth=1.2, zorder=1)
+    axes.plot([low, high], [low, high], color=COLOURS["faint"], linewidth=1.2, zorder=1)
     few = len(x) < 300
     axes.scatter(
-        x, y, s=16 if few else 6, alpha=0.6 if few else 0.35, color=_COLOURS["candidate"],
+        x, y, s=16 if few else 6, alpha=0.6 if few else 0.35, color=COLOURS["candidate"],
         linewidths=0, zorder=2,
     )  # fmt: skip
     axes.set_xlim(low - margin, high + margin)
@@ -121,12 +126,12 @@ def _matrix(axes: Any, plot: Matrix) -> None:
             right = row == column
             if share:
                 axes.add_patch(
-                    _rectangle(column, row, _COLOURS["candidate" if right else "reference"], share)
+                    _rectangle(column, row, COLOURS["candidate" if right else "reference"], share)
                 )
             if size <= 12 and counts[row, column]:
                 axes.text(
                     column, row, str(counts[row, column]), ha="center", va="center",
-                    color=_COLOURS["surface" if share > 0.55 and right else "ink"],
+                    color=COLOURS["surface" if share > 0.55 and right else "ink"],
                     fontsize=10 if size <= 8 else 8,
                 )  # fmt: skip
     axes.set_xlim(-0.5, size - 0.5)
@@ -158,9 +163,9 @@ def _bars(axes: Any, plot: Bars) -> None:
     for k, (name, values) in enumerate(plot.series.items()):
         offset = (k - (count - 1) / 2) * height
         drawn = axes.barh(
-            places + offset, values, height * 0.9, color=_COLOURS.get(name, _COLOURS["ink"])
+            places + offset, values, height * 0.9, color=COLOURS.get(name, COLOURS["ink"])
         )
-        axes.bar_label(drawn, fmt="%.3f", padding=4, fontsize=9, color=_COLOURS["ink"])
+        axes.bar_label(drawn, fmt="%.3f", padding=4, fontsize=9, color=COLOURS["ink"])
     axes.set_yticks(places, plot.names)
     axes.set_ylim(len(plot.names) - 0.4, -0.6)
     axes.set_xlim(0, 1.12)
@@ -176,7 +181,8 @@ _DRAW: Mapping[type, Callable[[Any, Any], None]] = {
 }
 
 
-def _svg(title: str, paint: Callable[[Any], None], size: tuple[float, float] = _SIZE) -> str:
+def svg(title: str, paint: Callable[[Any], None], size: tuple[float, float] = SIZE) -> str:
+    """What `paint` draws on axes, as an ``<svg>`` element."""
     import matplotlib
 
     style: Any = {
@@ -184,14 +190,14 @@ def _svg(title: str, paint: Callable[[Any], None], size: tuple[float, float] = _
         "svg.hashsalt": title,  # the same plot has the same names in it, other plots have others
         "font.family": "sans-serif",
         "font.size": 10,
-        "text.color": _COLOURS["ink"],
-        "axes.labelcolor": _COLOURS["ink"],
-        "axes.edgecolor": _COLOURS["faint"],
-        "xtick.color": _COLOURS["faint"],
-        "ytick.color": _COLOURS["faint"],
-        "xtick.labelcolor": _COLOURS["ink"],
-        "ytick.labelcolor": _COLOURS["ink"],
-        "grid.color": _COLOURS["faint"],
+        "text.color": COLOURS["ink"],
+        "axes.labelcolor": COLOURS["ink"],
+        "axes.edgecolor": COLOURS["faint"],
+        "xtick.color": COLOURS["faint"],
+        "ytick.color": COLOURS["faint"],
+        "xtick.labelcolor": COLOURS["ink"],
+        "ytick.labelcolor": COLOURS["ink"],
+        "grid.color": COLOURS["faint"],
         "grid.alpha": 0.35,
         "grid.linewidth": 0.6,
         "axes.grid": True,
@@ -213,7 +219,7 @@ def _svg(title: str, paint: Callable[[Any], None], size: tuple[float, float] = _
         figure.savefig(out, format="svg", metadata=nothing)
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    for name, colour in _COLOURS.items():
+    for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     # Sizes are the page's, and so is the font.
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

@@ -18,12 +18,21 @@ from collections.abc import Sequence
 from types import FrameType
 
 from sparsec import __version__, console
-from sparsec.cli import benchmark, buckets, check_hardware, compile, evaluate, inspect, serve
+from sparsec.cli import (
+    benchmark,
+    buckets,
+    check_hardware,
+    compile,
+    evaluate,
+    inspect,
+    serve,
+    sparsify,
+)
 from sparsec.cli.common import HelpFormatter
 from sparsec.console import say
 from sparsec.errors import SparsecError
 
-COMMANDS = (compile, inspect, benchmark, evaluate, buckets, serve, check_hardware)
+COMMANDS = (compile, inspect, benchmark, sparsify, evaluate, buckets, serve, check_hardware)
 
 INTERRUPTED = 128 + signal.SIGINT
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -35,8 +44,9 @@ def all_parsers() -> list[argparse.ArgumentParser]:
     main = argparse.ArgumentParser(
         prog="sparsec",
         description="ahead-of-time compiler for sparse transformers on CPUs",
-        epilog="Exit codes: 0 success, 1 a gate of evaluate missed, 2 wrong usage, 3 bad model, "
-        "4 unsupported model, 5 C compiler, 6 artifact, 7 hardware, 8 bad input, 130 interrupted.",
+        epilog="Exit codes: 0 success, 1 a gate of evaluate or the goal of sparsify missed, "
+        "2 wrong usage, 3 bad model, 4 unsupported model, 5 C compiler, 6 artifact, 7 hardware, "
+        "8 bad input, 130 interrupted.",
         formatter_class=HelpFormatter,
     )
     main.add_argument("--version", action="version", version=f"sparsec {__version__}")

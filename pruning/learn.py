@@ -1,0 +1,199 @@
+"""Layers trained against the dense model, as what export takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsec.errors import InputError
+from sparsec.pruning.engine import TorchModel
+from sparsec.pruning.evaluation import tasks
+from sparsec.pruning.evaluation.models import Found
+from sparsec.pruning.evaluation.texts import Sample
+from sparsec.pruning.layers import Layer
+from sparsec.pruning.oneshot import Compressed, Form
+from sparsec.pruning.rounding import LIMIT
+from sparsec.pruning.training.batches import Batches, Example
+from sparsec.pruning.training.losses import kind_of
+from sparsec.pruning.training.model import ModelNetwork
+from sparsec.pruning.training.network import Student
+from sparsec.pruning.training.quantizers import weight_scale
+from sparsec.pruning.training.state import Point
+from sparsec.pruning.training.targets import targets
+from sparsec.pruning.training.trainer import Options, Trained, Trainer
+from sparsec.serving.runner import Features
+
+#: Tokens of a training batch, about.
+TOKENS = 1024
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What is learnt from.
+
+    Attributes:
+        samples, items: texts, and their sequences.
+        held_samples, held_items: the same of those held out.
+        labelled: whether labels count.
+    """
+
+    samples: Sequence[Sample]
+    items: Sequence[Features]
+    held_samples: Sequence[Sample]
+    held_items: Sequence[Features]
+    labelled: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What training gives.
+
+    Attributes:
+        layers: by name.
+        others: the other parameters that have changed, by name, as the model stores them.
+        curve: agreement over time.
+        seconds: that it took.
+    """
+
+    layers: Mapping[str, Compressed]
+    others: Mapping[str, Tensor]
+    curve: Sequence[Point]
+    seconds: float
+
+
+def learn(
+    model: TorchModel,
+    found: Found,
+    lesson: Lesson,
+    sparsities: Mapping[str, float],
+    layers: Sequence[Layer],
+    *,
+    forms: Mapping[str, Form],
+    minutes: float,
+    max_length: int,
+    pad: bool,
+    seed: int,
+    per_channel: bool,
+    folder: Path,
+    fingerprint: str,
+    say: Say,
+) -> Learnt:
+    """Train a student that loses blocks step by step.
+
+    Args:
+        sparsities: of each layer, in the end.
+        layers: those that are to compute with bytes.
+        forms: whose channels are gone from the start.
+
+    Raises:
+        NonFiniteError, InputError, KeyboardInterrupt: as
+            :meth:`~sparsec.pruning.training.trainer.Trainer.train`.
+    """
+    network = ModelNetwork(model)
+    student = Student(network, _masks(layers, forms), frozen=network.tables)
+    task = tasks.of_model(found)
+    kinds = {
+        spec.name: kind_of(task, spec.shape)
+        for spec in model.opened.signature.outputs
+        if spec.dtype.kind == "f"
+    }
+    names = _label_names(found)
+    examples, held = (
+        [
+            Example(item.arrays, _targets(task, sample, i, found, max_length, model, names))
+            if lesson.labelled
+            else Example(item.arrays, {})
+            for i, (sample, item) in enumerate(zip(samples, items, strict=True), 1)
+        ]
+        for samples, items in (
+            (lesson.samples, lesson.items), (lesson.held_samples, lesson.held_items),
+        )
+    )  # fmt: skip
+    trainer = Trainer(
+        network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds,
+        sparsities, Options(minutes=minutes, seed=seed), folder=folder, fingerprint=fingerprint,
+        say=say,
+    )  # fmt: skip
+    return _learnt(model, network, trainer.train(), layers, per_channel)
+
+
+def _masks(layers: Sequence[Layer], forms: Mapping[str, Form]) -> dict[str, Tensor]:
+    """Weights [N, K] that are not gone with a channel."""
+    made = {}
+    for layer in layers:
+        form = forms[layer.name]
+        mask = torch.ones(layer.outputs, layer.inputs, dtype=torch.bool)
+        if form.keep_outputs is not None:
+            rows = torch.zeros(layer.outputs, dtype=torch.bool)
+            rows[list(form.keep_outputs)] = True
+            mask &= rows[:, None]
+        if form.keep_inputs is not None:
+            columns = torch.zeros(layer.inputs, dtype=torch.bool)
+            columns[list(form.keep_inputs)] = True
+            mask &= columns
+        if not bool(mask.all()):
+            made[layer.name] = mask
+    return made
+
+
+def _batches(examples: Sequence[Example], seed: int, pad: bool) -> Batches:
+    exact = None if pad else sorted({example.length for example in examples})
+    return Batches(examples, TOKENS, seed, exact)
+
+
+def _label_names(found: Found) -> list[str]:
+    known = found.files.config.get("id2label")
+    if not isinstance(known, Mapping):
+        return []
+    return [str(known[key]) for key in sorted(known, key=lambda k: int(str(k)))]
+
+
+def _targets(
+    task: str, sample: Sample, number: int, found: Found, max_length: int, model: TorchModel,
+    names: Sequence[str],
+) -> Mapping[str, object]:  # fmt: skip
+    if not names and task in ("text-classification", "token-classification"):
+        raise InputError("training with labels needs their names: id2label in config.json")
+    return targets(
+        task, sample, f"text {number}", found.text, max_length, model.output_names, names
+    )
+
+
+def _learnt(
+    model: TorchModel,
+    network: ModelNetwork,
+    trained: Trained,
+    layers: Sequence[Layer],
+    per_channel: bool,
+) -> Learnt:
+    places = {layer.weight: layer.place for layer in network.layers}
+    parameters = {name: p.detach().cpu() for name, p in trained.parameters.items()}
+    made: dict[str, Compressed] = {}
+    taken: set[str] = set()
+    for layer in layers:
+        if layer.name not in parameters:
+            continue
+        weights = parameters[layer.name]
+        scale = weight_scale(weights)[:, 0]
+        if not per_channel:
+            scale = scale.max()
+        steps = (weights / scale.reshape(-1, 1)).round().clamp(-LIMIT, LIMIT)
+        bias = parameters.get(layer.bias, model.weights[layer.bias].detach())
+        made[layer.name] = Compressed(
+            layer.name, steps.to(torch.int8), scale, bias,
+            trained.ranges[places[layer.name]], float("nan"),
+        )  # fmt: skip
+        taken |= {layer.name, layer.bias}
+    stored = network.stored(parameters)
+    others = {
+        name: value.contiguous()
+        for name, value in stored.items()
+        if name not in taken and not torch.equal(value, model.weights[name].detach())
+    }
+    return Learnt(made, others, trained.curve, trained.seconds)

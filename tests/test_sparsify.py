@@ -1,0 +1,398 @@
+"""``sparsec sparsify``: from a folder and texts to a folder and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import sparsec
+from examples.encoders import EncoderConfig, Export, write_random
+from sparsec.cli import main
+from sparsec.compiler.frontend import load_model
+from sparsec.errors import ArtifactError, InputError, ModelError, NonFiniteError
+from tests.pipelines_support import make
+from tests.test_evaluate import sentences
+
+torch = pytest.importorskip("torch")
+for _package in ("onnxruntime", "sklearn", "scipy", "seqeval", "tokenizers", "matplotlib"):
+    pytest.importorskip(_package, reason="sparsify needs it")
+
+from sparsec.pruning import memory, oneshot, plan, workspace  # noqa: E402
+from sparsec.pruning.engine.opened import open_model  # noqa: E402
+from sparsec.pruning.layers import linear_layers  # noqa: E402
+from sparsec.pruning.outcome import Sparsified  # noqa: E402
+from sparsec.pruning.structure import sites  # noqa: E402
+from sparsec.pruning.survey import Surveyed  # noqa: E402
+
+torch.set_num_threads(1)
+
+TEXTS = sentences(80)
+ORT: dict[str, Any] = {"engine": "onnxruntime", "seconds": 0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense model")
+    make(folder, "sequence-classification", labels=["bad", "good", "neither"])
+    return folder
+
+
+def _digest(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def half(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Sparsified:
+    out = tmp_path_factory.mktemp("results") / "half"
+    lines: list[str] = []
+    before = _digest(model)
+    made = sparsec.sparsify(
+        model, texts=TEXTS, output=out, sparsity=0.5, progress=lines.append, **ORT
+    )
+    assert _digest(model) == before
+    assert any("left" in line and "pruned" in line for line in lines)
+    return made
+
+
+def test_a_folder_comes_out(half: Sparsified, model: Path) -> None:
+    out = half.path
+    assert out is not None
+    names = {path.name for path in out.iterdir()}
+    assert {"model.onnx", "tokenizer.json", "config.json", "report.json", "report.html"} <= names
+    assert not list(out.parent.glob(".*"))
+    assert half.sparsity == pytest.approx(0.5, abs=0.01)
+    assert half.reached
+    assert half.texts == (64, 16)
+    assert all(layer.quantized for layer in half.layers)
+    assert next(iter(half.agreement)) == "agreement"
+    assert Sparsified.from_json(json.loads((out / "report.json").read_text())) == half
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") >= 2
+    assert "50% of the encoder" in page
+    old, new = (onnx.load(folder / "model.onnx") for folder in (model, out))
+    assert [old.graph.input, old.graph.output] == [new.graph.input, new.graph.output]
+    assert old.opset_import == new.opset_import
+    assert "agreement" in str(half)
+
+
+def test_the_same_seed_gives_the_same_bytes(half: Sparsified, model: Path, tmp_path: Path) -> None:
+    assert half.path is not None
+    digests = [hashlib.sha256((half.path / "model.onnx").read_bytes()).hexdigest()]
+    for seed in (0, 1):
+        made = sparsec.sparsify(
+            model, texts=TEXTS, output=tmp_path / str(seed), sparsity=0.5, seed=seed, **ORT
+        )
+        assert made.path is not None
+        digests.append(hashlib.sha256((made.path / "model.onnx").read_bytes()).hexdigest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_stopped_at_any_moment_it_goes_on(
+    half: Sparsified, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer that is done is not done again, and the result is the same."""
+    out = tmp_path / "out"
+    solved: list[str] = []
+    real = oneshot.OneShot._solve
+
+    def stop_at(count: int) -> None:
+        def solve(self: Any, layer: Any, *rest: Any) -> Any:
+            if len(solved) == count:
+                raise KeyboardInterrupt
+            solved.append(layer.name)
+            return real(self, layer, *rest)
+
+        monkeypatch.setattr(oneshot.OneShot, "_solve", solve)
+
+    before = _digest(model)
+    for count in (0, 3, 99):
+        stop_at(count)
+        if count < 99:
+            with pytest.raises(KeyboardInterrupt):
+                sparsec.sparsify(model, texts=TEXTS, output=out, sparsity=0.5, **ORT)
+            assert not out.exists()
+            assert [p.name for p in tmp_path.iterdir()] == [".out.sparsify"]
+    with pytest.raises(InputError, match="earlier run with another model, other texts or options"):
+        sparsec.sparsify(model, texts=TEXTS, output=out, sparsity=0.6, **ORT)
+    made = sparsec.sparsify(model, texts=TEXTS, output=out, sparsity=0.5, **ORT)
+    assert made.path is not None and half.path is not None
+    assert len(solved) == len(set(solved)) == len(made.layers)
+    assert _digest(made.path)["model.onnx"] == _digest(half.path)["model.onnx"]
+    assert _digest(model) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_below_the_gate_nothing_is_written_but_the_report(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = main(
+        ["sparsify", str(model), "--texts", _file(tmp_path), "--keep", "1", "-o", str(out),
+         "-t", "0", "-e", "onnxruntime", "-q", "--form", "blocks"]
+    )  # fmt: skip
+    found = Sparsified.from_json(json.loads((out / "report.json").read_text()))
+    kept = {path.name for path in out.iterdir()} - {"report.json", "report.html"}
+    assert code == (0 if found.reached else 1)
+    assert bool(kept) == found.reached == (found.output is not None)
+
+
+@pytest.mark.slow
+def test_the_fastest_that_agrees(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = sparsec.sparsify(model, texts=TEXTS, output=out, keep=0.5, **ORT)
+    assert made.reached
+    assert next(iter(made.agreement.values())) >= 0.5
+    assert (out / "model.onnx").exists()
+
+
+def _file(folder: Path) -> str:
+    path = folder / "texts.txt"
+    path.write_text("\n".join(TEXTS), encoding="utf-8")
+    return str(path)
+
+
+def test_bytes_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["sparsify", str(model), "--texts", _file(tmp_path), "--form", "int8"]
+    arguments += ["-o", str(out), "-t", "0", "-e", "onnxruntime", "--dialect", "sparseml", "-q"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "int8: 0.0% of the encoder's 4-blocks are zero" in said
+    assert "agreement of the candidate with the reference" in said
+    assert main(arguments) == 8
+    assert "exists; replace it with --force" in capsys.readouterr().err
+    assert main([*arguments, "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dialect"] == "sparseml"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "say what is wanted"),
+        ({"sparsity": 0.5, "keep": 0.9}, "give one goal, not sparsity and keep"),
+        ({"sparsity": 1.0}, "sparsity must be at least 0 and below 1"),
+        ({"sparsity": float("nan")}, "sparsity must be a number"),
+        ({"speedup": 0.5}, "speedup must be from 1 to 100"),
+        ({"keep": 1.5}, "keep must be above 0 and at most 1"),
+        ({"sparsity": 0.5, "form": "rows"}, "form must be one of auto, blocks"),
+        ({"sparsity": 0.5, "form": "int8"}, "form int8 prunes nothing"),
+        ({"sparsity": 0.5, "dialect": "onnx"}, "dialect must be one of qdq, sparseml"),
+        ({"sparsity": 0.5, "minutes": -1}, "minutes must be a number of at least 0"),
+        ({"sparsity": 0.5, "target": "sse9"}, "sse9"),
+        ({"sparsity": 0.5, "texts": TEXTS[:63]}, "63 texts are too few: 64 are needed"),
+        ({"sparsity": 0.5, "texts": []}, "has no text: 64 or more are wanted"),
+        ({"sparsity": 0.5, "max_length": 100000}, "max_length 100000 is too long"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:20],
+)
+def test_bad_arguments(model: Path, tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    arguments: dict[str, Any] = {"texts": TEXTS, "output": tmp_path / "out", **ORT, **given}
+    with pytest.raises(InputError, match=said):
+        sparsec.sparsify(model, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_that_are_not_utf_8(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"good\n" * 70 + b"caf\xe9\n")
+    with pytest.raises(InputError, match="is not UTF-8: line 71 has the byte 0xe9"):
+        sparsec.sparsify(model, texts=path, output=tmp_path / "out", sparsity=0.5)
+
+
+def test_models_that_are_quantized_already(half: Sparsified, tmp_path: Path) -> None:
+    assert half.path is not None
+    with pytest.raises(ModelError, match=r"is quantized already .qdq.: give the float model"):
+        sparsec.sparsify(half.path, texts=TEXTS, output=tmp_path / "out", sparsity=0.5)
+
+
+def test_dense_models_that_give_nan(tmp_path: Path) -> None:
+    make(tmp_path / "dense", "sequence-classification", poison={"good": float("nan")})
+    texts = ["good " + text for text in TEXTS]
+    with pytest.raises(NonFiniteError, match="gives NaN or infinity in logits before anything"):
+        sparsec.sparsify(tmp_path / "dense", texts=texts, output=tmp_path / "out", sparsity=0.5)
+
+
+@pytest.mark.slow
+def test_pruned_models_are_pruned_further(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pruned"
+    shutil.copytree(model, folder)
+    proto = onnx.load(folder / "model.onnx")
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.ndim == 2 and "embeddings" not in tensor.name and min(array.shape) >= 16:
+            copy = np.array(array)
+            copy.reshape(-1, 4)[::4] = 0
+            tensor.CopyFrom(numpy_helper.from_array(copy, tensor.name))
+    onnx.save(proto, folder / "model.onnx")
+    made = sparsec.sparsify(folder, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, **ORT)
+    assert made.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_too_little_memory_is_said_before_it_starts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 1 << 20)
+    with pytest.raises(InputError, match=r"GiB of memory are needed .* fewer texts .--limit"):
+        sparsec.sparsify(model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workspace.torch, "save", full)
+    with pytest.raises(ArtifactError, match="No space left on device"):
+        sparsec.sparsify(model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, **ORT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_others_have_made_stays(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="was not made by sparsec sparsify"):
+        sparsec.sparsify(model, texts=TEXTS, output=tmp_path, sparsity=0.5, force=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- heads and channels --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "distilbert"])
+@pytest.mark.parametrize("fused", [False, True], ids=["matmul", "gemm"])
+def test_heads_and_channels_are_found_by_what_the_graph_does(
+    tmp_path: Path, attention: Any, fused: bool
+) -> None:
+    config = EncoderConfig(hidden=32, heads=4, intermediate=48, attention=attention)
+    form = Export(opset=20, fused=True, linear="gemm") if fused else Export()
+    written = write_random(tmp_path / "model.onnx", config, export=form)
+    opened = open_model(load_model(written.path))
+    graph = opened.graph(opened.probe)
+    layers = linear_layers(graph, opened.weights)
+    found = sites(graph, layers)
+    names = [layer.name for layer in layers]
+    places = [(names.index(s.reader), len(s.units), s.size, len(s.makers)) for s in found]
+    assert places == [(3, 4, 8, 3), (5, 48, 1, 1), (9, 4, 8, 3), (11, 48, 1, 1)]
+    head = found[0].units[2]
+    assert head.inputs == tuple(range(16, 24))
+    assert set(head.rows.values()) == {head.inputs}
+    assert set(head.rows) == set(names[:3])
+    assert found[1].units[7].rows == {names[4]: (7,)}
+
+
+@pytest.mark.parametrize("dialect", ["qdq", "sparseml"])
+def test_heads_and_channels_go(model: Path, tmp_path: Path, dialect: str) -> None:
+    made = sparsec.sparsify(
+        model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, form="channels",
+        dialect=dialect, **ORT,
+    )  # fmt: skip
+    assert made.path is not None
+    assert not any("zeros in the file" in warning for warning in made.warnings)
+    whole, cut = (load_model(folder) for folder in (model, made.path))
+    sizes = [
+        sum(int(np.prod(t.dims)) for t in m.proto.graph.initializer if len(t.dims) == 2)
+        for m in (whole, cut)
+    ]
+    tables = sum(
+        int(np.prod(t.dims)) for t in whole.proto.graph.initializer if "embeddings" in t.name
+    )
+    assert sizes[1] - tables < 0.65 * (sizes[0] - tables)
+
+
+# ---- how much where ------------------------------------------------------------------------------
+
+
+def _layers(seed: int, count: int = 4) -> list[Surveyed]:
+    rng = np.random.default_rng(seed)
+    ladder = (0.5, 0.75, 0.9)
+    return [
+        Surveyed(
+            f"layer{i}", 32 * int(rng.integers(1, 4)), 64,
+            {0.0: 0.0, **dict(zip(ladder, np.cumsum(rng.random(3)).tolist(), strict=True))},
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_share_of_all_weights(seed: int) -> None:
+    layers = _layers(seed)
+    size = np.array([layer.outputs * layer.inputs for layer in layers])
+    for wanted in (0.0, 0.3, 0.7, 0.85, 0.95):
+        found = plan.by_sparsity(layers, wanted)
+        share = (size * [found[layer.name] for layer in layers]).sum() / size.sum()
+        assert share == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_time_is_kept_with_the_least_error(seed: int) -> None:
+    import itertools
+
+    layers = _layers(seed, 3)
+
+    def milliseconds(n: int, k: int, density: float) -> float:
+        return n * k * (0.2 + density) * 1e-3
+
+    dense = plan.total_time(layers, {}, milliseconds)
+    budget = 0.55 * dense
+    found = plan.by_time(layers, budget, milliseconds)
+    assert plan.total_time(layers, found, milliseconds) <= budget * 1.001
+    best = min(
+        sum(layer.errors[s] for layer, s in zip(layers, choice, strict=True))
+        for choice in itertools.product((0.0, 0.5, 0.75, 0.9), repeat=3)
+        if plan.total_time(
+            layers, {a.name: s for a, s in zip(layers, choice, strict=True)}, milliseconds
+        )
+        <= budget
+    )
+    assert sum(layer.errors[found[layer.name]] for layer in layers) == pytest.approx(best, rel=1e-3)
+    with pytest.raises(InputError, match="ask for less speed"):
+        plan.by_time(layers, 0.01 * dense, milliseconds)
+
+
+def test_a_budget_of_training_fits_the_memory_estimate(model: Path) -> None:
+    from sparsec.compiler.frontend import load_model
+    from sparsec.pruning.engine import TorchModel
+
+    dense = TorchModel(load_model(model))
+    assert memory.needed(dense, [], True) > memory.needed(dense, [], False) > 0
+    free = memory.available()
+    assert free is None or free > 0
+
+
+@pytest.mark.slow
+def test_a_speedup_is_measured(tmp_path: Path) -> None:
+    """The measured speedup of a model that is large enough to gain is near what was asked for."""
+    from examples.encoders import EncoderConfig, write_random
+
+    folder = tmp_path / "dense"
+    make(folder, "hidden")
+    config = EncoderConfig(layers=2, hidden=384, heads=6, intermediate=1536, vocab=200)
+    write_random(folder / "model.onnx", config)
+    found = json.loads((folder / "config.json").read_text())
+    found |= {"vocab_size": 200, "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(found))
+    made = sparsec.sparsify(
+        folder, texts=sentences(80, length=40), output=tmp_path / "out", speedup=1.3, seconds=3
+    )
+    assert made.speedup is not None
+    assert made.sparsity > 0.3
+
+
+@pytest.mark.slow
+def test_training_against_the_dense_model(model: Path, tmp_path: Path) -> None:
+    made = sparsec.sparsify(
+        model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, minutes=0.2, **ORT
+    )
+    assert made.sparsity == pytest.approx(0.5, abs=0.02)
+    assert made.curve
+    assert made.reached
