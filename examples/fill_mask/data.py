@@ -140,5 +140,4 @@ TASK = Task(
     learning_rate=3e-4,
     sparsity=0.5,
     steps=560,
-    sparse_steps=160,
 )

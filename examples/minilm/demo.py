@@ -73,14 +73,14 @@ def best_time(run: Run, inputs: list[np.ndarray], seconds: float = 1.0) -> float
 
 def dense_model(folder: Path, cores: int) -> tuple[str, Run]:
     """What computes the dense float32 model: ONNX Runtime, or sparsec where that is missing."""
-    path = folder / "model-dense.onnx"
+    path = folder / "dense" / "model.onnx"
     try:
         import onnxruntime
     except ImportError:
         print("onnxruntime is not installed: sparsec runs the dense model as well.")
         print("(pip install onnxruntime, and the comparison is with that.)")
         artifact = sparsec.compile(
-            path, buckets=BUCKETS, output=folder / "model-dense.sparsec", force=True
+            path, buckets=BUCKETS, output=folder / "dense.sparsec", force=True
         )
         return "sparsec, dense fp32", sparsec.Engine(artifact, num_cores=cores).run
     options = onnxruntime.SessionOptions()
@@ -138,23 +138,24 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER)
-    parser.add_argument("--dialect", choices=["sparseml", "qdq"], default="sparseml")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args(argv)
-    model = args.folder / ("model.onnx" if args.dialect == "sparseml" else "model-qdq.onnx")
+    model = args.folder / "sparse" / "model.onnx"
     if not model.exists():
         raise SystemExit(f"{model} does not exist: run examples/minilm/build.py first")
 
     start = time.perf_counter()
-    output = model.with_suffix(".sparsec")
+    output = args.folder / "sparse.sparsec"
     artifact = sparsec.compile(
         model, buckets=BUCKETS, output=output, force=True, progress=lambda line: print(f"  {line}")
     )
-    print(f"compiled {model.name} for buckets {BUCKETS} in {time.perf_counter() - start:.1f} s")
+    print(
+        f"compiled sparse/model.onnx for buckets {BUCKETS} in {time.perf_counter() - start:.1f} s"
+    )
     for file in sorted(output.iterdir()):
         print(f"  {file.stat().st_size / 1e6:8.2f} MB  {file.name}")
 
-    tokenizer = load_tokenizer(args.folder / "tokenizer.json")
+    tokenizer = load_tokenizer(args.folder / "sparse" / "tokenizer.json")
     dense_name, dense = dense_model(args.folder, args.cores)
     with sparsec.Engine(artifact, num_cores=args.cores) as engine:
         texts = [*DOCUMENTS, *QUERIES, PARAGRAPH]

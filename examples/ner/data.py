@@ -111,5 +111,4 @@ TASK = Task(
     words=ALL_NAMES,
     sample=sample,
     steps=800,
-    sparse_steps=1100,
 )

@@ -133,5 +133,4 @@ TASK = Task(
     sample=sample,
     sparsity=0.5,
     steps=450,
-    sparse_steps=200,
 )

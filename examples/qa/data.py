@@ -92,7 +92,6 @@ TASK = Task(
     words=ALL_NAMES,
     sample=sample,
     steps=300,
-    sparse_steps=80,
-    sparsity=0.0,
+    sparsity=0.5,
     batch=16,
 )

@@ -69,5 +69,4 @@ TASK = Task(
     words=tuple(item for name, items in LISTS.items() if name[-1] in "+-" for item in items),
     sample=sample,
     steps=500,
-    sparse_steps=800,
 )

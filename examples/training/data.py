@@ -43,8 +43,10 @@ class Task:
         words: texts that must not become harder to spell by that.
         sample: (random numbers, held out) -> an example.  Held-out ones have templates and names
             that others never have.
-        steps, sparse_steps: of training in float, and of pruning and rounding.
+        steps: of training in float.
+        minutes: of training while it is pruned and rounded.
         batch: examples in a step.
+        sparsity: share of the encoder's 4-blocks that are pruned.
     """
 
     folder: Path
@@ -55,7 +57,7 @@ class Task:
     words: tuple[str, ...]
     sample: Callable[[np.random.Generator, bool], Example]
     steps: int
-    sparse_steps: int
+    minutes: float = 10.0
     batch: int = 48
     sparsity: float = 0.75
     learning_rate: float = 2e-4
@@ -142,6 +144,22 @@ def collate(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> Ba
     else:
         targets = np.array([[e.label] for e in examples])
     return Batch(ids, mask, types, targets)
+
+
+def as_row(task: Task, tokenizer: Tokenizer, example: Example) -> dict[str, str]:
+    """An example as a line of JSON lines that `sparsec.sparsify` reads, without what is right."""
+    if task.head == "question-answering":
+        return {"question": example.text, "context": example.pair or ""}
+    if example.pair is not None:
+        return {"text": example.text, "text_pair": example.pair}
+    if task.head != "masked-lm":
+        return {"text": example.text}
+    text = example.text
+    for span in sorted(example.spans, key=lambda span: -span.start):
+        hidden = tokenizer.encode(text[span.start : span.end], add_special_tokens=False)
+        gap = " ".join(["[MASK]"] * len(hidden.ids))
+        text = f"{text[: span.start]}{gap}{text[span.end :]}"
+    return {"text": text}
 
 
 def batches(

@@ -1,7 +1,7 @@
-"""A BERT encoder in torch, with masks for pruned weights and fake quantization.
+"""A BERT encoder in torch, for training in float.
 
-Parameters have the names and shapes of `EncoderConfig.parameter_shapes`, activations the keys of
-`examples.encoders.reference.calibrate`: what is trained here is written by examples.encoders.
+Parameters have the names and shapes of `EncoderConfig.parameter_shapes`: what is trained here is
+written by examples.encoders.
 """
 
 from __future__ import annotations
@@ -11,35 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from examples.encoders import EncoderConfig, Ranges, Weights
+from examples.encoders import EncoderConfig, Weights
 from examples.encoders.config import DECODER, PREDICTIONS, WORDS
-from examples.encoders.reference import input_key
 
-# Ranges of activations follow what is seen at this rate while they are still learned.
-RANGE_RATE = 0.05
-
-DROPOUT = 0.1  # of what layers add to the residual, while training in float
+DROPOUT = 0.1  # of what layers add to the residual, while training
 
 
 class Encoder(nn.Module):
-    """An `EncoderConfig` as a torch module.
-
-    Attributes:
-        masks: bool [N, K] by name of the linear layer: weights that are not pruned.
-        observing: ranges of activations follow what passes.
-        quantizing: products are computed from rounded operands, gradients pass straight through.
-        energy: mean square of each input channel of the linear layers, if `measuring`.
-    """
+    """An `EncoderConfig` as a torch module."""
 
     def __init__(self, config: EncoderConfig, weights: Weights) -> None:
         super().__init__()
         self.config = config
-        self.masks: dict[str, Tensor] = {}
-        self.ranges: Ranges = {}
-        self.observing = False
-        self.quantizing = False
-        self.measuring = False
-        self.energy: dict[str, Tensor] = {}
         # torch allows no dots in names of parameters.
         self.values = nn.ParameterDict(
             {
@@ -60,53 +43,14 @@ class Encoder(nn.Module):
         return value
 
     def export(self) -> Weights:
-        """All parameters as float32 arrays, pruned weights zero."""
-        result = {}
-        for name in self.config.parameter_shapes():
-            value = self.parameter(name).detach()
-            mask = self.masks.get(name.removesuffix(".weight"))
-            result[name] = (value if mask is None else value * mask).numpy().copy()
-        return result
-
-    def activation(self, key: str, x: Tensor) -> Tensor:
-        """x, rounded to 8 bits if the model is quantizing."""
-        if self.observing:
-            low, high = min(0.0, float(x.detach().min())), max(0.0, float(x.detach().max()))
-            was = self.ranges.get(key, (low, high))
-            self.ranges[key] = (
-                was[0] + RANGE_RATE * (low - was[0]),
-                was[1] + RANGE_RATE * (high - was[1]),
-            )
-        if not self.quantizing:
-            return x
-        x = x.float()  # bfloat16 is coarser than 8 bits of a range
-        low, high = self.ranges[key]
-        zero = 0
-        if key.endswith((".k", ".v")):  # symmetric, as the integer form has them
-            scale = max(-low, high, 1e-8) / 127
-            lowest, highest = -128, 127
-        else:
-            scale = max(high - low, 1e-8) / 255
-            zero = round(-low / scale)
-            lowest, highest = -zero, 255 - zero
-        # Values outside of the range get no gradient.
-        clipped = x.clamp(lowest * scale, highest * scale)
-        rounded = torch.round(clipped / scale) * scale
-        return clipped + (rounded - clipped).detach()
+        """All parameters as float32 arrays."""
+        names = self.config.parameter_shapes()
+        return {name: self.parameter(name).detach().numpy().copy() for name in names}
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N]."""
-        weight = self.parameter(f"{name}.weight")
-        value: Tensor = weight
-        if name in self.masks:
-            value = value * self.masks[name]
-        if self.measuring:
-            self.energy[name] = x.detach().float().square().flatten(0, -2).mean(0)
-        x = self.activation(input_key(name), x)
-        if self.quantizing:
-            scale = value.detach().abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
-            value = value + (torch.round(value / scale) * scale - value).detach()
-        return functional.linear(x, value, self.parameter(f"{name}.bias"))
+        weight, bias = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
+        return functional.linear(x, weight, bias)
 
     def dropout(self, x: Tensor) -> Tensor:
         """x with some elements zero, in training."""
@@ -120,18 +64,14 @@ class Encoder(nn.Module):
     def attend(self, layer: str, x: Tensor, mask: Tensor) -> Tensor:
         """Self-attention up to the merged heads, before the output projection."""
         batch, length, hidden = x.shape
-        attn = f"{layer}.attention.self"
 
-        def heads(part: str, key: str) -> Tensor:
-            y = self.linear(f"{attn}.{part}", x)
-            y = y.view(batch, length, self.config.heads, self.config.head_size).transpose(1, 2)
-            return self.activation(f"{attn}.{key}", y)
+        def heads(part: str) -> Tensor:
+            y = self.linear(f"{layer}.attention.self.{part}", x)
+            return y.view(batch, length, self.config.heads, self.config.head_size).transpose(1, 2)
 
-        q, k, v = heads("query", "q"), heads("key", "k"), heads("value", "v")
-        scores = self.activation(f"{attn}.scores", q @ k.transpose(2, 3))
+        scores = heads("query") @ heads("key").transpose(2, 3)
         scores = scores / self.config.head_size**0.5 + mask
-        probs = self.activation(f"{attn}.probs", scores.softmax(-1))
-        context = self.activation(f"{attn}.context", probs @ v)
+        context = scores.softmax(-1) @ heads("value")
         return context.transpose(1, 2).reshape(batch, length, hidden)
 
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:

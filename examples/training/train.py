@@ -1,8 +1,7 @@
-"""Train a task's model: float -> pruned and rounded with distillation -> model folder.
+"""Train a task's model in float, then let `sparsec.sparsify` prune and round it.
 
-The float model is trained on the task's examples.  Then a copy of it loses three quarters of its
-blocks of four weights, a few at a time, and learns to compute with 8 bits, while it is taught by
-the float model: by the probabilities of its labels and by its last hidden state.
+The float model is trained on the task's examples; the pruned one learns from it, on more texts of
+the same kind, without what is right.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -22,28 +22,17 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from examples.encoders import (
-    EncoderConfig,
-    Weights,
-    measured_sparsity,
-    quantize_model,
-    write_sparseml,
-)
-from examples.encoders.quantization import asymmetric
-from examples.encoders.weights import block_norms, expand_blocks
+import sparsec
+from examples.encoders import EncoderConfig, Weights, write_fp32
 from examples.minilm.build import find_model, load_model
-from examples.training.data import IGNORE, Batch, Task, batches, score
+from examples.training.data import IGNORE, Batch, Task, as_row, batches, score
 from examples.training.model import Encoder, with_head
 from examples.training.vocabulary import trim
 
 SEED = 1
-BLOCK = 4
 CHUNK = 16  # batches that are made at once
 HELD_OUT_BATCHES = 20
-PRUNING_EVERY = 10
-PRUNED_AT, OBSERVED_AT, QUANTIZED_AT = 0.5, 0.55, 0.6  # shares of the sparse phase
-TEMPERATURE = 2.0
-HIDDEN_WEIGHT = 1.0
+TEXTS = 6000  # that the pruned model learns from
 AGAIN = 3  # exit status: the time was up, run again
 
 STATE = "state.pt"
@@ -71,43 +60,15 @@ def start(task: Task) -> tuple[Tokenizer, EncoderConfig, Weights]:
     return Tokenizer.from_str(text), config, with_head(config, weights, SEED)
 
 
-def update_masks(model: Encoder, sparsity: float) -> None:
-    """Keep the blocks whose weights, times the size of their inputs, are largest."""
-    for name in model.config.encoder_linears():
-        weight = model.parameter(f"{name}.weight").detach()
-        size = (weight * model.energy[name].sqrt()).numpy()
-        norms = block_norms(size, BLOCK)
-        drop = round(sparsity * norms.size)
-        keep = np.ones(norms.size, bool)
-        keep[np.argsort(norms.reshape(-1), kind="stable")[:drop]] = False
-        mask = expand_blocks(keep.reshape(norms.shape), BLOCK, weight.shape[1])
-        model.masks[name] = torch.from_numpy(mask.copy())
-
-
 def tensors(batch: Batch) -> tuple[torch.Tensor, ...]:
     """ids, mask, types and targets."""
     return tuple(torch.from_numpy(a) for a in (*batch.inputs, batch.targets))
 
 
-def loss_of(
-    scores: torch.Tensor,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    mask: torch.Tensor,
-    teacher: tuple[torch.Tensor, torch.Tensor] | None,
-) -> torch.Tensor:
-    """Cross entropy; with a teacher's (hidden, scores) also the distance to both."""
+def loss_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of rows that have a target."""
     counted = targets != IGNORE
-    scores = scores[counted].float()
-    loss = functional.cross_entropy(scores, targets[counted])
-    if teacher is None:
-        return loss
-    ours = (scores / TEMPERATURE).log_softmax(-1)
-    theirs = (teacher[1].float()[counted] / TEMPERATURE).log_softmax(-1)
-    near = functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-    real = mask.bool()
-    far = functional.mse_loss(hidden.float()[real], teacher[0].float()[real])
-    return 0.5 * loss + TEMPERATURE**2 * near + HIDDEN_WEIGHT * far
+    return functional.cross_entropy(scores[counted].float(), targets[counted])
 
 
 class Trainer:
@@ -118,34 +79,21 @@ class Trainer:
         self.folder = folder
         self.tokenizer, self.config, weights = start(task)
         self.model = Encoder(self.config, weights)
-        self.teacher: Encoder | None = None
         self.step = 0
-        self.optimizer = self.new_optimizer()
+        values = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(values, lr=task.learning_rate, weight_decay=0.0)
         can = torch.cpu.get_capabilities()
         self.bfloat16 = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
-    def new_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over what is trained."""
-        values = [p for p in self.model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(values, lr=self.task.learning_rate, weight_decay=0.0)
-
-    @property
-    def total(self) -> int:
-        """Steps of both phases."""
-        return self.task.steps + self.task.sparse_steps
-
     def say(self, text: str) -> None:
-        print(f"[{self.task.folder.name} {self.step:>4}/{self.total}] {text}", flush=True)
+        print(f"[{self.task.folder.name} {self.step:>4}/{self.task.steps}] {text}", flush=True)
 
     def save(self) -> None:
         """Write everything that `load` needs."""
         state: dict[str, Any] = {
             "step": self.step,
             "model": self.model.state_dict(),
-            "masks": self.model.masks,
-            "ranges": self.model.ranges,
             "optimizer": self.optimizer.state_dict(),
-            "teacher": self.teacher.state_dict() if self.teacher else None,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{STATE}.part"
@@ -158,30 +106,14 @@ class Trainer:
         if not path.exists():
             return
         state = torch.load(path)
-        if state["teacher"] is not None:
-            self.begin_sparse()
-            assert self.teacher is not None
-            self.teacher.load_state_dict(state["teacher"])
         self.model.load_state_dict(state["model"])
-        self.model.masks, self.model.ranges = state["masks"], state["ranges"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.say("goes on")
 
-    def begin_sparse(self) -> None:
-        """The trained model becomes the teacher of a copy with rounded embeddings."""
-        weights = self.model.export()
-        self.teacher = Encoder(self.config, weights).eval()
-        for name in self.config.tables():
-            table = weights[f"{name}.weight"]
-            params = asymmetric(float(table.min()), float(table.max()))
-            weights[f"{name}.weight"] = params.dequantize(params.quantize(table))
-        self.model = Encoder(self.config, weights)
-        self.optimizer = self.new_optimizer()
-
     def steps(self) -> Iterator[Batch]:
         """The batches from the current step on."""
-        while self.step < self.total:
+        while self.step < self.task.steps:
             chunk = batches(self.task, self.tokenizer, (SEED, self.step // CHUNK), CHUNK)
             yield from chunk[self.step % CHUNK :]
 
@@ -189,14 +121,11 @@ class Trainer:
         """Train for some time; returns whether all steps are done."""
         end = time.monotonic() + seconds
         for batch in self.steps():
-            if self.step >= self.total:
+            if self.step >= self.task.steps:
                 break
             if time.monotonic() > end:
                 self.save()
                 return False
-            if self.step == self.task.steps and self.teacher is None:
-                self.report()
-                self.begin_sparse()
             self.one(batch)
         self.save()
         return True
@@ -204,38 +133,17 @@ class Trainer:
     def one(self, batch: Batch) -> None:
         """One step."""
         ids, mask, types, targets = tensors(batch)
-        sparse = self.teacher is not None
-        began = self.task.steps if sparse else 0
-        steps = self.task.sparse_steps if sparse else self.task.steps
-        done = (self.step - began) / steps
-        rate = self.task.learning_rate * min(1.0, (self.step - began + 1) / (0.05 * steps))
+        steps = self.task.steps
+        rate = self.task.learning_rate * min(1.0, (self.step + 1) / (0.05 * steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * (1 - done)
-        model = self.model
-        due = (self.step - began) % PRUNING_EVERY == 0
-        pruning = sparse and due and done < PRUNED_AT + PRUNING_EVERY / steps
+            group["lr"] = rate * (1 - self.step / steps)
         torch.manual_seed(self.step)
-        model.train(not sparse)  # the copy learns from the teacher, without noise
-        model.measuring = pruning
-        model.observing = sparse and done >= OBSERVED_AT
-        model.quantizing = sparse and done >= QUANTIZED_AT
+        self.model.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-            if pruning:
-                with torch.no_grad():
-                    model(ids, mask, types)
-                # Many at first, when there is most to choose from.
-                share = 1 - (1 - min(1.0, done / PRUNED_AT)) ** 3
-                update_masks(model, self.task.sparsity * share)
-                model.measuring = False
-            told = None
-            if self.teacher is not None:
-                with torch.no_grad():
-                    told = self.teacher(ids, mask, types)
-            hidden, scores = model(ids, mask, types)
-            loss = loss_of(scores, hidden, targets, mask, told)
+            loss = loss_of(self.model(ids, mask, types)[1], targets)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
         if self.step % 25 == 0:
@@ -245,38 +153,54 @@ class Trainer:
         """Examples of templates and names that training never sees."""
         return batches(self.task, self.tokenizer, (SEED, 999_999), HELD_OUT_BATCHES, True)
 
-    def report(self) -> None:
-        """Say how the float model does on held-out examples."""
-        model, found = self.model, []
-        model.eval()
+    def report(self, folder: Path, what: str) -> None:
+        """Say how a model does on held-out examples."""
         data = self.held_out()
-        with torch.no_grad():
-            for batch in data:
-                found.append(model(*tensors(batch)[:3])[1].argmax(-1).numpy())
+        found = run_onnx(folder / "model.onnx", self.task, data)
         rows, whole = score(found, [b.targets for b in data])
-        self.say(f"float: {100 * rows:.2f} % of decisions, {100 * whole:.2f} % of examples right")
-
-    def write(self) -> None:
-        """Write model.onnx, tokenizer.json and config.json, and say how good they are."""
-        folder = self.task.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = self.model.export()
-        quantized = quantize_model(
-            self.config, weights, self.model.ranges, "sparseml", per_channel=True
+        size = (folder / "model.onnx").stat().st_size / 1e6
+        self.say(
+            f"{what}: {100 * rows:.2f} % of decisions, {100 * whole:.2f} % of examples right; "
+            f"{size:.1f} MB"
         )
-        path = write_sparseml(folder / "model.onnx", self.config, weights, quantized)
+
+    def write_dense(self) -> Path:
+        """The float model as a folder."""
+        folder = self.folder / "dense"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_fp32(folder / "model.onnx", self.config, self.model.export())
         (folder / "tokenizer.json").write_text(self.tokenizer.to_str(), encoding="utf-8")
         text = json.dumps(hf_config(self.task, self.config), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        zeros = np.concatenate(
-            [quantized.linears[n].weight.reshape(-1, BLOCK) for n in self.config.encoder_linears()]
+        return folder
+
+    def texts(self) -> list[dict[str, str]]:
+        """What the pruned model learns from."""
+        rng = np.random.default_rng([SEED, 1])
+        made = (self.task.sample(rng, False) for _ in range(TEXTS))
+        return [as_row(self.task, self.tokenizer, example) for example in made]
+
+    def sparsify(self) -> None:
+        """Prune and round the float model, and write the task's folder."""
+        dense = self.write_dense()
+        self.report(dense, "float")
+        made = self.folder / "sparse"
+        sparsec.sparsify(
+            dense,
+            texts=self.texts(),
+            output=made,
+            sparsity=self.task.sparsity,
+            minutes=self.task.minutes,
+            dialect="sparseml",
+            seed=SEED,
+            seconds=0,
+            force=True,
+            progress=self.say,
         )
-        zero = measured_sparsity(zeros.astype(np.float32), BLOCK)
-        size = path.stat().st_size / 1e6
-        self.say(f"wrote {folder}: {size:.1f} MB, {100 * zero:.1f} % of blocks zero")
-        data = self.held_out()
-        rows, whole = score(run_onnx(path, self.task, data), [b.targets for b in data])
-        self.say(f"int8: {100 * rows:.2f} % of decisions, {100 * whole:.2f} % of examples right")
+        self.task.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("model.onnx", "tokenizer.json", "config.json"):
+            shutil.copyfile(made / name, self.task.folder / name)
+        self.report(self.task.folder, "pruned int8")
 
 
 def run_onnx(path: Path, task: Task, data: list[Batch]) -> list[np.ndarray]:
@@ -337,20 +261,18 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     add("--state", type=Path, required=True, help="folder for what it needs to go on later")
     add("--output", type=Path, default=task.folder, help="folder to write the model to")
     add("--steps", type=int, default=task.steps, help="of training in float")
-    add("--sparse-steps", type=int, default=task.sparse_steps, help="of pruning and rounding")
+    add("--minutes", type=float, default=task.minutes, help="of training while it is pruned")
     add("--seconds", type=float, default=float("inf"), help="stop after this time, to go on later")
     add("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    task = dataclasses.replace(
-        task, folder=args.output, steps=args.steps, sparse_steps=args.sparse_steps
-    )
+    task = dataclasses.replace(task, folder=args.output, steps=args.steps, minutes=args.minutes)
     trainer = Trainer(task, args.state)
     trainer.load()
     if not trainer.train(args.seconds):
         trainer.say("the time is up; run again to go on")
         return AGAIN
-    trainer.write()
+    trainer.sparsify()
     return 0
 
 
