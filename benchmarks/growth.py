@@ -28,6 +28,8 @@ from benchmarks.harness.models import Recipe, artifact  # noqa: E402
 from examples.encoders import PRESETS, EncoderConfig, write_random  # noqa: E402
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
+#: Lengths of their own buckets, and those around them: one row more is no cliff.
+LENGTHS = (1, 8, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 127, 128, 129, 255, 256, 257)
 BATCHES = (1, 4, 16, 64)
 SHORT, LONG, REAL = 32, 128, 20
 Call = Callable[[], object]
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     loading = in_turns({"load": load}, args.rounds)["load"]
     one, two = (sparsec.Engine(path, num_cores=n) for n in (1, 2))
-    skip = sparsec.Engine(path, num_cores=2, skip_padding=True)
+    alone, skip = (sparsec.Engine(path, num_cores=n, skip_padding=True) for n in (1, 2))
 
     def run(engine: sparsec.Engine, inputs: list[np.ndarray]) -> Call:
         return lambda: engine.run(inputs)
@@ -99,6 +101,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]  # fmt: skip
     parts = ["## Tokens, batch 1", report.table(
         ["tokens", "1 core", "2 cores", "gain", "a token, 2 cores"], rows)]  # fmt: skip
+    near = [n for n in LENGTHS if n <= buckets[-1]]
+    steps = in_turns(
+        {f"{e} {n}": run(engine, text(vocab, 1, n)) for e, engine in (("1", alone), ("2", skip))
+         for n in near}, args.rounds,
+    )  # fmt: skip
+    parts += [
+        "## Lengths between, in the bucket of the next power of two, padding skipped",
+        report.table(
+            ["tokens", "1 core", "2 cores", "a token, 1 core"],
+            [[str(n), f"{steps[f'1 {n}'] * 1e3:.2f} ms", f"{steps[f'2 {n}'] * 1e3:.2f} ms",
+              f"{steps[f'1 {n}'] / n * 1e6:.0f} us"] for n in near],
+        ),
+    ]  # fmt: skip
     batches = in_turns({str(b): run(two, text(vocab, b, LONG)) for b in BATCHES}, args.rounds)
     parts += [
         f"## Batch, {LONG} tokens, 2 cores",
@@ -154,12 +169,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(document)
     results = {
         "model": recipe, "machine": described, "load_average_after": machine.load_average(),
-        "lengths": lengths, "batches": batches, "padding": padding,
+        "lengths": lengths, "steps": steps, "batches": batches, "padding": padding,
         "masks": masks, "load": loading, "call": call,
     }  # fmt: skip
     for file in report.save(args.results, f"growth-{args.preset}", document, results):
         print(f"wrote {file}", file=sys.stderr)
-    for engine in (one, two, skip):
+    for engine in (one, two, alone, skip):
         engine.close()
     return 0
 

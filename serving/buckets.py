@@ -11,8 +11,9 @@ import numpy as np
 
 from sparsec.errors import InputError
 
-# Rows that kernels compute together: a bucket that is no multiple costs as much as the next one.
-STEP = 16
+# Rows that a sparse layer computes together (16 with vectors of 64 bytes; a dense one computes each
+# by itself): a bucket that is no multiple costs as much as the next one.
+STEP = 8
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def suggest(
 ) -> list[Suggestion]:
     """The cheapest sets of 1, 2, ... `count` buckets; the longest text fits, up to `max_length`.
 
-    Exact: a dynamic programme over the multiples of 16 that any text needs.  Ends early where more
+    Exact: a dynamic programme over the multiples of 8 that any text needs.  Ends early where more
     buckets would save nothing.
 
     Raises:

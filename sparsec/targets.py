@@ -54,8 +54,8 @@ class Tiles:
     """How much of a kernel's work is in registers together.
 
     Attributes:
-        sparse, dense: blocks of 16 rows that linear layers take at a time: the candidates, for
-            each way to store weights.
+        sparse: blocks of 16 rows that sparse linear layers take at a time: the candidates.
+        dense: rows that dense ones take at a time, at most, by two vectors of channels.
         query: packs of 4 channels of a query that attention on bytes keeps in registers: a head
             with more loads them again for each key.
         keys: groups of 4 keys whose byte scores are computed side by side.
@@ -63,7 +63,7 @@ class Tiles:
     """
 
     sparse: tuple[int, ...]
-    dense: tuple[int, ...]
+    dense: int
     query: int
     keys: int
     out_i8: int
@@ -174,6 +174,11 @@ class Target:
         """Float32 (and int32) elements in one vector."""
         return self.vectors.lanes
 
+    @property
+    def unit(self) -> int:
+        """Rows that sparse layers compute or leave out together: a vector's, 8 at least."""
+        return max(8, self.lanes)
+
     def runs_on(self, arch: str, features: Collection[str]) -> bool:
         """Whether a machine of this architecture and with these CPU features can run its code."""
         return self.arch in ("", arch) and not self.missing(features)
@@ -187,8 +192,8 @@ AVX512 = Vectors(header="vec_avx512.h", lanes=16, decay=((16, 16), (1, 16)))
 AVX2 = Vectors(header="vec_avx2.h", lanes=8, decay=((32, 8), (4, 8), (1, 4)))
 GENERIC = Vectors(header="vec_generic.h", lanes=4, decay=((1, 256),))
 
-REGISTERS_32 = Tiles(sparse=(1, 2, 3, 4), dense=(1, 2, 4), query=20, keys=2, out_i8=16, out_f32=16)
-REGISTERS_16 = Tiles(sparse=(1, 2), dense=(1, 2), query=0, keys=1, out_i8=8, out_f32=4)
+REGISTERS_32 = Tiles(sparse=(1, 2, 3, 4), dense=8, query=20, keys=2, out_i8=16, out_f32=16)
+REGISTERS_16 = Tiles(sparse=(1, 2), dense=6, query=0, keys=1, out_i8=8, out_f32=4)
 
 
 def table(*rows: Target) -> tuple[Target, ...]:
@@ -226,8 +231,8 @@ AVX512_VNNI = (
 # Of a Zen 4 core at 3.7 GHz.  There, what the model chooses takes 1.6 % (int8 and float) longer
 # than the best of all tilings, on average over 90 layers and sizes.
 ZEN_4 = Costs(
-    i8=(0.309, 0.249, 0.066, 0.341, 1.81, 1.25, 2.47, 0.281, 0.122, 0.0, 0.0),
-    f32=(0.308, 0.308, 0.0570, 0.159, 1.18, 1.14, 5.88, 0.243, 0.576, 0.0, 0.0),
+    i8=(0.309, 0.249, 0.066, 0.341, 1.81, 1.25, 2.47, 0.285, 0.5, 3.0, 0.0),
+    f32=(0.308, 0.308, 0.0570, 0.159, 1.18, 1.14, 5.88, 0.25, 0.5, 3.0, 0.5),
     matrix=(),
 )
 
@@ -301,7 +306,7 @@ TARGETS: tuple[Target, ...] = table(
         adds_pairs=True,
         costs=Costs(
             i8=(0.336, 0.292, 0.0691, 0.149, 2.98, 0.599, 1.44, 0.2, 0.0, 0.0, 0.0),
-            f32=(0.189, 0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.216, 0.0, 0.0, 0.0),
+            f32=(0.189, 0.189, 0.0503, 0.0, 0.0, 0.759, 4.59, 0.14, 0.3, 3.0, 0.5),
             matrix=(),
         ),
         loops=SPREAD,

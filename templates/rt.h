@@ -42,11 +42,15 @@ SPARSEC_INLINE sparsec_float_mode sparsec_float_enter(void)
 
 /* Rows of a row tensor, as they lie in lanes.  Row r is lane r % 16 of block r / 16. */
 typedef struct {
-    int64_t rows;         /* rows in use, padding rows between sequences included */
+    int64_t rows;         /* up to the last that is real, padding rows between sequences included */
     int64_t blocks;       /* ceil(rows / 16) */
     const int32_t *flat;  /* [blocks*16] index of the row in the row-major tensor, -1 for padding */
     const int32_t *pos;   /* [blocks*16] position in its sequence, 0 for padding */
 } sparsec_rows;
+
+/* Rows of a block that are there. */
+#define ROWS_OF(rows_, blk) \
+    ((int32_t)((rows_)->rows - (blk) * 16 < 16 ? (rows_)->rows - (blk) * 16 : 16))
 
 /* A place in the model where an index meets a table. */
 typedef struct {

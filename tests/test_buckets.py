@@ -21,16 +21,16 @@ COSTS = st.builds(
 
 
 @given(
-    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=40),
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=40),
     count=st.integers(1, 5),
-    limit=st.integers(1, 220),
+    limit=st.integers(1, 110),
     cost=COSTS,
 )
 def test_cheapest_of_all_sets(lengths: list[int], count: int, limit: int, cost: CostModel) -> None:
     found = suggest(lengths, count, cost, limit)
     longest = min(max(lengths), limit)
-    top = min(-(-longest // 16) * 16, limit)
-    choices = sorted({*range(16, top, 16), top})
+    top = min(-(-longest // 8) * 8, limit)
+    choices = sorted({*range(8, top, 8), top})
     for size in range(1, count + 1):
         sets = itertools.combinations(choices[:-1], min(size, len(choices)) - 1)
         best = min(evaluate(lengths, [*chosen, top], cost).milliseconds for chosen in sets)
@@ -100,14 +100,14 @@ def test_command(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert out.startswith(
         "7 texts of 4 to 602 tokens, half of them up to 5, 95% up to 602; 1 above"
     )
-    assert "\n16,48 " in out and "padding left out" in out
-    assert out.endswith("sparsec compile model.onnx --buckets 16,48\n")
+    assert "\n8,48 " in out and "padding left out" in out
+    assert out.endswith("sparsec compile model.onnx --buckets 8,48\n")
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["max_length"] == 512 and report["truncated"] == 1
     assert report["buckets"] == report["suggestions"][-1]["buckets"] == [48, 512]
     assert main([*command, "-n", "9", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["buckets"] == [16, 32, 48, 512]
+    assert json.loads(capsys.readouterr().out)["buckets"] == [8, 32, 48, 512]
 
 
 def test_command_measures_a_model(
@@ -117,7 +117,7 @@ def test_command_measures_a_model(
     command = ["buckets", str(texts), "--model", str(tmp_path / "m"), "--num-cores", "1", "-n", "3"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "cost: m, measured at 16, 64, 128 tokens, 1 cores" in out
+    assert "cost: m, measured at 16, 24, 64, 128 tokens, 1 cores" in out
     assert "1 above 128 are truncated" in out
 
 

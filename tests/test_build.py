@@ -411,7 +411,7 @@ def test_adding_a_target_is_a_row_and_a_header(
         GENERIC,
         name="made_up",
         vectors=dataclasses.replace(GENERIC.vectors, header="vec_made_up.h"),
-        tiles=dataclasses.replace(GENERIC.tiles, sparse=(1,), dense=(1, 2, 4), keys=2, query=8),
+        tiles=dataclasses.replace(GENERIC.tiles, sparse=(1,), dense=8, keys=2, query=8),
         costs="avx512_vnni",
         prepare=lambda: prepared.append(1),
     )

@@ -65,7 +65,7 @@ def int8_layers(rng: np.random.Generator, k: int, zp: int, dtype: type, length: 
     e = Editor(name="layers", length=length)
     x = e.input("x", dtype, (BATCH, length, k))
     for i, (name, pattern) in enumerate(PATTERNS.items()):
-        n = (1, 4, 7, 18, 33, 5)[i]
+        n = (61, 1, 7, 18, 33, 5)[i]
         w = rng.integers(-128, 128, (n, k)).astype(np.int8)
         w[rng.random((n, k)) < 0.1] = rng.choice(np.array([-128, 127], np.int8))
         w = np.where(pattern(rng, n, k), w, 0).astype(np.int8)
@@ -107,7 +107,7 @@ def float_layers(rng: np.random.Generator, k: int) -> Graph:
     e = Editor(name="layers", length=7)
     x = e.input("x", np.float32, (BATCH, 7, k))
     for i, pattern in enumerate(PATTERNS.values()):
-        n = (1, 4, 7, 18, 33, 5)[i]
+        n = (61, 1, 7, 18, 33, 5)[i]
         w = np.where(pattern(rng, n, k), rng.standard_normal((n, k)), 0).astype(np.float32)
         y = e.emit("linear", [x, e.constant(w)])
         e.outputs.append(e.emit("add", [y, e.constant(rng.standard_normal(n).astype(np.float32))]))
@@ -206,7 +206,7 @@ def test_packed_stream_holds_every_weight_once(
                 index += 1
     else:
         dense = np.ascontiguousarray(plan.weights.transpose(0, 2, 1))
-        rows = dense.reshape(plan.quads * 4, plan.packs, 1).view(item)
+        rows = dense.reshape(-1, plan.packs, 1).view(item)[: plan.quads * 4]
     whole = rows.reshape(plan.quads * 4, -1).astype(np.float64)
     if plan.words:
         for channel, pack, rest in _rests(plan.words):

@@ -52,8 +52,8 @@ def test_form_follows_density(target: targets.Target, kind: str) -> None:
         forms.append(by_model(layer, target, {128: 8})[layer, 128].sparse)
     assert forms[0]
     assert sorted(forms, reverse=True) == forms
-    if target.lanes == 16:
-        assert not forms[-1]
+    # Some weights are zero by accident.
+    assert not any(forms[17:])
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda t: t.name)

@@ -23,9 +23,12 @@ from sparsec.compiler.codegen.plan import (
     Weights,
 )
 from sparsec.compiler.lowering import attention
-from sparsec.compiler.lowering.linear import SLAB_QUADS
+from sparsec.compiler.lowering.linear import DENSE_CHANNELS, SLAB_QUADS
 from sparsec.compiler.templates import environment, read_template
 from sparsec.targets import Target
+
+#: Nanoseconds of a multiply-add of a vector, about.
+PRODUCT_NS = 0.3
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         slots=plan.memory.places,
         local_bytes=plan.memory.local,
         tall=plan.tall,
+        product=PRODUCT_NS * 16 / target.lanes,
         matrix=target.matrix is not None,
         bf16=target.precision == "bf16",
         attention_pieces=attention.PIECES,
@@ -121,7 +125,32 @@ def headers_of(target: Target) -> dict[str, str]:
         "vec.h": read_template("lanes/vec.h"),
         "vmath.h": tidy(_fill("lanes/vmath.h.j2", phi=gelu.literals())),
         "lanes.h": tidy(_fill("lanes/lanes.h.j2")),
+        "dense.h": tidy(_fill("lanes/dense.h.j2", lanes=target.lanes, kinds=_products(target))),
     }
+
+
+def _splits(stage: Stage) -> list[dict[str, int]]:
+    """Layers of a stage, those alike together: packs that are multiplied, unit of rows, slabs."""
+    found: dict[tuple[int, int], int] = {}
+    for call in stage.calls:
+        if call.quads:
+            alike = call.unit, -(-call.quads // SLAB_QUADS)
+            # Products of tiles do 8 times as much in a cycle.
+            work = call.work.work_block // (8 if call.matrix else 1)
+            found[alike] = found.get(alike, 0) + work
+    return [{"work": work, "unit": unit, "slabs": n} for (unit, n), work in found.items()]
+
+
+def _products(target: Target) -> list[dict[str, Any]]:
+    """What ``dense.h`` has functions for: ``few`` rows are computed by ``wide`` vectors of
+    channels, others by 2, from ``low`` to ``most`` rows together."""
+    dots = ("vf_fma_acc",) if target.adds_pairs else ("vf_fma_acc", "vi_dot4")
+    most = target.tiles.dense
+    wide = min(4, DENSE_CHANNELS // target.lanes)
+    few = most * 2 // wide if wide > 2 else 0
+    low = min(few + 1, (most + 1) // 2)
+    same = {"most": most, "wide": wide, "few": few, "low": low}
+    return [{"dot": dot, "vector": dot[:2], **same} for dot in dots]
 
 
 def _row(call: Call) -> dict[str, Any]:
@@ -213,7 +242,7 @@ class _Text:
                 ]
                 for wave in stage.waves
             ],
-            splits=any(call.quads for call in stage.calls),
+            splits=_splits(stage),
             matrix=stage.matrix,
             cleared=self._cleared(stage),
             zeroed=[{"buffer": self._number(b), "bytes": b.size.batch} for b in flat],

@@ -189,6 +189,7 @@ class _Maker:
                 source=source,
                 tiles=kernel.tiles,
                 quads=kernel.quads,
+                unit=kernel.unit,
                 heads=kernel.heads,
                 loops=kernel.loops,
                 matrix=kernel.matrix,

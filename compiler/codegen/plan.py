@@ -144,8 +144,9 @@ class Call:
         domain: what a row is, "token" or "item"; "" for row-major calls.
         title: what it computes, in a line.
         source: ONNX names of what it computes.
-        tiles: rows/16 that the variants of a linear layer's kernel take, largest first.
+        tiles: units of rows that the variants of a sparse layer's kernel take, largest first.
         quads: groups of 4 output channels, which can be split over threads; 0: they cannot be.
+        unit: rows that a layer computes together: one takes as long as all of them.
         heads: of attention.
         loops: the kernel takes several blocks of queries a call (attention only).
         matrix: the kernel works on tiles, which its thread has to configure.
@@ -168,6 +169,7 @@ class Call:
     source: str = ""
     tiles: tuple[int, ...] = ()
     quads: int = 0
+    unit: int = 1
     heads: int = 0
     loops: bool = False
     matrix: bool = False

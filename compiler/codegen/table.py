@@ -202,11 +202,11 @@ def _first(*facts: tuple[bool, str]) -> str:
     return next((reason for holds, reason in facts if holds), "")
 
 
-def _blocks(sparse: bool, matrix: bool) -> Callable[[Target], tuple[int, ...]]:
-    """Blocks of rows that layers can have in registers together."""
-    if matrix:
-        return lambda target: (2,)
-    return lambda target: target.tiles.sparse if sparse else target.tiles.dense
+#: Of linear layers: the template, and the blocks of rows that they can have in registers together;
+#: rows where channels are in lanes.
+ROWS = "lanes/linear.c.j2", lambda target: target.tiles.sparse
+CHANNELS = "lanes/linear_dense.c.j2", lambda target: (target.tiles.dense,)
+MATRIX = "lanes/linear_tiles.c.j2", lambda target: (2,)
 
 
 def _linear(
@@ -220,6 +220,8 @@ def _linear(
     matrix: bool = False,
     coded: bool = False,
 ) -> InLanes:
+    rows = sparse or pairs or coded or kind == "bf16"
+    template, tilings = MATRIX if matrix else ROWS if rows else CHANNELS
     on_tiles = "masked" if sparse else "tiles"
     form = on_tiles if matrix else "sparse" if sparse else "coded" if coded else "dense"
     weights = "f32" if kind == "bf16" else kind
@@ -248,8 +250,8 @@ def _linear(
         precision="bf16" if kind == "bf16" else "fp32",
         why_not=why_not,
         packing=packing,
-        tilings=_blocks(sparse, matrix),
-        templates=("lanes/linear_tiles.c.j2" if matrix else "lanes/linear.c.j2",),
+        tilings=tilings,
+        templates=(template,),
         emit=lambda request: linear_kernel(request.body, request.plan, request.target),
     )
 
@@ -316,7 +318,8 @@ def _unpack(request: Request) -> LaneKernel:
     return unpack_kernel(name, body.graph, body.choice.rows[name])
 
 
-DENSE = "all packs, those of 4 output channels side by side"
+FOURS = "all packs, those of 4 output channels side by side"
+DENSE = "all packs, those of 16 output channels side by side"
 STREAM = "non-zero packs of 4 output channels side by side, and the places of what they multiply"
 
 IN_LANES: tuple[InLanes, ...] = (
@@ -344,7 +347,7 @@ IN_LANES: tuple[InLanes, ...] = (
     ),
     _linear(
         "i8",
-        Packing(linear.pack_in_words, f"{DENSE}; those that may leave 16 bits apart"),
+        Packing(linear.pack_in_words, f"{FOURS}; those that may leave 16 bits apart"),
         sparse=False,
         has=_adds_pairs,
         pairs=True,
@@ -384,7 +387,7 @@ IN_LANES: tuple[InLanes, ...] = (
         coded=True,
     ),
     _linear("bf16", _rounded(linear.pack_sparse, STREAM), sparse=True, has=_multiplies_bf16),
-    _linear("bf16", _rounded(linear.pack_dense, DENSE), sparse=False, has=_multiplies_bf16),
+    _linear("bf16", _rounded(linear.pack_quads, FOURS), sparse=False, has=_multiplies_bf16),
     _linear(
         "bf16",
         _rounded(linear.pack_tiles, "all, in tiles of 16 output x 32 input channels"),

@@ -37,6 +37,9 @@ Array = np.ndarray[Any, Any]
 #: Quads (4 output channels) that are sorted together, and that one thread takes as a whole.
 SLAB_QUADS = 16
 
+#: Output channels that a dense layer computes together; divides a slab.
+DENSE_CHANNELS = 32
+
 #: A product of a sparse layer costs about this much of a dense one's (an offset to load, one
 #: activation load per product instead of one per 4).
 SPARSE_COST = 1.2
@@ -67,7 +70,8 @@ class LinearPlan:
         chunk_packs, chunks: K is processed in `chunks` pieces of `chunk_packs` (the last may be
             shorter).
         quads: groups of 4 output channels.
-        tiles: rows/16 of the tile variants, largest first.
+        tiles: units of rows of the tile variants, largest first, of kernels with rows in lanes
+            while they add up: all but dense ones that neither add in 16 bits nor are of bfloat16.
         weights: int32 dwords (bytes, bfloat16), float32, or tiles (``tile_packing.py``);
             `offsets`: uint16 byte offsets into a chunk's activations, `start`: int32
             ``[chunks * quads + 1, 2]``, where each (chunk, quad) begins in both, in steps of 4
@@ -160,12 +164,19 @@ def _run_length(rows: Array) -> int:
     return RUN if kept <= RUN_PADDING * (rows != 0).sum() else 1
 
 
-def tile_rows(largest: int) -> tuple[int, ...]:
-    """Tile variants that cover any row count: largest, then halves."""
-    tiles = [largest]
-    while tiles[-1] > 1:
-        tiles.append(tiles[-1] // 2)
-    return tuple(tiles)
+def tile_units(tile: int, unit: int) -> tuple[int, ...]:
+    """Heights of the tiles of kernels with rows in lanes, largest first.
+
+    Tiles begin where blocks do: half a block would fill the first-level cache as a whole one does.
+    Where a unit is half of a block, a half that is left over joins the block before, if registers
+    are enough for it: that costs less than a tile of its own.
+
+    Args:
+        tile: blocks of 16 rows of most tiles.
+        unit: rows that are computed or left out together.
+    """
+    largest = 3 if (unit, tile) == (8, 1) else 16 // unit * tile
+    return tuple(range(largest, 0, -1))
 
 
 def packs_of(weights: Array) -> Array:
@@ -220,6 +231,16 @@ class Packed:
 
 
 def pack_dense(w: Array, chunk_packs: int) -> Packed:
+    """Every pack of the weights [N, K] as [N / 16][packs][16]; the input channels are one chunk."""
+    rows = packs_of(w)
+    full = np.zeros((-(-len(rows) // DENSE_CHANNELS) * DENSE_CHANNELS, chunk_packs), rows.dtype)
+    full[: len(rows)] = rows
+    weights = np.ascontiguousarray(full.reshape(-1, 16, chunk_packs).transpose(0, 2, 1))
+    none = np.zeros(0, np.int32)
+    return Packed(weights, none, none, none)
+
+
+def pack_quads(w: Array, chunk_packs: int) -> Packed:
     """Every pack of the weights [N, K], quad by quad; the input channels are one chunk."""
     rows = packs_of(w)
     weights = np.ascontiguousarray(rows.reshape(len(rows) // 4, 4, chunk_packs).transpose(0, 2, 1))
@@ -228,7 +249,7 @@ def pack_dense(w: Array, chunk_packs: int) -> Packed:
 
 
 def pack_in_words(w: Array, chunk_packs: int) -> Packed:
-    """As :func:`pack_dense`, for products that are added in 16 bits (``words.py``)."""
+    """As :func:`pack_quads`, for products that are added in 16 bits (``words.py``)."""
     words = best_words(packs_of(w))
     none = np.zeros(0, np.int32)
     return Packed(words.main, none, none, none, words)
@@ -388,9 +409,12 @@ def plan_linear(
         work = int(packed.start[-1, 0]) * 4 * run
     else:
         chunk_packs = packs
-        pack = pack_coded if coded else pack_in_words if pairs else pack_dense
+        in_words = pack_in_words if pairs else pack_quads if kind == "bf16" else pack_dense
+        pack = pack_coded if coded else in_words
         packed = pack(w, chunk_packs)
         work = quads * 4 * packs
+    summed_in_lanes = tiling.sparse or packed.words or packed.coded or kind == "bf16"
+    in_lanes = bool(summed_in_lanes) and not tiling.matrix
     return LinearPlan(
         kind=kind,
         sparse=tiling.sparse,
@@ -401,7 +425,7 @@ def plan_linear(
         chunk_packs=chunk_packs,
         chunks=-(-packs // chunk_packs),
         quads=quads,
-        tiles=tile_rows(tiling.tile),
+        tiles=tile_units(tiling.tile, target.unit) if in_lanes else (),
         weights=packed.weights,
         offsets=packed.offsets,
         start=packed.start,
@@ -499,8 +523,8 @@ class Plans:
             coded = self._coded[key]
             self._plans[stored] = plan_linear(node, graph, self._target, tiling, coded)
         # The height of a tile does not change how weights are stored.
+        plan = self._plans[stored]
+        tiles = tile_units(tiling.tile, self._target.unit) if plan.tiles else ()
         return dataclasses.replace(
-            self._plans[stored],
-            tiles=tile_rows(tiling.tile),
-            microseconds=self._microseconds.get(choice, {}),
+            plan, tiles=tiles, microseconds=self._microseconds.get(choice, {})
         )

@@ -29,6 +29,9 @@ NOISE = 0.04
 
 #: Input channels in a pack of weights, by the type of products: 4 bytes, or one float of them.
 PACK = {"i8": 4, "bf16": 2, "f32": 1}
+#: By how much a sparse form must promise to be faster than a dense one, whose time depends on less:
+#: weights that are zero by accident, a few in a hundred, never make a layer sparse.
+CAUTION = 1.15
 
 #: Output channels that the kernel on tiles computes together: two tiles of weights.
 MATRIX_CHANNELS = 2 * tile_packing.CHANNELS
@@ -55,7 +58,8 @@ class Tiling:
     Attributes:
         sparse: whether zeros are not stored: whole packs; for products of tiles, single weights.
         chunks: pieces of the input channels, each swept for all output channels before the next.
-        tile: blocks of 16 rows whose sums are in registers together.
+        tile: blocks of 16 rows whose sums are in registers together; 1 where a dense layer is
+            computed by vectors.
         matrix: whether the unit for products of tiles computes it.
     """
 
@@ -118,8 +122,11 @@ def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
     for tile in target.tiles.sparse:
         for budget in BUDGETS:
             found.append(Tiling(True, chunks_for(layer.packs, tile, budget), tile))
-    for tile in target.tiles.dense:
-        found.append(Tiling(False, 1, tile))
+    # Those with channels in lanes have one way.
+    in_rows = layer.kind == "bf16" or (layer.kind == "i8" and target.adds_pairs)
+    several = target.adds_pairs or target.precision == "bf16"
+    for tile in target.tiles.sparse if several else (1,):
+        found.append(Tiling(False, 1, tile if in_rows else 1))
     if target.matrix is not None:
         found += _on_matrix(layer, target.matrix) or found[-1:] * 2
     return found
@@ -146,20 +153,20 @@ def features(layer: LayerClass, tiling: Tiling, blocks: int, lanes: int) -> Arra
     Returns:
         Float64: products, those that share their activations with another, those whose activations
         are too many for the first-level cache, steps of the inner loop, its ends, partial sums,
-        results (all for vectors); the dense kernel's products, steps, ends and results are apart.
+        results (all for vectors); the dense kernel's products, weights, ends and results are apart.
     """
     vectors = 16 // lanes
     packs = layer.packs
     quads = -(-layer.n // 4)
     tiles = -(-blocks // tiling.tile)  # the last may be shorter: its steps are counted in full
     if not tiling.sparse:
-        steps = float(quads * packs)
-        dense = [
-            steps * 4 * blocks * vectors,
-            steps * tiles,
-            quads * tiles,
-            4 * quads * blocks * vectors,
-        ]
+        if layer.kind == "bf16":  # rows in lanes
+            steps = float(quads * packs)
+            results = 4 * quads * blocks * vectors
+            made_of = [steps * 4 * blocks * vectors, steps * tiles, quads * tiles, results]
+            return np.array([0.0] * 7 + made_of)
+        wide = float(-(-layer.n // 32) * 32 // lanes)  # vectors of channels
+        dense = [wide * packs * 16 * blocks, wide * packs, wide * blocks, wide * 16 * blocks]
         return np.array([0.0] * 7 + dense)
     # Four channels take as many steps as the longest of them.  Where one of a pair has a pack, the
     # other has one about as often as anywhere.
@@ -380,10 +387,14 @@ def by_model(
         blocks: from :func:`blocks_of`.
         cold: weights come from further than the second-level cache.
     """
+
+    def expected(tiling: Tiling, count: int) -> float:
+        skips = tiling.sparse and not tiling.matrix
+        return estimate(layer, tiling, count, target, cold) * (CAUTION if skips else 1.0) * 1e-9
+
     modelled = {
         (layer, tiling): {
-            length: estimate(layer, tiling, count, target, cold) * 1e-9
-            for length, count in blocks.items()
+            length: expected(tiling, count) for length, count in blocks.items()
         }
         for tiling in candidates(layer, target)
     }

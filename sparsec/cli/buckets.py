@@ -16,8 +16,9 @@ from sparsec.paths import user_path
 if TYPE_CHECKING:
     from sparsec.serving.buckets import CostModel, Suggestion
 
-# Lengths at which an ONNX model is measured, as far as they are not above the greatest.
-_MEASURED = (16, 64, 128, 256, 512)
+# Lengths at which an ONNX model is measured, as far as they are not above the greatest; some are no
+# multiples of what kernels compute together.
+_MEASURED = (16, 24, 64, 136, 256, 512)
 
 _SECONDS = 3.0
 

@@ -1,6 +1,10 @@
 /* Vector primitives that follow from those of the ISA's own header, and the math functions. */
 
 #define SUB (16 / VL) /* vectors in a block of 16 rows */
+#define UNITS (VL < 16 ? 2 : 1) /* units of rows in it, that sparse layers take by themselves */
+/* Units up to the end of block b1 - 1, as far as there are rows. */
+#define UNITS_OF(rows_, b1) \
+    ((((rows_)->rows < (b1) * 16 ? (rows_)->rows : (b1) * 16) + 16 / UNITS - 1) / (16 / UNITS))
 /* An address that is used as it is: else the compiler makes two additions of base + offset + constant. */
 #define V_BASE(p) __asm__("" : "+r"(p))
 
@@ -11,6 +15,10 @@
 #else
 #define V_CUT V_OFFSET
 #endif
+
+/* Tiles of so many units: all but the last are of whole blocks, the last is of `most` units at most. */
+#define TILES_OF(units, most) \
+    ((units) <= (most) ? 1 : ((units) - (most) % UNITS + (most) / UNITS * UNITS - 1) / ((most) / UNITS * UNITS))
 
 #if VL != 16
 /* The low byte of each lane. */

@@ -77,6 +77,26 @@ SPARSEC_INLINE vf_sixteen vf_load16(const void *p) { return p; }
 #define vf_four_of(v, i) vf_load4((v) + 4 * (i))
 #define vi_spread(v, i) ((vi)_mm256_shuffle_epi32((vi_raw)(v), (i) * 0x55))
 #define vf_spread(v, i) _mm256_shuffle_ps(v, v, (i) * 0x55)
+/* 8 x 8 dwords: what is a row in steps of `from_step` dwords becomes a column. */
+SPARSEC_INLINE void v_transpose(const void *from, int64_t from_step, void *to, int64_t to_step)
+{
+    vf a[8], b[8];
+    for (int i = 0; i < 8; i++)
+        a[i] = vf_load((const float *)from + i * from_step);
+    for (int i = 0; i < 8; i += 2) { /* pairs of rows */
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) /* fours: columns i and i + 4 */
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+            a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        vf_store((float *)to + i * to_step, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        vf_store((float *)to + (i + 4) * to_step, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
 /* Four vectors of numbers as one panel dword in each lane: number + zp, saturated to 8 bits. */
 SPARSEC_INLINE vi_raw vi_join(vi a, vi b, int32_t zp)
 {

@@ -85,6 +85,33 @@ SPARSEC_INLINE vf_sixteen vf_load16(const void *p) { return vf_load(p); }
 #define vf_scale2(x, n) _mm512_scalef_ps(x, n)
 /* table[i % 16]. */
 #define vf_lookup16(table, i) _mm512_permutexvar_ps((vi_raw)(i), _mm512_loadu_ps(table))
+/* 16 x 16 dwords: what is a row in steps of `from_step` dwords becomes a column. */
+SPARSEC_INLINE void v_transpose(const void *from, int64_t from_step, void *to, int64_t to_step)
+{
+    vf a[16], b[16];
+    for (int i = 0; i < 16; i++)
+        a[i] = vf_load((const float *)from + i * from_step);
+    for (int i = 0; i < 16; i += 2) { /* pairs of rows */
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) /* fours: columns i % 4 of each quarter */
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm512_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+            a[i + 2 * j + 1] = _mm512_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 16; i += 8) /* eights: quarters 0 and 2, 1 and 3 */
+        for (int j = 0; j < 4; j++) {
+            b[i + j] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0x88);
+            b[i + j + 4] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 4; j++) {
+        vf_store((float *)to + j * to_step, _mm512_shuffle_f32x4(b[j], b[j + 8], 0x88));
+        vf_store((float *)to + (j + 8) * to_step, _mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd));
+        vf_store((float *)to + (j + 4) * to_step, _mm512_shuffle_f32x4(b[j + 4], b[j + 12], 0x88));
+        vf_store((float *)to + (j + 12) * to_step, _mm512_shuffle_f32x4(b[j + 4], b[j + 12], 0xdd));
+    }
+}
 /* Four vectors of numbers as one panel dword in each lane: number + zp, saturated to 8 bits. */
 SPARSEC_INLINE vi_raw vi_join(vi a, vi b, int32_t zp)
 {

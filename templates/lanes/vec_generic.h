@@ -91,6 +91,13 @@ SPARSEC_INLINE vf_sixteen vf_load16(const void *p) { return p; }
 #define vf_four_of(v, i) vf_load4((v) + 4 * (i))
 #define vi_spread(v, i) vi_set1((v)[i])
 #define vf_spread(v, i) vf_set1((v)[i])
+/* 4 x 4 dwords: what is a row in steps of `from_step` dwords becomes a column. */
+SPARSEC_INLINE void v_transpose(const void *from, int64_t from_step, void *to, int64_t to_step)
+{
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++)
+            memcpy((char *)to + 4 * (i * to_step + j), (const char *)from + 4 * (j * from_step + i), 4);
+}
 /* Four vectors of numbers as one panel dword in each lane: number + zp, saturated to 8 bits. */
 SPARSEC_INLINE vi vi_join(vi v, int32_t zp, int32_t lo, int32_t hi)
 {

@@ -33,8 +33,9 @@ class LaneKernel:
         name: of the function; tiles of a linear kernel append ``_t<T>``.
         text: the C source of the function and its helpers.
         args: buffers, constant vectors and numbers of the call.
-        tiles: rows/16 of each tile variant, largest first (linear kernels only).
+        tiles: units of rows of each tile variant, largest first (sparse linear kernels only).
         quads: groups of 4 output channels (linear kernels only).
+        unit: rows that are computed together (linear kernels only).
         scratch: bytes of scratch memory for one thread.
         title: one line for comments and the manifest.
         matrix: the kernel works on tiles, which its thread has to configure.
@@ -53,6 +54,7 @@ class LaneKernel:
     title: str
     tiles: tuple[int, ...] = ()
     quads: int = 0
+    unit: int = 1
     heads: int = 0
     loops: bool = False
     matrix: bool = False

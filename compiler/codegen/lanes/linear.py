@@ -8,7 +8,7 @@ from sparsec.compiler.codegen.lanes.arguments import Args
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.program import Accumulator
 from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds
-from sparsec.compiler.lowering.linear import SLAB_QUADS, LinearPlan
+from sparsec.compiler.lowering.linear import DENSE_CHANNELS, SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering.tile_packing import PACKS, tile_count
 from sparsec.compiler.lowering.tiling import MATRIX_CHANNELS, PACK
 from sparsec.compiler.lowering.words import Words
@@ -59,8 +59,10 @@ def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
         return _sums_of_tiles(plan, target.matrix) + made
     if plan.coded:
         return 4 * 4 * plan.coded.inputs
+    if not plan.tiles:
+        return 4 * 2 * 16 * DENSE_CHANNELS
     quads = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
-    return 4 * max(plan.tiles) * 16 * 4 * quads
+    return 4 * max(plan.tiles) * target.unit * 4 * quads
 
 
 def _in_words(words: Words, args: Args) -> tuple[int, bool]:
@@ -95,16 +97,16 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     context: dict[str, Any] = {
         "title": plan.title,
         "kind": plan.kind,
-        "sparse": plan.sparse,
         "dot": dot,
-        "sub": 16 // target.lanes,
+        "sub": (16 if plan.matrix else target.unit) // target.lanes,
+        "units": 16 // target.unit,
+        "vector": 4 * target.lanes,
         "k": plan.k,
         "stride": plan.block_bytes,
         "panel_bytes": _panels(plan, target),
         "packs": plan.packs,
         "chunks": plan.chunks,
         "chunk_packs": plan.chunk_packs,
-        "last_packs": plan.packs - (plan.chunks - 1) * plan.chunk_packs,
         "quads": plan.quads,
         "run": plan.run,
         "slab": SLAB_QUADS,
@@ -132,7 +134,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     on_tiles = "masked" if plan.sparse else "tiles"
     stored = "sparse" if plan.sparse else "coded" if plan.coded else "dense"
     form = on_tiles if plan.matrix else stored
-    template = "lanes/linear.c.j2"
+    template = "lanes/linear.c.j2" if plan.tiles else "lanes/linear_dense.c.j2"
     if plan.matrix:
         assert target.matrix is not None
         template = "lanes/linear_tiles.c.j2"
@@ -145,10 +147,11 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         args=args,
         scratch=_panels(plan, target) + _waiting(plan, bool(panels), target),
         title=plan.title,
-        tiles=() if plan.matrix else plan.tiles,
+        tiles=plan.tiles,
         matrix=plan.matrix,
         whole=bool(plan.coded),
         quads=plan.quads,
+        unit=target.unit if plan.tiles else 16 if plan.matrix else 1,
         shape=f"{plan.k}x{plan.n}",
         sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
         work_block=plan.nonzero,
