@@ -98,6 +98,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "title": plan.title,
         "kind": plan.kind,
         "dot": dot,
+        "sparse": plan.sparse,
         "sub": (16 if plan.matrix else target.unit) // target.lanes,
         "units": 16 // target.unit,
         "vector": 4 * target.lanes,
