@@ -193,7 +193,7 @@ AVX2 = Vectors(header="vec_avx2.h", lanes=8, decay=((32, 8), (4, 8), (1, 4)))
 GENERIC = Vectors(header="vec_generic.h", lanes=4, decay=((1, 256),))
 
 REGISTERS_32 = Tiles(sparse=(1, 2, 3, 4), dense=8, query=20, keys=2, out_i8=16, out_f32=16)
-REGISTERS_16 = Tiles(sparse=(1, 2), dense=6, query=0, keys=1, out_i8=8, out_f32=4)
+REGISTERS_16 = Tiles(sparse=(1, 2), dense=6, query=0, keys=1, out_i8=8, out_f32=8)
 
 
 def table(*rows: Target) -> tuple[Target, ...]:

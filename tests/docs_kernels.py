@@ -25,8 +25,7 @@ elementwise work around them along. What a kernel computes is what the reference
 ([core IR](architecture.md#core-ir)).
 
 Where nothing is said of targets, all have it. *Tiles* are the numbers of blocks of 16 rows (of
-layers; of rows, where they are dense), or of channels (of attention), that can be in registers
-together.
+layers), or of channels (of attention), that can be in registers together.
 """
 
 

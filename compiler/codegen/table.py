@@ -202,11 +202,12 @@ def _first(*facts: tuple[bool, str]) -> str:
     return next((reason for holds, reason in facts if holds), "")
 
 
-#: Of linear layers: the template, and the blocks of rows that they can have in registers together;
-#: rows where channels are in lanes.
-ROWS = "lanes/linear.c.j2", lambda target: target.tiles.sparse
-CHANNELS = "lanes/linear_dense.c.j2", lambda target: (target.tiles.dense,)
-MATRIX = "lanes/linear_tiles.c.j2", lambda target: (2,)
+def _tilings(rows: bool, matrix: bool) -> Callable[[Target], tuple[int, ...]]:
+    """Blocks of rows that linear layers can have in registers together; none with channels in
+    lanes."""
+    if matrix:
+        return lambda target: (2,)
+    return (lambda target: target.tiles.sparse) if rows else _untiled
 
 
 def _linear(
@@ -221,7 +222,7 @@ def _linear(
     coded: bool = False,
 ) -> InLanes:
     rows = sparse or pairs or coded or kind == "bf16"
-    template, tilings = MATRIX if matrix else ROWS if rows else CHANNELS
+    template = "linear_tiles" if matrix else "linear" if rows else "linear_dense"
     on_tiles = "masked" if sparse else "tiles"
     form = on_tiles if matrix else "sparse" if sparse else "coded" if coded else "dense"
     weights = "f32" if kind == "bf16" else kind
@@ -250,8 +251,8 @@ def _linear(
         precision="bf16" if kind == "bf16" else "fp32",
         why_not=why_not,
         packing=packing,
-        tilings=tilings,
-        templates=(template,),
+        tilings=_tilings(rows, matrix),
+        templates=(f"lanes/{template}.c.j2",),
         emit=lambda request: linear_kernel(request.body, request.plan, request.target),
     )
 

@@ -58,8 +58,8 @@ class Tiling:
     Attributes:
         sparse: whether zeros are not stored: whole packs; for products of tiles, single weights.
         chunks: pieces of the input channels, each swept for all output channels before the next.
-        tile: blocks of 16 rows whose sums are in registers together; 1 where a dense layer is
-            computed by vectors.
+        tile: blocks of 16 rows whose sums are in registers together; dense layers
+            with channels in lanes take no notice of it.
         matrix: whether the unit for products of tiles computes it.
     """
 
@@ -122,11 +122,10 @@ def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
     for tile in target.tiles.sparse:
         for budget in BUDGETS:
             found.append(Tiling(True, chunks_for(layer.packs, tile, budget), tile))
-    # Those with channels in lanes have one way.
-    in_rows = layer.kind == "bf16" or (layer.kind == "i8" and target.adds_pairs)
+    # With channels in lanes, which is the only way of most targets, the tile means nothing.
     several = target.adds_pairs or target.precision == "bf16"
     for tile in target.tiles.sparse if several else (1,):
-        found.append(Tiling(False, 1, tile if in_rows else 1))
+        found.append(Tiling(False, 1, tile))
     if target.matrix is not None:
         found += _on_matrix(layer, target.matrix) or found[-1:] * 2
     return found
@@ -393,9 +392,7 @@ def by_model(
         return estimate(layer, tiling, count, target, cold) * (CAUTION if skips else 1.0) * 1e-9
 
     modelled = {
-        (layer, tiling): {
-            length: expected(tiling, count) for length, count in blocks.items()
-        }
+        (layer, tiling): {length: expected(tiling, count) for length, count in blocks.items()}
         for tiling in candidates(layer, target)
     }
     free = choose(modelled)
