@@ -524,7 +524,8 @@ class Plans:
             self._plans[stored] = plan_linear(node, graph, self._target, tiling, coded)
         # The height of a tile does not change how weights are stored.
         plan = self._plans[stored]
-        tiles = tile_units(tiling.tile, self._target.unit) if plan.tiles else ()
         return dataclasses.replace(
-            plan, tiles=tiles, microseconds=self._microseconds.get(choice, {})
+            plan,
+            tiles=tile_units(tiling.tile, self._target.unit) if plan.tiles else (),
+            microseconds=self._microseconds.get(choice, {}),
         )
