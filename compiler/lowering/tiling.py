@@ -122,9 +122,8 @@ def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
     for tile in target.tiles.sparse:
         for budget in BUDGETS:
             found.append(Tiling(True, chunks_for(layer.packs, tile, budget), tile))
-    # With channels in lanes, which is the only way of most targets, the tile means nothing.
-    several = target.adds_pairs or target.precision == "bf16"
-    for tile in target.tiles.sparse if several else (1,):
+    # With channels in lanes the tile means nothing.
+    for tile in target.tiles.sparse:
         found.append(Tiling(False, 1, tile))
     if target.matrix is not None:
         found += _on_matrix(layer, target.matrix) or found[-1:] * 2
