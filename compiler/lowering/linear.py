@@ -517,7 +517,7 @@ class Plans:
         tiling = self._tilings[choice]
         if self._coded[key] and tiling.sparse:
             # What is read of codes is less than what zeros would save.
-            tiling = Tiling(False, 1, min(self._target.tiles.dense))
+            tiling = Tiling(False, 1, min(self._target.tiles.sparse))
         stored = (key, tiling.sparse, tiling.matrix, tiling.chunks)
         if stored not in self._plans:
             coded = self._coded[key]
