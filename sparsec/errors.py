@@ -60,6 +60,8 @@ class InputError(SparsecError, ValueError):
 class TooLongError(InputError):
     """A text has more tokens than the model takes, and nobody said that it may be cut."""
 
+    exit_code = 11
+
 
 class NonFiniteError(SparsecError):
     """A model's outputs hold NaN or infinity, and the pipeline was told to refuse that."""

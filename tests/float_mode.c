@@ -15,7 +15,7 @@
 
 #include "sparsec.h"
 
-enum { BATCH = 4, WIDTH = 256, FLUSH = 0x8040 }; /* FTZ and DAZ */
+enum { BATCH = 256, WIDTH = 256, FLUSH = 0x8040 }; /* FTZ and DAZ */
 
 /* Rounding to minus infinity, division by zero not masked, and a flag raised: nobody would want to lose that. */
 static const unsigned odd = (0x1f80 & ~0x200) | 0x2000 | 0x10;

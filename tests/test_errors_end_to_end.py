@@ -436,7 +436,7 @@ def test_a_model_is_read_and_checked_once(
     for _ in ("compiled", "cached"):
         loads.clear()
         with sparsec.Engine(micro_model / file) as engine:
-            assert engine.buckets == [16, 128]
+            assert engine.buckets == [16, 128, 512]
         assert loads == [micro_model / "model.onnx"]
 
 

@@ -15,7 +15,7 @@ from sparsec.runtime import cpu
 from tests.frontend_support import FLOAT, model_proto, node
 
 ROOT = Path(__file__).parents[1]
-WIDTH = 256
+WIDTH = BATCH = 256  # enough for two threads
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="only x86 has MXCSR"
@@ -56,7 +56,7 @@ def test_callers_keep_their_mode(model: Path, tmp_path: Path, target: str) -> No
     (library,) = made.glob("bucket_*.so")
     done = subprocess.run([str(program), str(library)], capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
-    place = np.arange(4 * WIDTH, dtype=np.uint64)
+    place = np.arange(BATCH * WIDTH, dtype=np.uint64)
     bits = np.where(place % 4, 0x3F800000 + 1000003 * place % 0x800000, 0x7FFFFF - place)
     x = bits.astype(np.uint32).view(np.float32)
     have = np.array([int(line, 16) for line in done.stdout.split()], np.uint32).view(np.float32)

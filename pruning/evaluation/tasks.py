@@ -26,6 +26,7 @@ ALIASES = {
     "embedding": Embeddings.name,
     "embedding-extraction": Embeddings.name,
     "transformers-embedding-extraction": Embeddings.name,
+    "sentence-embedding": Embeddings.name,
     "sentence-similarity": Embeddings.name,
     "feature-extraction": Embeddings.name,
     "classification": Classification.name,
