@@ -152,7 +152,12 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def create(folder: Path, engine: str = "sparsec", **options: Any) -> Pipeline:
     return Pipeline.create(
-        "embedding", folder, engine_type=engine, emb_extraction_layer=None, **options
+        "embedding",
+        folder,
+        engine_type=engine,
+        emb_extraction_layer=None,
+        truncate=True,
+        **options,
     )
 
 
