@@ -115,7 +115,7 @@ def test_each_text_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = word_piece(tmp_path / "tokenizer.json")
     runner = Scripted(lambda ids: np.linspace(0, 1, 3))
     labels = [f"label {i}" for i in range(250)]
-    options = {"entailment_index": 2, "contradiction_index": 0}
+    options = {"entailment_index": 2, "contradiction_index": 0, "truncate": True}
     zero_shot = build(ZeroShotTextClassificationPipeline, path, runner, **options)
     texts = ["Mary lives in Paris. " * 5000, "New York"]
     counting = Counting(monkeypatch)
@@ -125,7 +125,8 @@ def test_each_text_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(counting.seen[text] == 1 for text in texts)
     assert sum(counting.seen.values()) <= 2 + 250 + 5
 
-    pairs = build(TextClassificationPipeline, path, Scripted(lambda ids: [0.0, 1.0]))
+    scripted = Scripted(lambda ids: [0.0, 1.0])
+    pairs = build(TextClassificationPipeline, path, scripted, truncate=True)
     counting.seen.clear()
     pairs(sequences=[[texts[0], label] for label in labels] + [[texts[0], texts[0]]])
     assert counting.seen[texts[0]] == 1
