@@ -308,6 +308,7 @@ def test_orders_do_not_depend_on_the_bucket(tmp_path: Path) -> None:
 # compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", target_params())
 def test_kernels_pack_bytes_in_any_order(tmp_path: Path, target: str) -> None:
     """Behind a norm, behind a layer, two orders of one value, and the same value in its own."""

@@ -614,8 +614,17 @@ def test_hot_reload_drops_no_request(text_models: TextModels, tmp_path: Path) ->
         assert client.get("/").json()["endpoints"][0]["batching"]["max_batch"] == 4
 
 
-@pytest.mark.parametrize("how", ["SIGHUP", "touch", "SIGHUP without a file"])
-@pytest.mark.parametrize("kind", ["artifact", "onnx"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("artifact", "SIGHUP"),
+        ("onnx", "touch"),
+        pytest.param("artifact", "touch", marks=pytest.mark.slow),
+        pytest.param("onnx", "SIGHUP", marks=pytest.mark.slow),
+        pytest.param("artifact", "SIGHUP without a file", marks=pytest.mark.slow),
+        pytest.param("onnx", "SIGHUP without a file", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_replaced_in_place_is_served(
     text_models: TextModels, tmp_path: Path, kind: str, how: str
 ) -> None:

@@ -123,7 +123,7 @@ def test_each_bucket_runs_what_is_fastest_for_it(
     assert kernels(warm, 16) == {"tiles"}
     install(monkeypatch, COLD)
     artifact = sparsec.compile(model.path, buckets=[16, 128], target="amx")
-    assert "sparse" in kernels(artifact, 16) and kernels(artifact, 128) == {"masked"}
+    assert kernels(artifact, 16) == kernels(artifact, 128) == {"masked"}
     plain = sparsec.compile(
         model.path, buckets=[128], target="avx2", output=tmp_path / "plain.sparsec"
     )
@@ -135,10 +135,15 @@ def test_each_bucket_runs_what_is_fastest_for_it(
     assert main(["inspect", str(model.path), "--length", "128", "--target", "amx", "--json"]) == 0
     layers = json.loads(capsys.readouterr().out)["layers"]
     assert all(layer["kernel"].startswith("linear_i8_tiles_") for layer in layers)
-    (tmp_path / "97").mkdir()
-    pruned = encoder(tmp_path / "97", 0.97)
-    artifact = sparsec.compile(pruned.path, buckets=[128], target="amx")
-    assert kernels(artifact, 128) == {"sparse"}
+    found = {}
+    for share in (92, 97):
+        (tmp_path / str(share)).mkdir()
+        pruned = encoder(tmp_path / str(share), share / 100)
+        artifact = sparsec.compile(pruned.path, buckets=[16, 128], target="amx")
+        found[share] = kernels(artifact, 16), kernels(artifact, 128)
+    few, many = found[92]
+    assert "sparse" in few and "tiles" not in few and "tiles" in many
+    assert found[97] == ({"sparse"}, {"sparse"})
 
 
 def test_masked_tiles_give_what_vectors_give(

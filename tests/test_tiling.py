@@ -204,6 +204,7 @@ def test_a_tuned_artifact_is_made_again_from_its_record(tmp_path: Path) -> None:
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_every_tiling_computes_the_same(tmp_path: Path) -> None:
     """A model compiled with each candidate for all its layers gives the same bytes out."""
     model = tmp_path / "m.onnx"
