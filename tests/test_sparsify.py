@@ -371,7 +371,7 @@ def test_a_budget_of_training_fits_the_memory_estimate(model: Path) -> None:
 
 @pytest.mark.slow
 def test_a_speedup_is_measured(tmp_path: Path) -> None:
-    """The measured speedup of a model that is large enough to gain is near what was asked for."""
+    """A model that is large enough to gain loses blocks for a speedup, which is measured."""
     from examples.encoders import EncoderConfig, write_random
 
     folder = tmp_path / "dense"
@@ -382,10 +382,11 @@ def test_a_speedup_is_measured(tmp_path: Path) -> None:
     found |= {"vocab_size": 200, "max_position_embeddings": 512}
     (folder / "config.json").write_text(json.dumps(found))
     made = sparsec.sparsify(
-        folder, texts=sentences(80, length=40), output=tmp_path / "out", speedup=1.3, seconds=3
-    )
+        folder, texts=sentences(80, length=40), output=tmp_path / "out", speedup=1.3, seconds=3,
+        form="blocks",
+    )  # fmt: skip
     assert made.speedup is not None
-    assert made.sparsity > 0.3
+    assert made.sparsity > 0.1
 
 
 @pytest.mark.slow
