@@ -4,6 +4,7 @@ extension, and writes the man pages.  Everything that is plain metadata is in py
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -108,9 +109,18 @@ class InstallManPages(install_data):
         super().run()
 
 
+def urls() -> dict[str, str]:
+    """The project's pages, of whoever publishes it: SPARSEC_URL names the repository."""
+    home = os.environ.get("SPARSEC_URL", "").rstrip("/")
+    files = {"Documentation": "README.md", "Changelog": "CHANGELOG.md"}
+    pages = {label: f"{home}/blob/main/{name}" for label, name in files.items()}
+    return {"Source": home, "Issues": f"{home}/issues", **pages} if home else {}
+
+
 PACKAGES, PACKAGE_DIR = packages()
 
 setup(
+    project_urls=urls(),
     packages=PACKAGES,
     package_dir=PACKAGE_DIR,
     package_data={

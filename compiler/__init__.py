@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec.arguments import whole, wholes
+from sparsec.arguments import argument, whole, wholes
 from sparsec.errors import InputError
 from sparsec.interface import MANIFEST
 from sparsec.paths import config_folder, input_path, user_path
@@ -46,6 +46,7 @@ def compile(
     emit_c: str | Path | None = None,
     dump_ir: str | Path | None = None,
     force: bool = False,
+    exist_ok: bool = False,
     profile: bool = False,
     tune: bool = False,
     tuning: str | Path | None = None,
@@ -71,7 +72,7 @@ def compile(
         emit_c: keep the generated C in this folder, with a Makefile.
         dump_ir: write the IR after the import and after every pass to this folder, and last what
             the generated code does: calls of kernels, and the buffers between them.
-        force: replace an artifact that is at `output`.
+        force, exist_ok: replace an artifact that is at `output`; two names of one thing.
         profile: compile counters in, for ``sparsec benchmark --profile``; costs a little speed.
         tune: measure on this machine how to cut the linear layers, instead of going by rules made
             on another one; the choices are recorded in the manifest.
@@ -96,10 +97,13 @@ def compile(
     from sparsec.runtime import Artifact, cpu
 
     tell = progress or (lambda _: None)
-    batch_size = whole("the batch size", batch_size, 1)
+    force = force or exist_ok
+    batch_size = whole("batch_size", batch_size, 1)
     jobs = None if jobs is None else whole("jobs", jobs, 1)
     if tune and tuning is not None:
-        raise InputError("give --tune to measure or --tuning to repeat, not both")
+        raise InputError(
+            f"give {argument('tune', True)} to measure or {argument('tuning')} to repeat, not both"
+        )
     tilings = _recorded(input_path(tuning)) if tuning is not None else None
     here = cpu.detect()
     isa = microarchitectures.choose(tune_for, target, targets.choose(target, here, precision), here)
@@ -279,7 +283,7 @@ def _recorded(path: Path) -> Tilings:
         manifest = json.loads(file.read_bytes())
         rows = manifest["tuning"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} holds no record of --tune: {error}") from error
+        raise InputError(f"{file} holds no record of {argument('tune', True)}: {error}") from error
     return Tilings.from_json(rows, str(file))
 
 
@@ -328,7 +332,8 @@ def _check_buckets(buckets: Sequence[int], signature: Signature) -> list[int]:
         return [0]
     if not lengths:
         raise InputError(
-            "the model has a sequence axis: name the lengths to compile for (--buckets)"
+            "the model has a sequence axis: name the lengths to compile for "
+            f"({argument('buckets')})"
         )
     if min(lengths) < 1:
         raise InputError(f"a bucket must be at least 1 token long, not {min(lengths)}")

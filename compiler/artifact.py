@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsec.arguments import argument
 from sparsec.errors import ArtifactError, ModelError
 from sparsec.interface import FORMAT, MANIFEST, SCHEMA
 from sparsec.paths import TOKENIZERS, around, belongs_to
@@ -52,14 +53,20 @@ def check_output(output: Path, force: bool) -> None:
         raise ArtifactError(f"cannot write {output}: {parent} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ArtifactError(
-            f"cannot write {output}: {parent} cannot be written; choose another --output"
+            f"cannot write {output}: {parent} cannot be written; choose another "
+            f"{argument('output')}"
         )
     if output.is_symlink() or output.exists():
         # A forced write removes what was there, so it must be one of ours.
         if output.is_symlink() or not (output / MANIFEST).is_file():
-            raise ArtifactError(f"{output} exists and is not an artifact; choose another --output")
+            raise ArtifactError(
+                f"{output} exists and is not an artifact; choose another {argument('output')}"
+            )
         if not force:
-            raise ArtifactError(f"{output} exists; replace it with --force, or choose --output")
+            raise ArtifactError(
+                f"{output} exists; replace it with {argument('exist_ok', True)}, or choose another "
+                f"{argument('output')}"
+            )
 
 
 @contextlib.contextmanager

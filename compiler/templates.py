@@ -14,7 +14,15 @@ import re
 from functools import cache
 from importlib import resources
 
-import jinja2
+from sparsec.errors import InputError
+
+try:
+    import jinja2
+except ModuleNotFoundError:
+    raise InputError(
+        "compiling needs jinja2, which is not installed: pip install 'sparsec[compile]' (compiled "
+        "models run without it)"
+    ) from None
 
 from sparsec.compiler.c_text import c_comment, c_string
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from sparsec.arguments import argument
 from sparsec.errors import ToolchainError
 from sparsec.targets import Target, host_arch
 
@@ -155,7 +156,7 @@ def find(cc: str | None = None) -> Toolchain:
     asked = cc or os.environ.get("CC", "")
     if asked.strip():
         command = _zig_command() if asked.strip() == "zig" else _split(asked)
-        origin = "--cc" if cc else "$CC"
+        origin = argument("cc") if cc else "$CC"
         if command is None or shutil.which(command[0]) is None:
             raise ToolchainError(f"{origin} names {asked!r}, which is not here; {INSTALL_HINT}")
         return _identify(command)
@@ -201,7 +202,7 @@ def _identify(command: tuple[str, ...]) -> Toolchain:
     if not re.fullmatch(r"\d+(\.\d+)*", version):
         raise ToolchainError(
             f"{shlex.join(command)} says {text!r} of itself, which is neither gcc, clang nor zig; "
-            f"give another compiler with --cc, or {INSTALL_HINT}"
+            f"give another compiler with {argument('cc')}, or {INSTALL_HINT}"
         )
     return Gcc(command, version)
 
@@ -270,7 +271,9 @@ class Runner:
             self._running.discard(process)
         if process.returncode:
             said = (err or out).strip().splitlines()
-            where = f"the C is in {self.kept}" if self.kept else "see the C with --emit-c DIR"
+            where = f"the C is in {self.kept}"
+            if not self.kept:
+                where = f"name a folder with {argument('emit_c')} to see the C"
             shown = "\n".join(said[:12]) or f"exit status {process.returncode}, no message"
             raise ToolchainError(f"the C compiler failed ({where}): {shlex.join(command)}\n{shown}")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsec import scratch, targets
+from sparsec.arguments import argument
 from sparsec.compiler import build
 from sparsec.compiler.codegen import emit_buckets
 from sparsec.compiler.editor import Editor
@@ -69,9 +70,9 @@ def tune(
     missing = target.missing(cpu.detect().features)
     if missing:
         raise HardwareError(
-            f"--tune measures on this machine, which cannot run {target.name} "
+            f"{argument('tune', True)} measures on this machine, which cannot run {target.name} "
             f"(it lacks {', '.join(missing)}): tune on one that can, and pass the record on with "
-            "--tuning"
+            f"{argument('tuning')}"
         )
     rows = blocks_of(lengths, batch_size)
     return choose(measure(layers, rows, target, compiler, jobs, progress))

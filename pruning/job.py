@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sparsec import __version__, targets
+from sparsec.arguments import argument
 from sparsec.compiler.artifact import companions_of, writing
 from sparsec.compiler.frontend import Model, dialect_name, import_graph, load_model
 from sparsec.compiler.interpreter import interpret
@@ -144,7 +145,8 @@ class Job:
         self.longest = wanted.max_length or found.longest or min(USUAL_LENGTH, max(16, *lengths))
         if found.longest is not None and self.longest > found.longest:
             raise InputError(
-                f"max_length {self.longest} is too long: the model takes {found.longest} tokens"
+                f"{argument('max_length', self.longest)} is too long: the model takes "
+                f"{found.longest} tokens"
             )
         longer = sum(length > self.longest for length in lengths)
         if longer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsec.arguments import argument
 from sparsec.errors import InputError
 from sparsec.pruning.batches import TOKENS, Batch
 from sparsec.pruning.engine import TorchModel
@@ -72,7 +73,8 @@ def check(model: TorchModel, batches: Sequence[Batch], training: bool) -> int:
         tokens = sum(batch.mask.numel() for batch in batches)
         raise InputError(
             f"about {need / GIB:.1f} GiB of memory are needed and {free / GIB:.1f} GiB are free: "
-            f"give fewer texts (--limit; they have {tokens} tokens) or cut them shorter "
-            f"(--max-length){', or --minutes 0' if training else ''}"
+            f"give fewer texts ({argument('limit')}; they have {tokens} tokens) or cut them "
+            f"shorter ({argument('max_length')})"
+            f"{', or ' + argument('minutes', 0) if training else ''}"
         )
     return need

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sparsec import targets
+from sparsec.arguments import argument
 from sparsec.errors import InputError
 from sparsec.pruning import export
 from sparsec.pruning.outcome import Goal
@@ -38,22 +39,27 @@ class Wanted:
             InputError: says what is wrong.
         """
         if self.form not in FORMS:
-            raise InputError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
+            raise InputError(
+                f"{argument('form')} must be one of {', '.join(FORMS)}, not {self.form!r}"
+            )
         if self.dialect not in export.DIALECTS:
             raise InputError(
-                f"dialect must be one of {', '.join(export.DIALECTS)}, not {self.dialect!r}"
+                f"{argument('dialect')} must be one of {', '.join(export.DIALECTS)}, "
+                f"not {self.dialect!r}"
             )
         if self.form == "int8" and self.goal != Goal():
-            raise InputError("form int8 prunes nothing: give it without a goal")
+            raise InputError(f"{argument('form', 'int8')} prunes nothing: give it without a goal")
         if self.engine not in ENGINES:
-            raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {self.engine!r}")
+            raise InputError(
+                f"{argument('engine')} must be one of {', '.join(ENGINES)}, not {self.engine!r}"
+            )
         targets.choose(self.target, cpu.detect())
 
 
 def number(name: str, value: float, least: float) -> float:
     right = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not right or not least <= value < math.inf:
-        raise InputError(f"{name} must be a number of at least {least:g}, not {value!r}")
+        raise InputError(f"{argument(name)} must be a number of at least {least:g}, not {value!r}")
     return float(value)
 
 
@@ -66,16 +72,16 @@ def goal_of(sparsity: float | None, speedup: float | None, keep: float | None, f
     given = [n for n, v in (("sparsity", sparsity), ("speedup", speedup), ("keep", keep))
              if v is not None]  # fmt: skip
     if len(given) > 1:
-        raise InputError(f"give one goal, not {' and '.join(given)}")
+        raise InputError(f"give one goal, not {' and '.join(map(argument, given))}")
     if not given and form != "int8":
         raise InputError(
-            "say what is wanted: a sparsity (0.8), a speedup (3), what is to be kept (0.99), or "
-            "form int8, which prunes nothing"
+            f"say what is wanted: {argument('sparsity', 0.8)}, {argument('speedup', 3)}, "
+            f"{argument('keep', 0.99)}, or {argument('form', 'int8')}, which prunes nothing"
         )
     if sparsity is not None and not 0 <= number("sparsity", sparsity, 0) < 1:
-        raise InputError(f"sparsity must be at least 0 and below 1, not {sparsity!r}")
+        raise InputError(f"{argument('sparsity')} must be at least 0 and below 1, not {sparsity!r}")
     if speedup is not None and not 1 <= number("speedup", speedup, 0) <= 100:
-        raise InputError(f"speedup must be from 1 to 100, not {speedup!r}")
+        raise InputError(f"{argument('speedup')} must be from 1 to 100, not {speedup!r}")
     if keep is not None and not 0 < number("keep", keep, 0) <= 1:
-        raise InputError(f"keep must be above 0 and at most 1, not {keep!r}")
+        raise InputError(f"{argument('keep')} must be above 0 and at most 1, not {keep!r}")
     return Goal(sparsity, speedup, keep)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sparsec.arguments import argument
 from sparsec.compiler.artifact import flush, staging, writing
 from sparsec.errors import ArtifactError, InputError
 from sparsec.pruning.oneshot import Compressed
@@ -35,15 +36,20 @@ def check_output(output: Path, force: bool) -> None:
     parent = next(p for p in output.absolute().parents if p.is_symlink() or p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ArtifactError(
-            f"cannot write {output}: {parent} is no folder that can be written; choose another -o"
+            f"cannot write {output}: {parent} is no folder that can be written; choose another "
+            f"{argument('output')}"
         )
     if output.is_symlink() or output.exists():
         if output.is_symlink() or not (output / REPORT).is_file():
             raise InputError(
-                f"{output} exists and was not made by sparsec sparsify; choose another -o"
+                f"{output} exists and was not made by sparsec sparsify; choose another "
+                f"{argument('output')}"
             )
         if not force:
-            raise InputError(f"{output} exists; replace it with --force, or choose another -o")
+            raise InputError(
+                f"{output} exists; replace it with {argument('force', True)}, or choose another "
+                f"{argument('output')}"
+            )
 
 
 @contextlib.contextmanager
@@ -110,8 +116,8 @@ class Workspace:
             if not force:
                 raise InputError(
                     f"{self.folder} has the work of an earlier run with another model, other texts "
-                    f"or options: repeat that command to go on with it, or remove the folder (or "
-                    f"give --force) to start anew"
+                    f"or options: repeat that to go on with it, or remove the folder (or give "
+                    f"{argument('force', True)}) to start anew"
                 )
             self.remove()
             self.resumed = False

@@ -1,9 +1,8 @@
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
 from sparsec.runtime.artifact import Artifact, TensorSpec
@@ -12,7 +11,8 @@ ABI_VERSION: int
 MAX_THREADS: int
 
 _Self = TypeVar("_Self", bound="Engine")
-_Inputs = Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]
+# An array is what `sparsec.runtime.arrays.as_array` takes.
+_Inputs = Sequence[Any] | Mapping[str, Any]
 
 class Engine:
     def __init__(
@@ -43,12 +43,22 @@ class Engine:
     def closed(self) -> bool: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
     def library_handle(self, length: int) -> int: ...
+    @overload
     def run(
-        self, inputs: _Inputs, *, skip_padding: bool | None = None
-    ) -> list[np.ndarray[Any, Any]]: ...
+        self, inputs: _Inputs, feed: None = None, *, skip_padding: bool | None = None
+    ) -> list[NDArray[Any]]: ...
+    @overload
+    def run(
+        self, inputs: Sequence[str] | None, feed: _Inputs, *, skip_padding: bool | None = None
+    ) -> list[NDArray[Any]]: ...
+    @overload
     def __call__(
-        self, inputs: _Inputs, *, skip_padding: bool | None = None
-    ) -> list[np.ndarray[Any, Any]]: ...
+        self, inputs: _Inputs, feed: None = None, *, skip_padding: bool | None = None
+    ) -> list[NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self, inputs: Sequence[str] | None, feed: _Inputs, *, skip_padding: bool | None = None
+    ) -> list[NDArray[Any]]: ...
     def close(self) -> None: ...
     def __enter__(self: _Self) -> _Self: ...
     def __exit__(

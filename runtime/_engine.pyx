@@ -10,11 +10,14 @@ import threading
 
 import numpy as np
 
-from sparsec.arguments import anchored, whole, wholes
+from collections.abc import Mapping, Sequence
+
+from sparsec.arguments import anchored, argument, whole, wholes
 from sparsec.errors import ArtifactError, EngineClosedError, InputError, SparsecError
 from sparsec.interface import ELEMENTS, PADDING
 from sparsec.paths import user_path
 from sparsec.runtime._loader import load
+from sparsec.runtime.arrays import as_array
 from sparsec.runtime.artifact import Artifact, parse_manifest, read_manifest
 from sparsec.runtime.cpu import detect
 from sparsec.targets import prepare
@@ -330,7 +333,7 @@ cdef class Engine:
             return min(default, MAX_THREADS)
         n = whole("num_cores", num_cores)
         if not 1 <= n <= MAX_THREADS:
-            raise InputError(f"num_cores must be from 1 to {MAX_THREADS}, not {n}")
+            raise InputError(f"{argument('num_cores')} must be from 1 to {MAX_THREADS}, not {n}")
         return n
 
     cdef int _bind(self, length, loaded) except -1:
@@ -478,21 +481,27 @@ cdef class Engine:
 
     # ---- running ---------------------------------------------------------------------------------
 
-    def __call__(self, inputs, *, skip_padding=None):
+    def __call__(self, inputs, feed=None, *, skip_padding=None):
         """The same as :meth:`run`."""
-        return self._run(inputs, skip_padding)
+        return self.run(inputs, feed, skip_padding=skip_padding)
 
-    def run(self, inputs, *, skip_padding=None):
+    def run(self, inputs, feed=None, *, skip_padding=None):
         """Run the model on a batch.
 
+        ``run(inputs)``, or ``run(output_names, inputs)`` as sessions of ONNX Runtime have it.
+
         Args:
-            inputs: one array per input, as a list in the order of `input_names` or a dict by name.
-                Extents "batch" and "sequence" are the caller's: any batch size from 1, any length
-                from 1 to the largest bucket.
+            inputs: one array per input, as a list in the order of `input_names` or a mapping by
+                name.  Arrays may be numpy's, tensors of other libraries (PyTorch's; any with
+                ``__dlpack__`` or ``__array__``), or lists of numbers.  Extents "batch" and
+                "sequence" are the caller's: any batch size from 1, any length from 1 to the largest
+                bucket.  With `feed`: names of the outputs to return, or None for all.
+            feed: the inputs, if the first argument is names of outputs.
             skip_padding: overrides the engine's.
 
         Returns:
-            One array per output, in the order of `output_names`, with the caller's batch and length.
+            One numpy array per output, in the order of `output_names` (or of the names given), with
+            the caller's batch and length.
 
         Raises:
             InputError: the inputs do not fit the model; the message says which and why.  That an
@@ -500,7 +509,27 @@ cdef class Engine:
                 padding is skipped.
             EngineClosedError: the engine was closed.
         """
-        return self._run(inputs, skip_padding)
+        if feed is None:
+            return self._run(inputs, skip_padding)
+        chosen = self._chosen_outputs(inputs)
+        outputs = self._run(feed, skip_padding)
+        return outputs if chosen is None else [outputs[i] for i in chosen]
+
+    cdef list _chosen_outputs(self, names):
+        """Indices of the outputs to return; None: all of them."""
+        if names is None:
+            return None
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise InputError(
+                f"names of outputs must be None or a list of names, not {type(names).__name__}"
+            )
+        unknown = [str(name) for name in names if name not in self._output_names]
+        if unknown:
+            raise InputError(
+                f"the model has no output {', '.join(unknown)}; "
+                f"it has {', '.join(self._output_names)}"
+            )
+        return [self._output_names.index(name) for name in names]
 
     cdef list _run(self, inputs, skip_padding):
         cdef Call call
@@ -542,10 +571,7 @@ cdef class Engine:
         for i in range(self._n_inputs):
             array = arrays[i]
             if not isinstance(array, np.ndarray):
-                raise InputError(
-                    f"input {self._input_names[i]!r} must be a numpy array, "
-                    f"not {type(array).__name__}"
-                )
+                array = as_array(self._input_names[i], array, self._input_dtypes[i])
             if array.dtype is not self._input_dtypes[i]:
                 array = _converted(self._input_names[i], array, self._input_dtypes[i])
             view = &call.views[i]
@@ -594,7 +620,7 @@ cdef class Engine:
                     f"({', '.join(self._input_names)}), not {len(inputs)}"
                 )
             return list(inputs)
-        if isinstance(inputs, dict):
+        if isinstance(inputs, Mapping):
             missing = [name for name in self._input_names if name not in inputs]
             unknown = [str(name) for name in inputs if name not in self._input_names]
             if missing or unknown:

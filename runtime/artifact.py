@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, Union
 
+from sparsec.arguments import argument
 from sparsec.errors import ArtifactError, HardwareError
 from sparsec.interface import ELEMENTS, FORMAT, MANIFEST, PADDING, SCHEMA
 from sparsec.paths import user_path
@@ -230,7 +231,7 @@ class Artifact:
                 f"{self.path} was compiled for target {target.name}; this CPU"
                 f"{f' ({cpu.brand})' if cpu.brand else ''} lacks {', '.join(missing)}. "
                 f"Targets that run here: {', '.join(cpu.targets())}; compile the model again "
-                f"with --target {cpu.targets()[0]}"
+                f"with {argument('target', cpu.targets()[0])}"
             )
 
     @property

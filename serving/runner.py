@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsec import ort
+from sparsec.arguments import argument
 from sparsec.errors import EngineClosedError, InputError, ModelError
 from sparsec.facade import Engine, default_buckets, is_artifact
 from sparsec.runtime import Artifact, cpu
@@ -253,7 +254,7 @@ class BatchingRunner(Runner):
                 return bucket
         raise InputError(
             f"a sequence of {length} tokens is above the largest bucket, {self._buckets[-1]}: "
-            f"truncate it or use a larger sequence_length"
+            f"truncate it or use a larger {argument('sequence_length')}"
         )
 
     def _calls(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -405,8 +406,8 @@ class OnnxRuntimeRunner(BatchingRunner):
         if self._fixed is not None:
             if buckets and max(buckets) > self._fixed:
                 raise InputError(
-                    f"{model} was exported for {self._fixed} tokens: sequence_length cannot be "
-                    f"{max(buckets)}"
+                    f"{model} was exported for {self._fixed} tokens: "
+                    f"{argument('sequence_length')} cannot be {max(buckets)}"
                 )
             buckets = buckets or (self._fixed,)
         types = {node.name: _numpy_type(node.type) for node in self._session.get_outputs()}

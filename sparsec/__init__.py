@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sparsec.runtime import Artifact
     from sparsec.serving.encoders import CrossEncoder, SentenceTransformer
     from sparsec.serving.pipelines import Pipeline
+    from sparsec.session import InferenceSession
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "EngineClosedError",
     "Evaluation",
     "HardwareError",
+    "InferenceSession",
     "InputError",
     "ModelError",
     "NonFiniteError",
@@ -71,6 +73,7 @@ _LAZY = {
     "CrossEncoder": "sparsec.serving.encoders",
     "Engine": "sparsec.facade",
     "Evaluation": "sparsec.pruning.evaluation",
+    "InferenceSession": "sparsec.session",
     "Pipeline": "sparsec.serving.pipelines",
     "SentenceTransformer": "sparsec.serving.encoders",
     "Sparsified": "sparsec.pruning.outcome",

@@ -149,7 +149,7 @@ def cut(model: str | Path, layer: int | str) -> Path:
 
     loaded = load_model(model)
     if not isinstance(layer, str):
-        layer = whole("the layer", layer)
+        layer = whole("layer", layer)
     if isinstance(layer, str):
         tensor = cutting.tensor_of(loaded, layer)
     else:

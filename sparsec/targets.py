@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from sparsec import tile_registers
+from sparsec.arguments import argument
 from sparsec.errors import HardwareError, InputError
 
 
@@ -366,7 +367,7 @@ def prepare(name: str) -> None:
         if target.name == name and (reason := refusal(target)):
             raise HardwareError(
                 f"target {name} cannot run: {reason}. Compile the model again with another "
-                f"--target; `sparsec check-hardware` lists those that run here"
+                f"{argument('target')}; `sparsec check-hardware` lists those that run here"
             )
 
 
@@ -403,7 +404,8 @@ def at(target: Target, precision: str) -> Target:
         able = ", ".join(t.name for t in TARGETS if t.bf16 is not None)
         raise InputError(
             f"target {target.name} has no products of bfloat16, which would be slower there than "
-            f"those of float32: leave out --precision bf16, or compile for one of {able}"
+            f"those of float32: leave out {argument('precision', 'bf16')}, or compile for one of "
+            f"{able}"
         )
     features = tuple(dict.fromkeys((*target.features, *target.bf16)))
     return replace(target, features=features, precision=precision)
@@ -418,9 +420,10 @@ def _fastest_at(precision: str, cpu: Machine) -> Target:
         if target.bf16 and not at(target, precision).missing(cpu.features):
             return at(target, precision)
     raise HardwareError(
-        "this CPU has no products of bfloat16 (avx512bf16, amx_bf16), so that --precision bf16 "
-        "would gain nothing here: leave it out, or name the --target of the machine that is to run "
-        "the model; generic computes it anywhere, slowly"
+        "this CPU has no products of bfloat16 (avx512bf16, amx_bf16), so that "
+        f"{argument('precision', 'bf16')} would gain nothing here: leave it out, or name the "
+        f"{argument('target')} of the machine that is to run the model; generic computes it "
+        "anywhere, slowly"
     )
 
 
@@ -440,6 +443,6 @@ def choose(name: str, cpu: Machine, precision: str = "fp32") -> Target:
     if target.arch not in ("", cpu.arch):
         raise HardwareError(
             f"target {name} is for {target.arch}, and compilers here build for {cpu.arch}; "
-            f"compile on a {target.arch} machine, or use --target generic"
+            f"compile on a {target.arch} machine, or use {argument('target', 'generic')}"
         )
     return target

@@ -103,7 +103,7 @@ def test_same_bytes_in_another_folder(tmp_path: Path) -> None:
 def test_existing_output_is_replaced_only_by_force(tmp_path: Path) -> None:
     output = write(tmp_path / "model.sparsec").path
     before = {path.name: path.read_bytes() for path in output.iterdir()}
-    with pytest.raises(ArtifactError, match="--force"):
+    with pytest.raises(ArtifactError, match="exist_ok=True"):
         write(output, lengths=(8,))
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert write(output, lengths=(8,), force=True).buckets == (8,)

@@ -170,7 +170,7 @@ def test_all_unsupported_nodes_are_listed(
 
 @pytest.mark.parametrize(
     ("buckets", "message"),
-    [([], "--buckets"), ([8, 8], "twice"), ([0], "at least 1"), ([-3, 4], "at least 1")],
+    [([], r"\(buckets\)"), ([8, 8], "twice"), ([0], "at least 1"), ([-3, 4], "at least 1")],
     ids=str,
 )
 def test_bad_buckets(micro_model: Path, tmp_path: Path, buckets: list[int], message: str) -> None:
@@ -269,7 +269,7 @@ def test_output_in_a_file(
         ({"buckets": "16"}, "buckets must be a list of integers"),
         ({"buckets": [16.5]}, "each of buckets must be an integer, not 16.5"),
         ({"buckets": np.array([16.0])}, "each of buckets must be an integer"),
-        ({"buckets": [8], "batch_size": 1.5}, "the batch size must be an integer"),
+        ({"buckets": [8], "batch_size": 1.5}, "batch_size must be an integer"),
         ({"buckets": [8], "jobs": "2"}, "jobs must be an integer"),
     ],
 )

@@ -28,7 +28,9 @@ BASE = {
     "sentence_files",
 }
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}
-EVERYTHING = ABOVE_COMPILER | {"cache", "ort", "facade", "serving", "pruning", "templates", "cli"}
+EVERYTHING = ABOVE_COMPILER | {
+    *("cache", "ort", "facade", "session", "serving", "pruning", "templates", "cli"),
+}
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -39,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "cache": ABOVE_COMPILER,
     "ort": ABOVE_COMPILER,
     "facade": ABOVE_COMPILER | {"cache", "ort"},
+    "session": ABOVE_COMPILER | {"facade"},
     "serving": ABOVE_COMPILER | {"cache", "ort", "facade"},
     "pruning": ABOVE_COMPILER | {"cache", "ort", "facade", "serving"},
     "cli": EVERYTHING,

@@ -332,7 +332,7 @@ def test_hardware(copy: Path) -> None:
         artifact.check_hardware(cpu("avx2", "fma"))
     assert (
         "target avx512_vnni; this CPU (Test CPU 3000) lacks avx512f, avx512vnni. Targets that run "
-        "here: avx2, generic; compile the model again with --target avx2"
+        "here: avx2, generic; compile the model again with target='avx2'"
     ) in str(caught.value)
     with pytest.raises(HardwareError, match="compiled for x86_64, this machine is aarch64"):
         artifact.check_hardware(cpu(arch="aarch64"))

@@ -233,7 +233,7 @@ def wrong_inputs() -> list:
         ("an array", ids, "a list of arrays or a dict"),
         ("missing name", {"ids": ids, "mask": mask}, "missing: bias"),
         ("unknown name", {"ids": ids, "mask": mask, "bias": bias, "x": ids}, "unknown: x"),
-        ("no array", [ids.tolist(), mask, bias], "'ids' must be a numpy array, not list"),
+        ("no array", [None, mask, bias], "'ids' must be an array, a tensor or lists"),
         ("floats for ints", [ids.astype(np.float32), mask, bias], "'ids' must be int64, not float"),
         ("doubles for floats", [ids, mask, bias.astype(float)], r"'bias' .*astype\('float32'\)"),
         ("ints for floats", [ids, mask, np.array([1, 2, 3])], "'bias' must be float32, not int64"),

@@ -9,6 +9,17 @@
 
 from __future__ import annotations
 
+try:
+    import onnx  # noqa: F401
+except ModuleNotFoundError:
+    from sparsec.errors import InputError
+
+    raise InputError(
+        "ONNX models need onnx, which is not installed: pip install 'sparsec[compile]' (compiled "
+        "models run without it)"
+    ) from None
+
+# isort: split
 from contextlib import suppress
 
 from sparsec.compiler.frontend import onnx_ops

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsec import targets
+from sparsec.arguments import argument
 from sparsec.compiler.lowering import tile_packing
 from sparsec.errors import InputError
 from sparsec.targets import Matrix, Target
@@ -301,7 +302,9 @@ class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
                 forms = row.get("microseconds", {})
                 times[key] = {str(form): float(forms[form]) for form in forms}
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{where} is not a record of --tune: {error}") from error
+            raise InputError(
+                f"{where} is not a record of {argument('tune', True)}: {error}"
+            ) from error
         return Tilings(chosen, times)
 
 

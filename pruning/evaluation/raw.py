@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from sparsec.arguments import argument
 from sparsec.errors import InputError
 from sparsec.pruning.evaluation.models import Contender
 from sparsec.pruning.evaluation.parts import Histogram
@@ -64,7 +65,7 @@ class Raw(Task[Outputs, dict[str, tuple[float, float]]]):
                 f"{', '.join(names[0])}"
             )
         if samples[0].label is not None:
-            raise InputError("labels are of no use without a task: give --task")
+            raise InputError(f"labels are of no use without a task: give {argument('task')}")
         return samples
 
     def prepare(self, model: Contender, sample: Sample) -> Job:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparsec import __version__
-from sparsec.arguments import whole
+from sparsec.arguments import argument, whole
 from sparsec.errors import InputError
 from sparsec.pruning.evaluation import tasks, timing
 from sparsec.pruning.evaluation.models import (
@@ -149,13 +149,13 @@ def _need_packages() -> None:
 def _engine(name: str, value: str) -> str:
     engine = _ENGINES.get(str(value).lower(), str(value).lower())
     if engine not in ENGINES:
-        raise InputError(f"{name} must be one of {', '.join(ENGINES)}, not {value!r}")
+        raise InputError(f"{argument(name)} must be one of {', '.join(ENGINES)}, not {value!r}")
     return engine
 
 
 def _seconds(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise InputError(f"seconds must be a number of at least 0, not {value!r}")
+        raise InputError(f"{argument('seconds')} must be a number of at least 0, not {value!r}")
     return float(value)
 
 
@@ -256,7 +256,9 @@ def _max_length(candidate: Found, reference: Found, given: int | None, longest: 
     most = min(limits, default=None)
     if given is not None:
         if most is not None and given > most:
-            raise InputError(f"max_length {given} is too long: the models take {most} tokens")
+            raise InputError(
+                f"{argument('max_length', given)} is too long: the models take {most} tokens"
+            )
         return given
     return most if most is not None else min(USUAL_LENGTH, max(longest, 16))
 

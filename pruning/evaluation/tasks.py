@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from sparsec.arguments import argument
 from sparsec.errors import InputError
 from sparsec.pruning.evaluation.answers import QuestionAnswering
 from sparsec.pruning.evaluation.classification import Classification, MultiLabel, Regression
@@ -127,9 +128,9 @@ def make(name: str, pooling: str | None, seed: int) -> Task[Any, Any]:
         InputError: an option is not one for it, or has a wrong value.
     """
     if pooling is not None and name != Embeddings.name:
-        raise InputError(f"pooling is for {Embeddings.name}; this is {name}")
+        raise InputError(f"{argument('pooling')} is for {Embeddings.name}; this is {name}")
     if pooling not in (None, "mean", "cls", "max"):
-        raise InputError(f"pooling must be mean, cls or max, not {pooling!r}")
+        raise InputError(f"{argument('pooling')} must be mean, cls or max, not {pooling!r}")
     options: dict[str, Callable[[], Task[Any, Any]]] = {
         Embeddings.name: lambda: Embeddings(pooling, seed),
         FillMask.name: lambda: FillMask(seed),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
+from sparsec.arguments import argument
 from sparsec.errors import InputError
 from sparsec.pruning.evaluation.answers import right_answers
 from sparsec.pruning.evaluation.labels import class_index
@@ -52,7 +53,9 @@ def targets(
         return {outputs[0]: _of_tokens(sample, where, text, max_length, names)}
     if task == "question-answering":
         return _of_answer(sample, where, text, max_length, outputs)
-    raise InputError(f"{where} has a label: for {task} training takes none; leave labels out")
+    raise InputError(
+        f"{where} has a label: for {task} training takes none; leave {argument('labels')} out"
+    )
 
 
 def _number(label: Any, where: str) -> NDArray[np.float32]:

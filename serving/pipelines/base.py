@@ -8,6 +8,7 @@ sequences of several requests in between.
 from __future__ import annotations
 
 import abc
+import asyncio
 import inspect
 import logging
 import os
@@ -466,6 +467,16 @@ class Pipeline(abc.ABC):
                 raise wrong
             logger.warning("%s", wrong)
         return self.finish(job, outputs)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """The same as a call, for ``await``: other tasks of the event loop go on meanwhile.
+
+        It runs in a thread, as :func:`asyncio.to_thread` has it: as many calls at once as the event
+        loop's executor has threads.  A cancelled one still ends its work, and nobody gets it.
+
+        Raises: what a call raises.
+        """
+        return await asyncio.to_thread(self, *args, **kwargs)
 
     def examine(self, outputs: Sequence[Outputs]) -> NonFiniteError | None:
         """What is wrong with outputs that hold NaN or infinity; None if nothing is, or if that is

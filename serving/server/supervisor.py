@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 import sparsec
+from sparsec.arguments import argument
 from sparsec.errors import InputError, SparsecError
 from sparsec.scratch import private_folder
 from sparsec.serving.server.config import EndpointConfig, ServerConfig, complete, load
@@ -316,7 +317,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ServerError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another {argument('port')}"
         ) from error
     return listener
 

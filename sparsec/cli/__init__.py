@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from sparsec import __version__, console
+from sparsec.arguments import as_flags
 from sparsec.cli import (
     benchmark,
     buckets,
@@ -77,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     before = _unwind_on_signals()
     try:
-        return _run(argv)
+        with as_flags():
+            return _run(argv)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
