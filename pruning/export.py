@@ -8,6 +8,9 @@ where the dequantized weights have the name of the stored matrix, and layers tha
 share its pair; or in the dialect ``sparseml``
 
     x -> QuantizeLinear -> MatMulInteger(uint8 weights, 128) -> Add(int32 bias) -> Cast -> Mul
+
+Where channels are brought to one size before they are rounded (`smoothing`), a Mul with a vector is
+between x and its QuantizeLinear.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from sparsec.errors import UnsupportedError
 from sparsec.pruning.engine.opened import node_labels, stored
 from sparsec.pruning.layers import Layer, Use
 from sparsec.pruning.oneshot import Compressed, stored_form
-from sparsec.pruning.ranges import Range
+from sparsec.pruning.ranges import Range, Rounding
 
 DIALECTS = ("qdq", "sparseml")
 
@@ -83,10 +86,10 @@ def export(
         if layer.name not in made:
             continue
         new = made[layer.name]
-        if new.scale is None or new.range is None:
+        if new.scale is None or new.rounding is None:
             edit.floats(layer, new)
         else:
-            write(layer, new, new.scale.numpy(), new.range)
+            write(layer, new, new.scale.numpy(), new.rounding)
     for name, value in (others or {}).items():
         edit.replace(name, value.detach().cpu().numpy())
     return edit.finish()
@@ -169,7 +172,7 @@ class _Edit:
         if layer.bias:
             self.replace(layer.bias, made.bias.numpy())
 
-    def qdq(self, layer: Layer, made: Compressed, scale: np.ndarray, found: Range) -> None:
+    def qdq(self, layer: Layer, made: Compressed, scale: np.ndarray, found: Rounding) -> None:
         """Pairs around the layer's input and its weights."""
         half = self.kind(layer) != TensorProto.FLOAT
         weights = stored_form(layer, made.weights).numpy()
@@ -195,28 +198,34 @@ class _Edit:
     def cast(self, x: str, y: str, kind: int) -> onnx.NodeProto:
         return helper.make_node("Cast", [x], [y], name=self.fresh(f"{y}_Cast"), to=kind)
 
-    def quantized(self, x: str, use: Use, found: Range, layer: Layer) -> tuple[str, list[str]]:
+    def quantized(self, x: str, use: Use, found: Rounding, layer: Layer) -> tuple[str, list[str]]:
         """(x as bytes, its scale and zero point); made before the node of a use."""
-        key = (x, found)
+        key = (x, found.range)
         made = self.before.setdefault(use.source, [])
-        dtype = np.int8 if found.low < 0 else np.uint8
+        ends = found.range
+        dtype = np.int8 if ends.low < 0 else np.uint8
         parameters = [
-            self.constant(np.float32(found.scale), f"{x}_scale"),
-            self.constant(np.asarray(found.zero_point, dtype), f"{x}_zero_point"),
+            self.constant(np.float32(ends.scale), f"{x}_scale"),
+            self.constant(np.asarray(ends.zero_point, dtype), f"{x}_zero_point"),
         ]
         source = x
         if self.kind(layer) != TensorProto.FLOAT:
             source = self.fresh(f"{x}_float")
             made.append(self.cast(x, source, TensorProto.FLOAT))
+        if found.factors is not None:
+            factors = self.constant(found.factors.numpy(), f"{x}_factors")
+            even, label = self.fresh(f"{x}_even"), self.fresh(f"{x}_Mul")
+            made.append(helper.make_node("Mul", [source, factors], [even], name=label))
+            source = even
         q = self.fresh(f"{x}_quantized")
         label = self.fresh(f"{x}_QuantizeLinear")
         made.append(helper.make_node("QuantizeLinear", [source, *parameters], [q], name=label))
         self.pairs[key] = q
         return q, parameters
 
-    def pair(self, x: str, use: Use, found: Range, layer: Layer) -> str:
+    def pair(self, x: str, use: Use, found: Rounding, layer: Layer) -> str:
         """x rounded; layers that read one value share it."""
-        key = (x, found)
+        key = (x, found.range)
         if key not in self.pairs:
             q, parameters = self.quantized(x, use, found, layer)
             made = self.before[use.source]
@@ -232,12 +241,12 @@ class _Edit:
             self.pairs[key] = result
         return self.pairs[key]
 
-    def sparseml(self, layer: Layer, made: Compressed, scale: np.ndarray, found: Range) -> None:
+    def sparseml(self, layer: Layer, made: Compressed, scale: np.ndarray, found: Rounding) -> None:
         """The layer as a product of integers."""
         wide = made.weights.numpy().astype(np.int16).T + 128
         weights = self.constant(wide.astype(np.uint8), f"{layer.name}_quantized")
         zero = self.constant(np.full(scale.shape, 128, np.uint8), f"{layer.name}_zero_point")
-        both = np.float32(found.scale) * scale
+        both = np.float32(found.range.scale) * scale
         rescale = self.constant(both.astype(np.float32), f"{layer.name}_rescale")
         limit = 2**31 - 1
         steps = np.rint(made.bias.numpy().astype(np.float64) / both.astype(np.float64))
@@ -248,12 +257,12 @@ class _Edit:
             self._integer(layer, use, found, (weights, zero, bias, rescale))
 
     def _integer(
-        self, layer: Layer, use: Use, found: Range, stored_as: tuple[str, str, str, str]
+        self, layer: Layer, use: Use, found: Rounding, stored_as: tuple[str, str, str, str]
     ) -> None:
         node = self.nodes[use.source]
         weights, zero, bias, rescale = stored_as
         x = node.input[use.operand]
-        key = (x, found)
+        key = (x, found.range)
         if key not in self.pairs:
             self.quantized(x, use, found, layer)
         q = self.pairs[key]

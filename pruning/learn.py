@@ -179,7 +179,10 @@ def _learnt(
     for layer in layers:
         if layer.name not in parameters:
             continue
+        rounding = trained.roundings[places[layer.name]]
         weights = parameters[layer.name]
+        if rounding.factors is not None:
+            weights = weights / rounding.factors
         scale = weight_scale(weights)[:, 0]
         if not per_channel:
             scale = scale.max()
@@ -187,7 +190,7 @@ def _learnt(
         bias = parameters.get(layer.bias, model.weights[layer.bias].detach())
         made[layer.name] = Compressed(
             layer.name, steps.to(torch.int8), scale, bias,
-            trained.ranges[places[layer.name]], float("nan"),
+            rounding.range, float("nan"), rounding.factors,
         )  # fmt: skip
         taken |= {layer.name, layer.bias}
     stored = network.stored(parameters)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from sparsec.compiler.ir import Graph
-from sparsec.pruning import blocks, channels
+from sparsec.pruning import blocks, channels, smoothing
 from sparsec.pruning.batches import Batch
 from sparsec.pruning.engine import TorchModel, Walk
 from sparsec.pruning.gram import Moments
 from sparsec.pruning.layers import Layer, Use
 from sparsec.pruning.least_squares import Problem, choose_damping, make_problem
-from sparsec.pruning.ranges import Histogram, Range, search
+from sparsec.pruning.ranges import Histogram, Range, Rounding, search
 from sparsec.pruning.rounding import round_weights, search_scale
 
 
@@ -54,6 +54,8 @@ class Compressed:
         bias: float32 [N].
         range: of the inputs; None where they stay floats.
         error: squared error of what it gives, as a share of the targets' variance.
+        factors: float32 [K], what the inputs are multiplied with before they are rounded
+            (`smoothing`): the weights are those of inputs that are; None: nothing.
     """
 
     name: str
@@ -62,13 +64,20 @@ class Compressed:
     bias: Tensor
     range: Range | None
     error: float
+    factors: Tensor | None = None
 
     @property
     def dense(self) -> Tensor:
-        """The weights as floats [N, K]."""
+        """The weights as floats [N, K], for inputs as they are."""
         if self.scale is None:
             return self.weights
-        return self.weights.float() * self.scale.reshape(-1, 1)
+        real = self.weights.float() * self.scale.reshape(-1, 1)
+        return real if self.factors is None else real * self.factors
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """What becomes of its inputs; None where they stay floats."""
+        return None if self.range is None else Rounding(self.range, self.factors)
 
     @property
     def sparsity(self) -> float:
@@ -91,12 +100,6 @@ def stored_form(layer: Layer, weights: Tensor) -> Tensor:
 def plain_form(layer: Layer, stored: Tensor) -> Tensor:
     """Stored weights as [N, K]."""
     return stored.T.contiguous() if layer.transposed else stored
-
-
-def fake_quantize(x: Tensor, found: Range) -> Tensor:
-    """x as its quantized form stands for it."""
-    q = ((x / found.scale).round() + found.zero_point).clamp(found.low, found.high)
-    return (q - found.zero_point) * found.scale
 
 
 @dataclass(eq=False)
@@ -124,13 +127,13 @@ class Run:
         model: the dense model.
         made: what layers have become, by name.
         weights: tensors in the place of parameters.
-        ranges: of layers' inputs.
+        roundings: of layers' inputs.
     """
 
     model: TorchModel
     made: dict[str, Compressed] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
-    ranges: dict[str, Range] = field(default_factory=dict)
+    roundings: dict[str, Rounding] = field(default_factory=dict)
 
     def put(self, layer: Layer, made: Compressed) -> None:
         """Let a layer be what it has become."""
@@ -138,13 +141,13 @@ class Run:
         self.weights[layer.name] = stored_form(layer, made.dense)
         if layer.bias:
             self.weights[layer.bias] = made.bias
-        if made.range is not None:
-            self.ranges[layer.name] = made.range
+        if made.rounding is not None:
+            self.roundings[layer.name] = made.rounding
 
     def on_input(self, layer: str, x: Tensor) -> Tensor:
         """What a layer multiplies: rounded, where it is quantized."""
-        found = self.ranges.get(layer)
-        return x if found is None else fake_quantize(x, found)
+        found = self.roundings.get(layer)
+        return x if found is None else found(x)
 
 
 Report = Callable[[Layer, Compressed], None]
@@ -191,7 +194,7 @@ class OneShot:
             report: called with each layer when it is done.
             known: layers that are done already: from an earlier run with the same settings.
         """
-        histograms: dict[str, Range] = {}
+        roundings: dict[str, Rounding] = {}
         for layer in self.model.layers:
             form = forms.get(layer.name)
             if form is None:
@@ -199,37 +202,55 @@ class OneShot:
             if known is not None and layer.name in known:
                 made = known[layer.name]
             else:
-                made = self._solve(layer, form, histograms)
+                made = self._solve(layer, form, roundings)
             self.run.put(layer, made)
-            if made.range is not None:
-                histograms[layer.uses[0].x] = made.range
+            if made.rounding is not None:
+                roundings[layer.uses[0].x] = made.rounding
             if report is not None:
                 report(layer, made)
         return self.run
 
     # -- one layer --------------------------------------------------------------------------------
 
-    def _solve(self, layer: Layer, form: Form, ranges: Mapping[str, Range]) -> Compressed:
+    def _solve(self, layer: Layer, form: Form, roundings: Mapping[str, Rounding]) -> Compressed:
         dense = plain_form(layer, self.model.weights[layer.name].detach())
         found = None
         if form.quantize:
             # Layers that read the same values share their rounding, as they do in the file.
-            found = ranges.get(layer.uses[0].x) or self._range(layer, dense)
+            found = roundings.get(layer.uses[0].x) or self._rounding(layer)
         moments = self.moments(layer, found)
-        made = solve(moments, dense, form, self.settings)
-        return Compressed(layer.name, made.weights, made.scale, made.bias, found, made.error)
+        factors = None if found is None else found.factors
+        prior = dense if factors is None else dense / factors
+        made = solve(moments, prior, form, self.settings)
+        ends = None if found is None else found.range
+        return Compressed(
+            layer.name, made.weights, made.scale, made.bias, ends, made.error, factors
+        )
 
-    def _range(self, layer: Layer, weights: Tensor) -> Range:
-        """The range of a layer's inputs: errors count by what the layer makes of them."""
-        histogram = Histogram()
-        importance = weights.square().sum(0)
+    def _rounding(self, layer: Layer) -> Rounding:
+        """What becomes of a layer's inputs: errors count by what their readers make of them."""
+        readers = [
+            plain_form(other, self.model.weights[other.name].detach())
+            for other in self.model.layers
+            if other.uses[0].x == layer.uses[0].x
+        ]
+        seen = smoothing.Extremes(layer.inputs)
         for batch, _, small, _ in self._stopped(layer):
-            histogram.add(small, batch.rows(small), importance)
+            seen.add(small, batch.rows(small))
+        factors = smoothing.choose(seen, readers)
+        importance = sum(matrix.square().sum(0) for matrix in readers)
+        assert isinstance(importance, Tensor)
+        if factors is not None:
+            importance = importance / factors.square()
+        histogram = Histogram()
+        for batch, _, small, _ in self._stopped(layer):
+            x = small if factors is None else small * factors
+            histogram.add(x, batch.rows(small), importance)
         low, high = (-128, 127) if self.settings.signed else (0, 255)
-        return search(histogram, low, high)
+        return Rounding(search(histogram, low, high), factors)
 
-    def moments(self, layer: Layer, found: Range | None = None) -> Moments:
-        """Of a layer's inputs, rounded where a range is given, and of its targets.
+    def moments(self, layer: Layer, found: Rounding | None = None) -> Moments:
+        """Of a layer's inputs, scaled and rounded where that is given, and of its targets.
 
         Layers are asked for in the order in which they are computed.
         """
@@ -239,7 +260,7 @@ class OneShot:
         for batch, dense, small, lost in self._stopped(layer):
             y = torch.nn.functional.linear(dense, weight, bias)
             target = y if lost is None else y + lost
-            x = small if found is None else fake_quantize(small, found)
+            x = small if found is None else found.scaled(small)
             moments.add(x, target, batch.rows(x))
         return moments
 

@@ -37,6 +37,32 @@ class Range:
     error: float
 
 
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """How a layer's inputs become bytes.
+
+    Attributes:
+        range: of the inputs, multiplied with the factors.
+        factors: float32 [K]; None: 1.
+    """
+
+    range: Range
+    factors: Tensor | None = None
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Inputs x [..., K] times the factors, as bytes stand for them."""
+        if self.factors is not None:
+            x = x * self.factors
+        found = self.range
+        q = ((x / found.scale).round() + found.zero_point).clamp(found.low, found.high)
+        return (q - found.zero_point) * found.scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The same, without the factors again."""
+        x = self.scaled(x)
+        return x if self.factors is None else x / self.factors
+
+
 class Histogram:
     """Weighted counts of values around zero; the range grows as needed, by doubling.
 

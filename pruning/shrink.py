@@ -28,14 +28,18 @@ def cut(made: Mapping[str, Compressed], forms: Mapping[str, Form]) -> dict[str, 
     found = {}
     for name, layer in made.items():
         form = forms.get(name)
-        weights, scale, bias = layer.weights, layer.scale, layer.bias
+        weights, scale, bias, factors = layer.weights, layer.scale, layer.bias, layer.factors
         if form is not None and form.keep_outputs is not None:
             rows = list(form.keep_outputs)
             weights, bias = weights[rows], bias[rows]
             scale = scale[rows] if scale is not None and scale.ndim else scale
         if form is not None and form.keep_inputs is not None:
-            weights = weights[:, list(form.keep_inputs)]
-        found[name] = replace(layer, weights=weights.contiguous(), scale=scale, bias=bias)
+            inputs = list(form.keep_inputs)
+            weights = weights[:, inputs]
+            factors = factors[inputs] if factors is not None else None
+        found[name] = replace(
+            layer, weights=weights.contiguous(), scale=scale, bias=bias, factors=factors
+        )
     return found
 
 

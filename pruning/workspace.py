@@ -176,8 +176,9 @@ class Layers:
             row = torch.load(path, weights_only=True)
             ends = None if row["range"] is None else Range(*row["range"])
             found[row["name"]] = Compressed(
-                row["name"], row["weights"], row["scale"], row["bias"], ends, row["error"]
-            )
+                row["name"], row["weights"], row["scale"], row["bias"], ends, row["error"],
+                row["factors"],
+            )  # fmt: skip
         return found
 
     def keep(self, made: Compressed) -> None:
@@ -196,6 +197,7 @@ class Layers:
             if ends is None
             else [ends.scale, ends.zero_point, ends.low, ends.high, ends.error],
             "error": made.error,
+            "factors": made.factors,
         }
         path = self.folder / f"{self.count:04d}.pt"
         self.count += 1

@@ -141,6 +141,19 @@ def test_layers_make_up_for_what_was_lost_before_them(tmp_path: Path) -> None:
     assert np.square(both - dense).mean() < np.square(one - dense).mean()
 
 
+def test_the_run_that_is_pruned_so_far_is_that_of_pruned_layers(tmp_path: Path) -> None:
+    """Later layers are fitted to what the pruned ones before them give."""
+    _, _, model, batches = _ready(tmp_path)
+    up, down = model.layers[4:6]
+    both = OneShot(model, batches[:1])
+    run = both.compress({up.name: Form(0.9, quantize=False)})
+    ((batch, dense, small, _),) = list(both._stopped(down))
+    with torch.no_grad():
+        seen = model(batch.inputs, weights=run.weights, keep=(down.name,)).inputs
+    assert seen is not None and torch.equal(small, seen[down.name][0])
+    assert not torch.allclose(small, dense, atol=1e-3)
+
+
 def _tiny(folder: Path, half: bool = False, twice: bool = False) -> Any:
     """Layers without a bias, one matrix used twice, a bias that two layers read."""
     rng = np.random.default_rng(0)

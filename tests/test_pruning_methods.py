@@ -22,8 +22,10 @@ from sparsec.pruning.least_squares import (  # noqa: E402
     make_problem,
     solve_rows,
 )
-from sparsec.pruning.ranges import Histogram, search  # noqa: E402
+from sparsec.pruning.ranges import Histogram, Rounding, search  # noqa: E402
 from sparsec.pruning.rounding import round_weights, search_scale  # noqa: E402
+from sparsec.pruning.smoothing import Extremes  # noqa: E402
+from sparsec.pruning.smoothing import choose as choose_factors  # noqa: E402
 
 SEEDS = st.integers(0, 2**31)
 
@@ -367,6 +369,67 @@ def test_a_histogram_counts_rows_and_channels() -> None:
     near = (grown.centers[grown.counts > 0]).tolist()
     assert np.allclose(sorted(near), [-40, 0.5], atol=0.05)
     assert search(Histogram()).scale == 1.0
+
+
+# Channels of one size
+
+
+def far_out(seed: int, rows: int = 400, channels: int = 16) -> torch.Tensor:
+    """Inputs some of whose channels are far larger than the others."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, channels)) + rng.normal(size=channels)
+    x[:, :2] *= 40
+    return torch.from_numpy(x).float()
+
+
+def rounded_error(x: torch.Tensor, weights: torch.Tensor, factors: torch.Tensor | None) -> float:
+    """Mean squared error of a layer whose inputs and weights are rounded to bytes."""
+    histogram = Histogram()
+    histogram.add(x if factors is None else x * factors)
+    rounding = Rounding(search(histogram), factors)
+    even = weights if factors is None else weights / factors
+    step = even.abs().amax(1, keepdim=True) / 127
+    made = rounding.scaled(x) @ ((even / step).round() * step).T
+    return float((made - x @ weights.T).square().mean())
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS)
+def test_channels_of_one_size_are_rounded_better(seed: int) -> None:
+    x = far_out(seed)
+    weights = torch.from_numpy(np.random.default_rng(seed + 1).normal(size=(8, 16))).float()
+    seen = Extremes(16)
+    count = torch.ones(len(x))
+    count[-1] = 0
+    x[-1] = torch.nan
+    for part in torch.arange(len(x)).split(100):
+        seen.add(x[part], count[part])
+    x = x[:-1]
+    assert torch.equal(seen.low, x.amin(0).clamp(max=0))
+    assert torch.equal(seen.high, x.amax(0).clamp(min=0))
+    assert torch.allclose(seen.variance(), x.double().var(0, unbiased=False), rtol=1e-3)
+    factors = choose_factors(seen, [weights[:5], weights[5:]])
+    assert factors is not None and bool((factors > 0).all())
+    # The largest channel keeps its size.
+    assert factors[seen.size.argmax()] == pytest.approx(1, rel=1e-5)
+    assert rounded_error(x, weights, factors) < 0.5 * rounded_error(x, weights, None)
+
+
+def test_channels_that_are_of_one_size_stay_as_they_are() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (500, 8))).float()
+    seen = Extremes(8)
+    seen.add(x)
+    assert choose_factors(seen, [torch.ones(4, 8)]) is None
+    empty = Extremes(8)
+    empty.add(torch.zeros(3, 8))
+    assert choose_factors(empty, [torch.ones(4, 8)]) is None
+    # One that never moves is multiplied with a number.
+    x[:, 3] = 0
+    x[:, 0] *= 100
+    seen = Extremes(8)
+    seen.add(x)
+    factors = choose_factors(seen, [torch.ones(4, 8)])
+    assert factors is not None and bool(factors.isfinite().all())
 
 
 # Rounding

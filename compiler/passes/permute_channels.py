@@ -108,6 +108,9 @@ class _Permuting:
         readers = self.consumers[name]
         maker = self.producers.get(name)
         norm = self.producers.get(maker.inputs[0]) if maker and maker.op == "quantize" else None
+        if norm is not None and norm.op == "mul":  # brings channels to one size
+            moving = [n for n in norm.inputs if n not in self.graph.constants]
+            norm = self.producers.get(moving[0]) if len(moving) == 1 else None
         if norm is None or norm.op != "layernorm" or self.ties.channels(name) % 4:
             return []
         if name in self.graph.outputs or any(

@@ -104,7 +104,8 @@ class TorchGraph(nn.Module):
         on_input: OnInput | None = None,
     ) -> Walk:
         """The same, node by node."""
-        return Walk(self, inputs, lengths, weights or {}, on_input)
+        # Not `or`: who walks on may fill an empty mapping meanwhile.
+        return Walk(self, inputs, lengths, {} if weights is None else weights, on_input)
 
 
 class Walk:

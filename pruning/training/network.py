@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sparsec.pruning.ranges import Range
+from sparsec.pruning.ranges import Rounding
 from sparsec.pruning.training.losses import Result
 from sparsec.pruning.training.quantizers import Ranges, round_weight
 
@@ -88,7 +88,7 @@ class Student(nn.Module):
             [nn.Parameter(start[name].detach().clone()) for name in self._names]
         )
         self.masks: dict[str, Tensor] = dict(masks or {})
-        self._weights = {layer.weight for layer in network.layers}
+        self._weights = {layer.weight: layer.place for layer in network.layers}
         self.ranges = None
         self._zero()
 
@@ -118,9 +118,9 @@ class Student(nn.Module):
                 named[name].copy_(weight)
         self._zero()
 
-    def begin_rounding(self, ranges: Mapping[str, Range]) -> Ranges:
+    def begin_rounding(self, roundings: Mapping[str, Rounding]) -> Ranges:
         """Compute with rounded weights and activations from now on; their ranges."""
-        made: Ranges = Ranges(ranges).to(self.values[0].device)
+        made: Ranges = Ranges(roundings).to(self.values[0].device)
         self.ranges = made
         return made
 
@@ -132,7 +132,7 @@ class Student(nn.Module):
             if name in self.masks:
                 found = found * self.masks[name]
             if self.ranges is not None and name in self._weights:
-                found = round_weight(found)
+                found = round_weight(found, self.ranges.factors(self._weights[name]))
             made[name] = found
         return made
 

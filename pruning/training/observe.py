@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from sparsec.pruning.ranges import Histogram, Range, search
+from sparsec.pruning.ranges import Histogram, Rounding, search
+from sparsec.pruning.smoothing import Extremes, choose
 from sparsec.pruning.training.batches import Batch
 from sparsec.pruning.training.network import Student
 
@@ -21,23 +22,13 @@ def moments(student: Student, batches: Iterable[Batch], to_tensors: ToTensors) -
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    for batch in batches:
-        inputs, mask = to_tensors(batch)
-        last: dict[str, Tensor] = {}
+    def add(place: str, rows: Tensor) -> None:
+        rows = rows.float()
+        product = rows.T @ rows
+        sums[place] = sums[place] + product if place in sums else product
+        counts[place] = counts.get(place, 0) + len(rows)
 
-        def take(
-            place: str, x: Tensor, mask: Tensor = mask, last: dict[str, Tensor] = last
-        ) -> Tensor:
-            if last.get(place) is x:  # query, key and value read the same
-                return x
-            last[place] = x
-            rows = _real_rows(x, mask).float()
-            product = rows.T @ rows
-            sums[place] = sums[place] + product if place in sums else product
-            counts[place] = counts.get(place, 0) + len(rows)
-            return x
-
-        student(inputs, take)
+    _watch(student, batches, to_tensors, add)
     return {place: total / counts[place] for place, total in sums.items()}
 
 
@@ -51,11 +42,41 @@ def _real_rows(x: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ranges(student: Student, batches: Iterable[Batch], to_tensors: ToTensors) -> dict[str, Range]:
-    """The range of each place with the least squared error, unsigned."""
-    wanted = {layer.place for layer in student.network.layers}
-    found: dict[str, Histogram] = {place: Histogram() for place in wanted}
+def roundings(
+    student: Student, batches: Sequence[Batch], to_tensors: ToTensors
+) -> dict[str, Rounding]:
+    """How each place is best rounded, unsigned: channels brought to one size where that helps, and
+    the range of the least squared error."""
+    weights: dict[str, list[Tensor]] = {}
+    named = student.effective()
+    for layer in student.network.layers:
+        if layer.weight in named:
+            weights.setdefault(layer.place, []).append(named[layer.weight].detach().cpu())
+    sizes: dict[str, Extremes] = {}
 
+    def size(place: str, rows: Tensor) -> None:
+        sizes.setdefault(place, Extremes(rows.shape[1])).add(rows)
+
+    _watch(student, batches, to_tensors, size)
+    factors = {place: choose(sizes[place], made) for place, made in weights.items()}
+    histograms = {place: Histogram() for place in weights}
+
+    def count(place: str, rows: Tensor) -> None:
+        if place in histograms:
+            by = factors[place]
+            histograms[place].add(rows if by is None else rows * by.to(rows))
+
+    _watch(student, batches, to_tensors, count)
+    return {place: Rounding(search(histograms[place]), factors[place]) for place in weights}
+
+
+def _watch(
+    student: Student,
+    batches: Iterable[Batch],
+    to_tensors: ToTensors,
+    see: Callable[[str, Tensor], None],
+) -> None:
+    """Call `see` with each place's rows `[T, K]` of real tokens, once a batch."""
     for batch in batches:
         inputs, mask = to_tensors(batch)
         last: dict[str, Tensor] = {}
@@ -63,10 +84,9 @@ def ranges(student: Student, batches: Iterable[Batch], to_tensors: ToTensors) ->
         def take(
             place: str, x: Tensor, mask: Tensor = mask, last: dict[str, Tensor] = last
         ) -> Tensor:
-            if last.get(place) is not x:
+            if last.get(place) is not x:  # query, key and value read the same
                 last[place] = x
-                found[place].add(_real_rows(x, mask))
+                see(place, _real_rows(x, mask))
             return x
 
         student(inputs, take)
-    return {place: search(histogram) for place, histogram in found.items()}

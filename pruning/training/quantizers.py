@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsec.pruning.ranges import Range
+from sparsec.pruning.ranges import Range, Rounding
 
 WEIGHT_LIMIT = 127
 """Weights are symmetric: -127 to 127 steps."""
@@ -60,11 +60,18 @@ def weight_scale(weight: Tensor) -> Tensor:
     return weight.detach().abs().amax(1, keepdim=True).clamp(min=1e-8) / WEIGHT_LIMIT
 
 
-def round_weight(weight: Tensor) -> Tensor:
+def round_weight(weight: Tensor, factors: Tensor | None = None) -> Tensor:
     """Weights `[N, K]` as signed bytes give them, with a step for each output channel; gradients
-    pass straight through."""
-    scale = weight_scale(weight)
-    rounded = (weight / scale).round() * scale
+    pass straight through.
+
+    Args:
+        factors: `[K]`, what inputs are multiplied with before they are rounded.
+    """
+    even = weight if factors is None else weight / factors
+    scale = weight_scale(even)
+    rounded = (even / scale).round() * scale
+    if factors is not None:
+        rounded = rounded * factors
     return weight + (rounded - weight).detach()
 
 
@@ -72,31 +79,42 @@ class Ranges(nn.Module):
     """Ranges of activations by name, whose steps are parameters.
 
     Args:
-        ranges: where to start.
+        roundings: where to start; their factors stay.
 
     The parameter is the logarithm of a step: it stays positive, and equal changes are equal shares.
     """
 
-    def __init__(self, ranges: Mapping[str, Range]) -> None:
+    def __init__(self, roundings: Mapping[str, Rounding]) -> None:
         super().__init__()
-        self._ranges = dict(ranges)
+        self._roundings = dict(roundings)
         self.logs = nn.ParameterList(
-            [nn.Parameter(torch.tensor(ranges[name].scale).log()) for name in ranges]
+            [nn.Parameter(torch.tensor(one.range.scale).log()) for one in roundings.values()]
         )
-        self._index = {name: i for i, name in enumerate(ranges)}
+        self._index = {name: i for i, name in enumerate(roundings)}
+        for i, one in enumerate(roundings.values()):
+            self.register_buffer(f"factors_{i}", one.factors, persistent=False)
 
     def __contains__(self, name: str) -> bool:
         return name in self._index
 
+    def factors(self, name: str) -> Tensor | None:
+        """What x of that name is multiplied with before it is rounded."""
+        found: Tensor | None = getattr(self, f"factors_{self._index[name]}")
+        return found
+
     def apply_to(self, name: str, x: Tensor) -> Tensor:
         """x rounded in the range of that name, in float32."""
-        scale = self.logs[self._index[name]].exp()
+        scale, factors = self.logs[self._index[name]].exp(), self.factors(name)
         # bfloat16 is coarser than 8 bits of a range.
-        return round_activation(x.float(), scale, self._ranges[name]).to(x.dtype)
+        even = x.float() if factors is None else x.float() * factors
+        rounded = round_activation(even, scale, self._roundings[name].range)
+        return (rounded if factors is None else rounded / factors).to(x.dtype)
 
-    def read(self) -> dict[str, Range]:
-        """The ranges as they are now."""
-        return {
-            name: replace(self._ranges[name], scale=float(self.logs[i].detach().exp()))
-            for name, i in self._index.items()
-        }
+    def read(self) -> dict[str, Rounding]:
+        """The roundings as they are now."""
+        found = {}
+        for name, i in self._index.items():
+            before = self._roundings[name]
+            ends = replace(before.range, scale=float(self.logs[i].detach().exp()))
+            found[name] = Rounding(ends, before.factors)
+        return found

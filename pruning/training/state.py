@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparsec.pruning.ranges import Range
+from sparsec.pruning.ranges import Range, Rounding
 from sparsec.pruning.training.network import Student
 from sparsec.pruning.training.plan import Cycle
 
@@ -74,7 +74,9 @@ def snapshot(student: Student, optimizer: torch.optim.Optimizer, state: State) -
     """Copies of everything, of plain types and tensors."""
     ranges = logs = None
     if student.ranges is not None:
-        ranges = {name: astuple(found) for name, found in student.ranges.read().items()}
+        ranges = {
+            name: (astuple(one.range), one.factors) for name, one in student.ranges.read().items()
+        }
         logs = [p.detach() for p in student.ranges.logs]
     return copy.deepcopy(
         {
@@ -103,7 +105,10 @@ def restore(
         for name, value in student.named_values().items():
             value.copy_(kept["values"][name])
         if kept["ranges"] is not None:
-            found = {name: Range(*numbers) for name, numbers in kept["ranges"].items()}
+            found = {
+                name: Rounding(Range(*numbers), factors)
+                for name, (numbers, factors) in kept["ranges"].items()
+            }
             for value, log in zip(student.begin_rounding(found).logs, kept["logs"], strict=True):
                 value.copy_(log)
     student.masks = {name: mask.to(device) for name, mask in kept["masks"].items()}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsec.errors import NonFiniteError
-from sparsec.pruning.ranges import Range
+from sparsec.pruning.ranges import Rounding
 from sparsec.pruning.training import checkpoint, losses, masks, observe, plan
 from sparsec.pruning.training.batches import Batch, Batches
 from sparsec.pruning.training.losses import Kind, Result
@@ -84,7 +84,7 @@ class Trained:
     Attributes:
         parameters: by name, pruned weights zero; not rounded.
         masks: bool `[N, K]`, weights that are not pruned, by parameter.
-        ranges: of activations; empty without quantization.
+        roundings: of activations, by place; empty without quantization.
         curve: agreement over time.
         steps: how many there were: with that number, seed and texts, the result is the same.
         seconds: that it took, all runs together.
@@ -92,7 +92,7 @@ class Trained:
 
     parameters: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
-    ranges: Mapping[str, Range]
+    roundings: Mapping[str, Rounding]
     curve: tuple[Point, ...]
     steps: int
     seconds: float
@@ -242,7 +242,7 @@ class Trainer:
         if self._targets and not cycle.quantized:
             self._prune(cycle, observe.moments(self.student, seen, self._tensors))
         if cycle.quantized and self.student.ranges is None:
-            self.student.begin_rounding(observe.ranges(self.student, seen, self._tensors))
+            self.student.begin_rounding(observe.roundings(self.student, seen, self._tensors))
         # Momentum of weights that are gone would bring them back.
         self._optimizer = new_optimizer(self.student, self._options.learning_rate)
         state.cycle = index
