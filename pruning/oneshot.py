@@ -2,9 +2,9 @@
 
 Two runs of the model go side by side over all calibration texts, node by node: the dense one, and
 the one that is pruned so far.  At a layer both stop.  The layer's inputs are those of the pruned
-run, with the rounding that they will get; its targets are the dense run's outputs, and where the
-layer is added to a residual stream, what that stream has lost by then as well.  Only what later
-nodes read is kept meanwhile, so memory grows with the texts and not with the depth.
+run; its targets are the dense run's outputs, and where the layer is added to a residual stream,
+what that stream has lost by then as well.  Only what later nodes read is kept meanwhile, so memory
+grows with the texts and not with the depth.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ class Form:
     keep_inputs: tuple[int, ...] | None = None
     keep_outputs: tuple[int, ...] | None = None
     quantize: bool = True
+
+    @property
+    def prunes(self) -> bool:
+        """Whether weights go."""
+        return self.sparsity > 0 or self.keep_inputs is not None or self.keep_outputs is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +133,14 @@ class Run:
         made: what layers have become, by name.
         weights: tensors in the place of parameters.
         roundings: of layers' inputs.
+        prunes: whether weights of any of them are gone.
     """
 
     model: TorchModel
     made: dict[str, Compressed] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     roundings: dict[str, Rounding] = field(default_factory=dict)
+    prunes: bool = False
 
     def put(self, layer: Layer, made: Compressed) -> None:
         """Let a layer be what it has become."""
@@ -149,6 +156,9 @@ class Run:
         found = self.roundings.get(layer)
         return x if found is None else found(x)
 
+
+#: Damping of layers that are only rounded.
+ROUNDING_DAMPING = 0.01
 
 Report = Callable[[Layer, Compressed], None]
 
@@ -204,6 +214,7 @@ class OneShot:
             else:
                 made = self._solve(layer, form, roundings)
             self.run.put(layer, made)
+            self.run.prunes |= form.prunes
             if made.rounding is not None:
                 roundings[layer.uses[0].x] = made.rounding
             if report is not None:
@@ -218,8 +229,10 @@ class OneShot:
         if form.quantize:
             # Layers that read the same values share their rounding, as they do in the file.
             found = roundings.get(layer.uses[0].x) or self._rounding(layer)
-        moments = self.moments(layer, found)
         factors = None if found is None else found.factors
+        # Where nothing has gone there is nothing to make up for: weights stay as they are.
+        whole = not form.prunes and not self.run.prunes
+        moments = self.moments(layer, factors, own=whole)
         prior = dense if factors is None else dense / factors
         made = solve(moments, prior, form, self.settings)
         ends = None if found is None else found.range
@@ -249,18 +262,24 @@ class OneShot:
         low, high = (-128, 127) if self.settings.signed else (0, 255)
         return Rounding(search(histogram, low, high), factors)
 
-    def moments(self, layer: Layer, found: Rounding | None = None) -> Moments:
-        """Of a layer's inputs, scaled and rounded where that is given, and of its targets.
+    def moments(self, layer: Layer, factors: Tensor | None = None, *, own: bool = False) -> Moments:
+        """Of a layer's inputs, times factors where they are given, and of its targets.
 
-        Layers are asked for in the order in which they are computed.
+        Rounding is left out of the inputs: the weights that are best for noisy inputs are smaller
+        than the dense ones, and what they miss is the same in all tokens, where noise is averaged
+        away.
+
+        Args:
+            own: targets are what the dense weights make of the pruned run's inputs.
         """
         moments = Moments(layer.inputs, layer.outputs)
         weight = plain_form(layer, self.model.weights[layer.name].detach())
         bias = self.model.weights[layer.bias].detach() if layer.bias else None
         for batch, dense, small, lost in self._stopped(layer):
-            y = torch.nn.functional.linear(dense, weight, bias)
-            target = y if lost is None else y + lost
-            x = small if found is None else found.scaled(small)
+            target = torch.nn.functional.linear(small if own else dense, weight, bias)
+            if lost is not None and not own:
+                target = target + lost
+            x = small if factors is None else small * factors
             moments.add(x, target, batch.rows(x))
         return moments
 
@@ -330,6 +349,8 @@ def solve(moments: Moments, dense: Tensor, form: Form, settings: Settings) -> So
         dense: [N, K], what it was.
     """
     damping = settings.damping
+    if damping is None and not form.prunes:
+        damping = ROUNDING_DAMPING
     if damping is None:
         about = blocks.likely_mask(moments.centered(), dense, form.sparsity)
         damping = choose_damping(moments, dense, about)
