@@ -96,7 +96,8 @@ def choose(seen: Extremes, weights: Sequence[Tensor]) -> Tensor | None:
         return None
     factors = size ** -STRENGTHS[best]
     # The largest keeps its size: ranges stay readable.
-    return (factors * float(size.max()) ** STRENGTHS[best]).float()
+    made: Tensor = factors * float(size.max()) ** STRENGTHS[best]
+    return made.float()
 
 
 def _error(seen: Extremes, weights: Tensor, energy: Tensor, scale: Tensor) -> float:

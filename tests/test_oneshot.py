@@ -109,6 +109,38 @@ def test_the_dense_model_is_met_closely_by_bytes_and_less_so_by_fewer_of_them(
     assert errors[0] < errors[1] < errors[2]
 
 
+@pytest.mark.parametrize("dialect", export.DIALECTS)
+def test_channels_of_one_size_are_in_the_file(
+    tmp_path: Path, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few channels that are far larger than the others leave those their levels."""
+    written = encoders.write_random(tmp_path / "dense.onnx", SMALL)
+    proto = onnx.load(written.path)
+    for tensor in proto.graph.initializer:
+        if "LayerNorm.weight" in tensor.name:
+            gamma = numpy_helper.to_array(tensor).copy()
+            gamma[:2] *= 50
+            tensor.CopyFrom(numpy_helper.from_array(gamma, tensor.name))
+    onnx.save(proto, written.path)
+    ready = prepared(load_model(written.path))
+    model = TorchModel(ready)
+    batches = _batches(model, written, 6)
+    forms = {layer.name: Form() for layer in model.layers}
+    run = OneShot(model, batches[:5]).compress(forms)
+    assert any(made.factors is not None for made in run.made.values())
+    path = export.save(export.export(ready, model.layers, run.made, dialect), ready, tmp_path)
+    feeds = {name: tensor.numpy() for name, tensor in batches[5].inputs.items()}
+    (got,) = session(path).run(None, feeds)
+    want = _outputs(model, batches[5], run)
+    np.testing.assert_allclose(got, want, rtol=0, atol=5e-3 * np.abs(want).max())
+    assert ops(import_graph(load_model(path), 8))["qlinear"] == len(model.layers)
+    monkeypatch.setattr("sparsec.pruning.smoothing.choose", lambda *args: None)
+    plain = OneShot(model, batches[:5]).compress(forms)
+    dense = _outputs(model, batches[5])
+    even, uneven = (np.square(_outputs(model, batches[5], r) - dense).mean() for r in (run, plain))
+    assert even < 0.5 * uneven
+
+
 def test_the_same_texts_give_the_same_layers_and_known_ones_are_not_solved_again(
     tmp_path: Path,
 ) -> None:

@@ -185,7 +185,7 @@ def test_bytes_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ({"speedup": 0.5}, "speedup must be from 1 to 100"),
         ({"keep": 1.5}, "keep must be above 0 and at most 1"),
         ({"sparsity": 0.5, "form": "rows"}, "form must be one of auto, blocks"),
-        ({"sparsity": 0.5, "form": "int8"}, "form int8 prunes nothing"),
+        ({"sparsity": 0.5, "form": "int8"}, "form=.int8. prunes nothing"),
         ({"sparsity": 0.5, "dialect": "onnx"}, "dialect must be one of qdq, sparseml"),
         ({"sparsity": 0.5, "minutes": -1}, "minutes must be a number of at least 0"),
         ({"sparsity": 0.5, "target": "sse9"}, "sse9"),
