@@ -191,7 +191,7 @@ def test_bytes_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ({"sparsity": 0.5, "target": "sse9"}, "sse9"),
         ({"sparsity": 0.5, "texts": TEXTS[:63]}, "63 texts are too few: 64 are needed"),
         ({"sparsity": 0.5, "texts": []}, "has no text: 64 or more are wanted"),
-        ({"sparsity": 0.5, "max_length": 100000}, "max_length 100000 is too long"),
+        ({"sparsity": 0.5, "max_length": 100000}, "max_length=100000 is too long"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:20],
 )
