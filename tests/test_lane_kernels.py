@@ -30,6 +30,7 @@ from sparsec.compiler.lowering.words import (
     DEPTHS,
     Words,
     exceeds_pairs,
+    moves,
     pack_words,
     split_pairs,
     split_words,
@@ -204,6 +205,8 @@ def test_packed_stream_holds_every_weight_once(
                     at += 4 // halves
                 assert at == 2 * last_twos
                 index += 1
+    elif plan.words:
+        rows = plan.words.main[:, :, None].view(np.int8)
     else:
         dense = np.ascontiguousarray(plan.weights.transpose(0, 2, 1))
         rows = dense.reshape(-1, plan.packs, 1).view(item)[: plan.quads * 4]
@@ -218,16 +221,17 @@ def test_packed_stream_holds_every_weight_once(
     assert plan.pairs == (kind == "i8" and target == "avx2")
     assert (plan.words is not None) == (plan.pairs and not plan.sparse)
     if plan.pairs:
-        assert not exceeds_pairs(plan.weights.reshape(1, -1)).any()
+        stored = plan.words.main if plan.words else plan.weights
+        assert not exceeds_pairs(stored.reshape(1, -1)).any()
 
 
 def _rests(words: Words) -> Iterator[tuple[int, int, np.ndarray]]:
     """Output channel, pack and weights [4] of what is multiplied apart."""
-    for quad, (first, end) in enumerate(itertools.pairwise(words.start)):
-        for step in range(first, end):
-            for r in range(4):
-                weights = words.rest[step, r : r + 1].view(np.int8)
-                yield 4 * quad + r, int(words.at[step, r]), weights.astype(np.float64)
+    for channel, (first, end) in enumerate(itertools.pairwise(words.start)):
+        assert (words.channel[first:end] == channel).all()
+        for i in range(first, end):
+            weights = words.rest[i : i + 1].view(np.int8)
+            yield channel, int(words.at[i]), weights.astype(np.float64)
 
 
 @settings(max_examples=60, deadline=None)
@@ -239,23 +243,44 @@ def test_words_never_leave_16_bits(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     spread = data.draw(st.sampled_from((5, 30, 60, 300)))
     w = np.clip(np.rint(rng.standard_normal((8, 4 * packs)) * spread), -128, 127).astype(np.int8)
-    main, rest = split_words(w.view(np.int32), depth)
+    moved = data.draw(st.booleans())
+    main, rest = split_words(w.view(np.int32), depth, moved)
     parts = np.concatenate([main[None], rest])
     np.testing.assert_array_equal(
         np.ascontiguousarray(parts).view(np.int8).sum(axis=0, dtype=np.int64), w
     )
     assert not exceeds_pairs(rest.reshape(-1, packs)).any()
+    assert not exceeds_pairs(main).any()
     wide = np.ascontiguousarray(main).view(np.int8).astype(np.int64).reshape(8, packs, 2, 2)
-    for first in range(0, packs, depth):
+    added = moves(main, depth)
+    assert moved or not added.any()
+    for group, first in enumerate(range(0, packs, depth)):
         sums = wide[:, first : first + depth]
-        assert (255 * np.maximum(sums, 0).sum(axis=(1, 3)) < 2**15).all()
-        assert (255 * np.minimum(sums, 0).sum(axis=(1, 3)) >= -(2**15)).all()
-    words = pack_words(w.view(np.int32), depth)
-    whole = np.ascontiguousarray(words.main.transpose(0, 2, 1)).view(np.int8).reshape(8, -1)
-    whole = whole.astype(np.float64)
+        highest = 255 * np.maximum(sums, 0).sum(axis=(1, 3)) + added[:, group]
+        lowest = 255 * np.minimum(sums, 0).sum(axis=(1, 3)) + added[:, group]
+        assert (highest < 2**15).all()
+        assert (lowest >= -(2**15)).all()
+    words = pack_words(w.view(np.int32), depth, moved)
+    np.testing.assert_array_equal(words.bias, -added.sum(axis=(1, 2), dtype=np.int64))
+    whole = np.ascontiguousarray(words.main).view(np.int8).astype(np.float64)
     for channel, pack, more in _rests(words):
         whole[channel, 4 * pack : 4 * pack + 4] += more
     np.testing.assert_array_equal(whole, w)
+    slab = data.draw(st.sampled_from((4, 8, 16)))
+    stream = words.stream(slab)
+    more = words.moves.size > 0
+    assert len(stream) == 8 * packs + more * 8 * -(-packs // depth)
+    # Slab by slab, group by group, channel by channel.
+    channel, group = data.draw(st.integers(0, 7)), data.draw(st.integers(0, (packs - 1) // depth))
+    first, last = channel // slab * slab, min(channel // slab * slab + slab, 8)
+    at = first * (packs + more * -(-packs // depth))
+    at += (last - first) * group * (depth + more)
+    here = main[channel, group * depth : (group + 1) * depth]
+    at += (channel - first) * (len(here) + more)
+    np.testing.assert_array_equal(stream[at : at + len(here)], here)
+    if more:
+        pair = stream[at + len(here) : at + len(here) + 1].view(np.int16)
+        np.testing.assert_array_equal(pair, added[channel, group])
 
 
 @settings(max_examples=60, deadline=None)

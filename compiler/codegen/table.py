@@ -221,8 +221,9 @@ def _linear(
     matrix: bool = False,
     coded: bool = False,
 ) -> InLanes:
-    rows = sparse or pairs or coded or kind == "bf16"
-    template = "linear_tiles" if matrix else "linear" if rows else "linear_dense"
+    rows = sparse or coded or kind == "bf16"
+    whole = "linear_words" if pairs else "linear_dense"
+    template = "linear_tiles" if matrix else "linear" if rows else whole
     on_tiles = "masked" if sparse else "tiles"
     form = on_tiles if matrix else "sparse" if sparse else "coded" if coded else "dense"
     weights = "f32" if kind == "bf16" else kind
@@ -348,7 +349,11 @@ IN_LANES: tuple[InLanes, ...] = (
     ),
     _linear(
         "i8",
-        Packing(linear.pack_in_words, f"{FOURS}; those that may leave 16 bits apart"),
+        Packing(
+            linear.pack_in_words,
+            "all packs, in groups whose products are added in 16 bits, those of 64 output channels "
+            "side by side; what may leave 16 bits apart",
+        ),
         sparse=False,
         has=_adds_pairs,
         pairs=True,

@@ -71,7 +71,7 @@ class LinearPlan:
             shorter).
         quads: groups of 4 output channels.
         tiles: units of rows of the tile variants, largest first, of kernels with rows in lanes
-            while they add up: all but dense ones that neither add in 16 bits nor are of bfloat16.
+            in registers: sparse ones, and dense ones of codes or bfloat16.
         weights: int32 dwords (bytes, bfloat16), float32, or tiles (``tile_packing.py``);
             `offsets`: uint16 byte offsets into a chunk's activations, `start`: int32
             ``[chunks * quads + 1, 2]``, where each (chunk, quad) begins in both, in steps of 4
@@ -89,7 +89,7 @@ class LinearPlan:
         coded: the weights of a dense float layer that are stored as bytes or nibbles; `weights` are
             its codes.
         words: the weights of a dense layer whose products are added in 16 bits; `weights` are its
-            main part.
+            stream.
         granule: weights that a bit of the mask of a tile stands for; 0: tiles have no masks.
         microseconds: what each form would take in the bucket, on one core; empty: not known.
     """
@@ -132,8 +132,9 @@ class LinearPlan:
 
     @property
     def bias_by_place(self) -> Array:
-        """The bias in the order in which quads of the first chunk take the channels."""
-        return self.bias[self.order[0]] if self.order.size else self.bias
+        """What sums begin with, as quads of the first chunk take the channels."""
+        bias = self.bias + self.words.bias if self.words else self.bias
+        return bias[self.order[0]] if self.order.size else bias
 
     @property
     def title(self) -> str:
@@ -249,10 +250,10 @@ def pack_quads(w: Array, chunk_packs: int) -> Packed:
 
 
 def pack_in_words(w: Array, chunk_packs: int) -> Packed:
-    """As :func:`pack_quads`, for products that are added in 16 bits (``words.py``)."""
+    """The weights [N, K] for products that are added in 16 bits (``words.py``)."""
     words = best_words(packs_of(w))
     none = np.zeros(0, np.int32)
-    return Packed(words.main, none, none, none, words)
+    return Packed(words.stream(4 * SLAB_QUADS), none, none, none, words)
 
 
 def pack_coded(w: Array, chunk_packs: int) -> Packed:
@@ -413,7 +414,7 @@ def plan_linear(
         pack = pack_coded if coded else in_words
         packed = pack(w, chunk_packs)
         work = quads * 4 * packs
-    summed_in_lanes = tiling.sparse or packed.words or packed.coded or kind == "bf16"
+    summed_in_lanes = tiling.sparse or packed.coded or kind == "bf16"
     in_lanes = bool(summed_in_lanes) and not tiling.matrix
     return LinearPlan(
         kind=kind,

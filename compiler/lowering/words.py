@@ -1,9 +1,13 @@
 """Weights whose products with unsigned bytes are added in 16 bits before they are in 32.
 
 VPMADDUBSW multiplies 32 bytes and adds neighbours in 16 bits; widening those sums takes another
-instruction, VPMADDWD.  Where the weights of several packs are small enough, their sums are added in
-16 bits first and widened once: with 4 packs, 5 instructions that multiply do what took 8.  Weights
-that would leave 16 bits are taken out, and multiplied apart.
+instruction, VPMADDWD.  The products of several packs are added in 16 bits first and widened once:
+with 4 packs, 5 instructions that multiply do what took 8.
+
+A sum of products with bytes lies between -255 n and 255 p, where n and p are the sums of its
+negative and positive weights.  Additions in 16 bits wrap, so that only the whole sum must fit:
+where n + p <= 257, it does, once a constant is added that moves its range into that of int16.  The
+bias gives it back.  Weights that would leave even that are taken out, and multiplied apart.
 """
 
 from __future__ import annotations
@@ -18,11 +22,17 @@ Array = np.ndarray[Any, Any]
 #: Packs whose products may be added in 16 bits: the choices.
 DEPTHS = (4, 2, 1)
 
-#: Quads, about, that the depth is chosen by.
+#: Quads, about, that the form is chosen by.
 SAMPLE = 16
 
-#: Multiplications that the loop over what was taken out of a quad costs, besides its own.
-REST_LOOP = 10
+#: Times on Zen 4, in those of one multiplication of a pack: an addition of the constant that moves
+#: the range of a sum, and a pack that is multiplied apart.
+MOVE, APART = 0.6, 2.4
+
+#: Sums of positive and of negative weights up to which their products with bytes fit in 16 bits;
+#: and of both, where the range of the sum may be moved.
+MOST = {1: 32767 // 255, -1: 32768 // 255}
+WIDTH = 65535 // 255
 
 
 def exceeds_pairs(rows: Array) -> Array:
@@ -44,26 +54,38 @@ def split_pairs(rows: Array) -> Array:
     return np.stack([half.view(np.int32), rest.view(np.int32)], axis=2).reshape(len(rows), -1)
 
 
-def _excess(groups: Array) -> Array:
+def _excess(groups: Array, moved: bool) -> Array:
     """What each pack adds to a sum that may leave 16 bits: int16 ``[N, groups, depth]``, else 0.
 
     Args:
         groups: int16 ``[N, groups, depth, 2, 2]``: the weights of neighbouring packs.
+        moved: whether the range of a sum may be moved.
     """
     share = np.zeros(groups.shape[:3], np.int16)
-    for sign, most in ((1, 32767 // 255), (-1, 32768 // 255)):
-        part = np.maximum(sign * groups, 0).sum(axis=4, dtype=np.int16)
+    parts = [(np.abs(groups), WIDTH)] if moved else []
+    parts += [] if moved else [(np.maximum(s * groups, 0), most) for s, most in MOST.items()]
+    for weights, most in parts:
+        part = weights.sum(axis=4, dtype=np.int16)
         outside = part.sum(axis=2, keepdims=True) > most
         np.maximum(share, np.where(outside, part, 0).max(axis=3), out=share)
     return share
 
 
-def split_words(rows: Array, depth: int) -> tuple[Array, Array]:
+def _in_groups(rows: Array, depth: int) -> Array:
+    """Packs ``[N, packs]`` as the weights of sums: int16 ``[N, groups, depth, 2 sums, 2]``."""
+    n, packs = rows.shape
+    groups = np.zeros((n, -(-packs // depth) * depth, 4), np.int16)
+    groups[:, :packs] = np.ascontiguousarray(rows).view(np.int8).reshape(n, packs, 4)
+    return groups.reshape(n, -1, depth, 2, 2)
+
+
+def split_words(rows: Array, depth: int, moved: bool) -> tuple[Array, Array]:
     """Packs as sums of three, so that products of the first can be added in 16 bits.
 
     Args:
         rows: int32 dwords of 4 int8, ``[N, packs]``.
         depth: neighbouring packs whose products with unsigned bytes are added.
+        moved: whether the range of a sum may be moved.
 
     Returns:
         The first, ``[N, packs]``, and the others, ``[2, N, packs]``, of which no two adjacent
@@ -71,14 +93,12 @@ def split_words(rows: Array, depth: int) -> tuple[Array, Array]:
     """
     n, packs = rows.shape
     halves = split_pairs(rows).reshape(n, packs, 2)
-    groups = np.zeros((n, -(-packs // depth) * depth, 4), np.int16)
-    groups[:, :packs] = np.ascontiguousarray(halves[..., 0]).view(np.int8).reshape(n, packs, 4)
-    groups = groups.reshape(n, -1, depth, 2, 2)
+    groups = _in_groups(halves[..., 0], depth)
     taken = np.zeros_like(groups)
     left = np.arange(n * groups.shape[1])
     while left.size:
         channel, group = np.divmod(left, groups.shape[1])
-        share = _excess(groups[channel, group][None])[0]
+        share = _excess(groups[channel, group][None], moved)[0]
         outside = share.any(axis=1)
         left, pack = left[outside], share[outside].argmax(axis=1)
         # The pack that has most of the sum goes; what stays may still be too much.
@@ -92,51 +112,85 @@ def split_words(rows: Array, depth: int) -> tuple[Array, Array]:
     return main, np.stack([halves[..., 1], rest])
 
 
+def moves(main: Array, depth: int) -> Array:
+    """The constants that move sums of `depth` packs into 16 bits: int16 ``[N, groups, 2]``."""
+    groups = _in_groups(main, depth).astype(np.int32)
+    least = np.minimum(groups, 0).sum(axis=(2, 4)) * 255
+    most = np.maximum(groups, 0).sum(axis=(2, 4)) * 255
+    return np.clip(0, -32768 - least, 32767 - most).astype(np.int16)
+
+
 @dataclass(frozen=True, eq=False)
 class Words:
-    """Weights [N, K] for sums in 16 bits, quad by quad.
+    """Weights [N, K] for sums in 16 bits, N a multiple of 4.
 
     Attributes:
         depth: packs whose products are added in 16 bits.
-        main: int32 ``[quads, packs, 4]``.
-        rest: int32 ``[steps, 4]``, a pack of each channel of a quad to multiply apart.
-        at: uint16 ``[steps, 4]``, which packs they are.
-        start: int32 ``[quads + 1]``, where each quad begins in both.
+        main: int32 ``[N, packs]``.
+        moves: int16 ``[N, groups of packs, 2]``, added to sums; empty where none needs it.
+        rest: int32 ``[n]``, packs to multiply apart, channel by channel.
+        channel, at: int32 and uint16 ``[n]``, of which channel they are, and which of its packs.
+        start: int32 ``[N + 1]``, where each channel begins in these.
     """
 
     depth: int
     main: Array
+    moves: Array
     rest: Array
+    channel: Array
     at: Array
     start: Array
 
     @property
-    def cost(self) -> int:
-        """Multiplications for each vector of rows."""
-        quads, packs = self.main.shape[:2]
-        words = (packs + -(-packs // self.depth)) * quads * 4
-        return int(words + 8 * len(self.rest) + (REST_LOOP * quads if len(self.rest) else 0))
+    def cost(self) -> float:
+        """Multiplications for each vector of rows, in what they take."""
+        n, packs = self.main.shape
+        groups = n * -(-packs // self.depth)
+        return n * packs + groups * (1 + MOVE * (self.moves.size > 0)) + APART * len(self.rest)
+
+    @property
+    def bias(self) -> Array:
+        """What takes the moves out of the sums again: int32 ``[N]``."""
+        return np.asarray(-self.moves.astype(np.int32).sum(axis=(1, 2)), np.int32)
+
+    def stream(self, channels: int) -> Array:
+        """What is read in order: of each slab of so many channels, of each group of packs, of each
+        channel: the packs, then the moves of its two sums, where there are any.
+        """
+        n, packs = self.main.shape
+        moves = np.ascontiguousarray(self.moves).view(np.int32)[..., 0]
+        parts = []
+        for first in range(0, n, channels):
+            slab = slice(first, min(first + channels, n))
+            for group in range(-(-packs // self.depth)):
+                four = self.main[slab, group * self.depth : (group + 1) * self.depth]
+                moved = moves[slab, group : group + 1] if moves.size else four[:, :0]
+                parts.append(np.concatenate([four, moved], axis=1).reshape(-1))
+        return np.concatenate(parts)
 
 
-def pack_words(rows: Array, depth: int) -> Words:
-    """Packs ``[N, packs]``, N a multiple of 4, for sums of `depth` of them in 16 bits."""
-    main, rest = split_words(rows, depth)
+def pack_words(rows: Array, depth: int, moved: bool) -> Words:
+    """Packs ``[N, packs]``, N a multiple of 4, for sums of `depth` of them in 16 bits.
+
+    Args:
+        moved: whether the range of sums may be moved.
+    """
+    main, rest = split_words(rows, depth, moved)
     channel, pack, part = rest.transpose(1, 2, 0).nonzero()
     counts = np.bincount(channel, minlength=len(rows))
-    # A quad takes as many steps as the channel that has most; others multiply by 0.
-    steps = counts.reshape(-1, 4).max(axis=1)
-    start = np.concatenate([[0], np.cumsum(steps)])
-    before = np.concatenate([[0], np.cumsum(counts)])
-    at = start[channel // 4] + np.arange(len(channel)) - before[channel], channel % 4
-    weights, packs = np.zeros((start[-1], 4), np.int32), np.zeros((start[-1], 4), np.uint16)
-    weights[at], packs[at] = rest[part, channel, pack], pack
-    quads = main.reshape(len(rows) // 4, 4, -1).transpose(0, 2, 1)
-    return Words(depth, np.ascontiguousarray(quads), weights, packs, start.astype(np.int32))
+    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    moved_by = moves(main, depth)
+    if not moved_by.any():
+        moved_by = moved_by[:, :0]
+    apart = rest[part, channel, pack]
+    places = channel.astype(np.int32), pack.astype(np.uint16)
+    return Words(depth, main, moved_by, apart, *places, start)
 
 
 def best_words(rows: Array) -> Words:
-    """The same for the depth that takes the fewest multiplications, of some of the quads."""
+    """The same in the form that takes the least time, going by some of the channels."""
     quads = rows.reshape(-1, 4, rows.shape[1])
     sample = quads[:: max(1, len(quads) // SAMPLE)].reshape(-1, rows.shape[1])
-    depth = min(DEPTHS, key=lambda depth: pack_words(sample, depth).cost)
-    return pack_words(rows, depth)
+    forms = [(depth, moved) for depth in DEPTHS for moved in (False, True)]
+    depth, moved = min(forms, key=lambda form: pack_words(sample, *form).cost)
+    return pack_words(rows, depth, moved)

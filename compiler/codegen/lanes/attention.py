@@ -176,6 +176,7 @@ def _context(form: _Form, body: Body, target: Target) -> tuple[Context, list[_Ex
         "qk": form.qk,
         "pv": form.pv,
         "dim": form.dim,
+        "lanes": target.lanes,
         "channels": body.group.channels,
         "length": body.graph.tokens,
         "keep_q": form.qk == "i8" and form.dim // 4 <= target.tiles.query,

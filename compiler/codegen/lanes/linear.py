@@ -19,6 +19,10 @@ from sparsec.targets import Matrix, Target
 PREFETCH_BYTES = 2048
 
 
+#: Blocks of rows that meet the weights of a dense layer of 16-bit sums each time they are read:
+#: their sums take half of the first-level cache.
+SWEEP = 4
+
 #: By products: what adds those of a pack to the sums.
 DOT = {"i8": "vi_dot4", "f32": "vf_fma_acc", "bf16": "vf_dot2"}
 
@@ -59,20 +63,25 @@ def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
         return _sums_of_tiles(plan, target.matrix) + made
     if plan.coded:
         return 4 * 4 * plan.coded.inputs
+    if plan.words:
+        return SWEEP * 16 * 4 * 4 * SLAB_QUADS
     if not plan.tiles:
         return 4 * 2 * 16 * DENSE_CHANNELS
     quads = plan.quads if plan.chunks > 1 else SLAB_QUADS if panels and plan.order.size else 0
     return 4 * max(plan.tiles) * target.unit * 4 * quads
 
 
-def _in_words(words: Words, args: Args) -> tuple[int, bool]:
-    """How many packs are added in 16 bits, and whether some weights are multiplied apart."""
+def _in_words(words: Words, args: Args) -> dict[str, Any]:
+    """How products that are added in 16 bits go through a layer."""
     rests = len(words.rest) > 0
     if rests:
         args.vector(words.rest, "rest")
         args.vector(words.at, "rest_at")
+        args.vector(words.channel, "rest_of")
         args.vector(words.start, "rest_start")
-    return words.depth, rests
+    groups = -(-words.main.shape[1] // words.depth)
+    moved = int(words.moves.size > 0)
+    return {"depth": words.depth, "groups": groups, "moved": moved, "rests": rests, "sweep": SWEEP}
 
 
 def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
@@ -92,7 +101,6 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         args.vector(plan.order, "order")
     if plan.kind == "i8":
         args.vector(plan.bias_by_place, "bias")
-    depth, rests = _in_words(plan.words, args) if plan.words else (0, False)
     dot = "vi_dot4_pairs" if plan.pairs else DOT[plan.kind]
     context: dict[str, Any] = {
         "title": plan.title,
@@ -117,9 +125,9 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "tiles": plan.tiles,
         "loops": target.loops,
         "coded": plan.coded,
-        "depth": depth,
-        "rests": rests,
     }
+    if plan.words:
+        context |= _in_words(plan.words, args)
     leaf: dict[str, str] = {}
     if anchor.op == "qlinear":
         scale = graph.constants[anchor.inputs[2]]
@@ -135,7 +143,8 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     on_tiles = "masked" if plan.sparse else "tiles"
     stored = "sparse" if plan.sparse else "coded" if plan.coded else "dense"
     form = on_tiles if plan.matrix else stored
-    template = "lanes/linear.c.j2" if plan.tiles else "lanes/linear_dense.c.j2"
+    whole = "lanes/linear_words.c.j2" if plan.words else "lanes/linear_dense.c.j2"
+    template = "lanes/linear.c.j2" if plan.tiles else whole
     if plan.matrix:
         assert target.matrix is not None
         template = "lanes/linear_tiles.c.j2"
@@ -152,7 +161,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         matrix=plan.matrix,
         whole=bool(plan.coded),
         quads=plan.quads,
-        unit=target.unit if plan.tiles else 16 if plan.matrix else 1,
+        unit=target.unit if plan.tiles or plan.words else 16 if plan.matrix else 1,
         shape=f"{plan.k}x{plan.n}",
         sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
         work_block=plan.nonzero,
