@@ -307,6 +307,33 @@ def test_caches_of_decoders_are_refused(tmp_path: Path) -> None:
         signature(model)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("points", [False, True])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_tables_in_blocks(tmp_path: Path, bits: int, points: bool, axis: int) -> None:
+    rows, columns, size = 100, 48, 16
+    blocks = columns // size
+    constants: dict[str, Any] = {
+        "t": RNG.integers(0, 256, (rows, columns * bits // 8)).astype(np.uint8),
+        "s": np.abs(floats(rows, blocks)) * 0.1,
+        "z": RNG.integers(0, 256, (rows, -(-blocks * bits // 8))).astype(np.uint8),
+    }
+    attrs = {"bits": bits, "block_size": size, "quantize_axis": axis, "gather_axis": 0}
+    inputs = "t ids s" + (" z" if points else "")
+    if not points:
+        del constants["z"]
+    nodes = [node("GatherBlockQuantized", inputs, "y", **MS, **attrs)]
+    check(save(tmp_path, nodes, [("ids", TensorProto.INT64, TOKENS)], OUT, constants), tolerance=0)
+
+
+def test_tables_in_blocks_that_do_not_fit(tmp_path: Path) -> None:
+    constants = {"t": np.zeros((9, 16), np.uint8), "s": np.ones((9, 3), np.float32)}
+    nodes = [node("GatherBlockQuantized", "t ids s", "y", **MS, bits=4, block_size=16)]
+    model = save(tmp_path, nodes, [("ids", TensorProto.INT64, TOKENS)], OUT, constants)
+    with pytest.raises(UnsupportedError, match=r"a table of shape \[9, 16\] with scales of shape"):
+        import_graph(model, 4)
+
+
 @pytest.mark.parametrize(
     ("bits", "zero"),
     # ONNX Runtime has no float zero points for 8 bits.

@@ -78,7 +78,6 @@ _ONNX_RUNTIME_ADVICE = {
     ),
     **dict.fromkeys(
         (
-            "GatherBlockQuantized",
             "MatMulBnb4",
             "MatMulFpQ4",
             "QLinearReduceMean",

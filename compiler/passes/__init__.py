@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sparsec.compiler.ir import Graph
+from sparsec.compiler.passes.code_tables import code_tables
 from sparsec.compiler.passes.eliminate_common import eliminate_common
 from sparsec.compiler.passes.fold_constants import fold_constants
 from sparsec.compiler.passes.fuse_attention import fuse_attention
@@ -28,6 +29,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("fold_constants", fold_constants),
     ("eliminate_common", eliminate_common),
     ("remove_identities", remove_identities),
+    ("code_tables", code_tables),
     ("fuse_extremes", fuse_extremes),
     ("fuse_layernorm", fuse_layernorm),
     ("fuse_gelu", fuse_gelu),

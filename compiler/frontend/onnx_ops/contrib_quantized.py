@@ -6,9 +6,18 @@ byte may differ from ONNX Runtime's kernels, which fold the scales together.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
 
-from sparsec.compiler.frontend.importer import Importer, OnnxNode, normal_axis, onnx_op
+from sparsec.compiler.frontend.importer import (
+    IMPORTERS,
+    Importer,
+    OnnxNode,
+    normal_axis,
+    onnx_op,
+)
 from sparsec.compiler.frontend.onnx_ops.quantization import integer_product, parameter
 from sparsec.compiler.frontend.tensor import Fail, Tensor, constant, fixed
 from sparsec.compiler.ir import element_count
@@ -132,6 +141,66 @@ def _matmul_nbits(c: Importer, n: OnnxNode) -> Tensor:
     out = c.emit("matmul", x, constant(np.ascontiguousarray(w.T), n[1].hint))
     bias = n.optional(5)
     return out if bias is None else c.emit("add", out, bias)
+
+
+@onnx_op("GatherBlockQuantized", domain=_MS)
+def _gather_block_quantized(c: Importer, n: OnnxNode) -> Tensor:
+    """Rows of a table of 4 or 8 bits with a scale for each block along an axis, in float32.
+
+    Bytes are around half of their range where no zero points are given, and hold two numbers of 4
+    bits along the last axis; the types of 4 bits are around 0.
+    """
+    if not all(t is None or t.known for t in (n[0], n[2], n.optional(3))):
+        raise Fail("its table is not constant")
+    bits = int(n.attrs.get("bits", 4))
+    if bits not in (4, 8):
+        raise Fail(f"a table of {bits} bits is not supported; 4 and 8 are")
+    data, scales = n[0].contents(), n[2].contents().astype(np.float32)
+    axis = normal_axis(n.attrs.get("quantize_axis", 1), data.ndim)
+    size = int(n.attrs.get("block_size", 128))
+    data, halves = _unpacked(data, bits, axis, size, scales.shape)
+    plain_bytes = n[0].dtype == np.uint8 and (halves or bits == 8)
+    points = np.full(scales.shape, 1 << (bits - 1) if plain_bytes else 0, np.float32)
+    given = n.optional(3)
+    if given is not None:
+        stored = _halves(given.contents()) if halves else given.contents()
+        points = stored[..., : scales.shape[-1]].astype(np.float32)
+        if points.shape != scales.shape:
+            raise Fail(f"zero points of shape {list(points.shape)}, not {list(scales.shape)}")
+
+    def spread(blocks: np.ndarray) -> np.ndarray:
+        return np.repeat(blocks, size, axis).take(range(data.shape[axis]), axis)
+
+    table = (data.astype(np.float32) - spread(points)) * spread(scales)
+    attrs = {"axis": n.attrs.get("gather_axis", 0)}
+    plain = dataclasses.replace(n, inputs=(constant(table, n[0].hint), n[1]), attrs=attrs)
+    made = IMPORTERS["", "Gather"](c, plain)
+    assert isinstance(made, Tensor)
+    return made
+
+
+def _halves(data: np.ndarray) -> np.ndarray:
+    """Numbers of 4 bits, two of a byte, the low one first."""
+    return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
+
+
+def _unpacked(
+    data: np.ndarray, bits: int, axis: int, size: int, scales: Sequence[int]
+) -> tuple[np.ndarray, bool]:
+    """A table with a number in each element, and whether its bytes held two."""
+
+    def fits(table: np.ndarray) -> bool:
+        want = list(table.shape)
+        want[axis] = -(-want[axis] // size)
+        return want == list(scales)
+
+    whole = fits(data) and (bits == 8 or data.dtype == np.int8 or data.max(initial=0) < 16)
+    pairs = bits == 4 and data.dtype == np.uint8 and fits(_halves(data))
+    if whole and pairs:
+        raise Fail("its table may be of bytes that hold two numbers or of numbers of 4 bits")
+    if not whole and not pairs:
+        raise Fail(f"a table of shape {list(data.shape)} with scales of shape {list(scales)}")
+    return (_halves(data), True) if pairs else (data, False)
 
 
 def _numbers(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
