@@ -8,6 +8,7 @@ and chunks) is chosen once for all buckets, because they share them; the height 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,19 +98,29 @@ def measure(
     measured: dict[tuple[LayerClass, Tiling], dict[int, float]] = {}
     with scratch.temporary("sparsec-tune-") as folder:
 
-        def make(index: int) -> _Candidate:
-            return _compile(folder / str(index), layers, index, target, compiler)
+        def write(index: int) -> _Candidate:
+            return _write(folder / str(index), layers, index, target, compiler)
+
+        def make(candidate: _Candidate) -> Path:
+            return build.compile_tree(candidate.tree, compiler, target, jobs=1)[-1]
 
         with ThreadPoolExecutor(max_workers=jobs or usable_cores()[1]) as pool:
-            tell(f"compiling {count} tilings of {len(layers)} kinds of layers")
-            made = list(pool.map(make, range(count)))
+            written = list(pool.map(write, range(count)))
+            # Where a tiling means nothing to any layer, its code is another's.
+            distinct = {candidate.digest: candidate for candidate in written}
+            tell(f"compiling {len(distinct)} tilings of {len(layers)} kinds of layers")
+            made = dict(zip(distinct, pool.map(make, distinct.values()), strict=True))
         targets.prepare(target.name)
-        for index, candidate in enumerate(made):
-            tell(f"measuring tiling {index + 1} of {count}")
-            times = {b: _measure(candidate, b) for b in sorted(set(rows.values()))}
-            for i, layer in enumerate(layers):
-                tiling = candidates(layer, target)[index]
-                measured[layer, tiling] = {n: times[b][i] for n, b in rows.items()}
+        times: dict[str, dict[int, list[float]]] = {}
+        for number, (digest, library) in enumerate(made.items(), 1):
+            tell(f"measuring tiling {number} of {len(made)}")
+            blocks = sorted(set(rows.values()))
+            times[digest] = {b: _measure(distinct[digest], library, b) for b in blocks}
+    for index, candidate in enumerate(written):
+        took = times[candidate.digest]
+        for i, layer in enumerate(layers):
+            tiling = candidates(layer, target)[index]
+            measured[layer, tiling] = {n: took[b][i] for n, b in rows.items()}
     return measured
 
 
@@ -141,14 +152,19 @@ def _graph(layers: Layers) -> Graph:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A compiled graph of all layers, and where in the profile's rows each of them is."""
+    """The C of a graph of all layers, and where in the profile's rows each of them is.
+
+    Attributes:
+        digest: of all that is compiled.
+    """
 
     graph: Graph
-    library: Path
+    tree: build.CTree
+    digest: str
     calls: tuple[int, ...]
 
 
-def _compile(
+def _write(
     folder: Path, layers: Layers, index: int, target: Target, compiler: Toolchain
 ) -> _Candidate:
     """Every layer with its candidate of this index."""
@@ -167,16 +183,18 @@ def _compile(
     )
     emission = emit_buckets([graph], signature, target, "tune", profile=True, tilings=tilings)
     tree = build.write_tree(folder, emission, compiler, target)
-    library = build.compile_tree(tree, compiler, target, jobs=1)[-1]
+    digest = hashlib.sha256(emission.weights)
+    for name, text in sorted(emission.buckets[0].files.items()):
+        digest.update(f"{name} {text}".encode())
     sources = [row["source"].split(", ")[0] for row in emission.buckets[0].kernels]
     calls = tuple(sources.index(f"layer{i}") for i in range(len(layers)))
-    return _Candidate(graph, library, calls)
+    return _Candidate(graph, tree, digest.hexdigest(), calls)
 
 
-def _measure(candidate: _Candidate, blocks: int) -> list[float]:
+def _measure(candidate: _Candidate, library: Path, blocks: int) -> list[float]:
     """Seconds that each layer takes for so many blocks of rows on one core, at best."""
     graph = candidate.graph
-    lib = ctypes.CDLL(str(candidate.library))
+    lib = ctypes.CDLL(str(library))
     lib.sparsec_workspace_size.restype = ctypes.c_size_t
     lib.sparsec_workspace_size.argtypes = [ctypes.c_int64, ctypes.c_int32]
     rng = np.random.default_rng(0)
