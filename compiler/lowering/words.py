@@ -117,7 +117,7 @@ def moves(main: Array, depth: int) -> Array:
     groups = _in_groups(main, depth).astype(np.int32)
     least = np.minimum(groups, 0).sum(axis=(2, 4)) * 255
     most = np.maximum(groups, 0).sum(axis=(2, 4)) * 255
-    return np.clip(0, -32768 - least, 32767 - most).astype(np.int16)
+    return np.asarray(np.clip(0, -32768 - least, 32767 - most), np.int16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,8 @@ class Words:
         """Multiplications for each vector of rows, in what they take."""
         n, packs = self.main.shape
         groups = n * -(-packs // self.depth)
-        return n * packs + groups * (1 + MOVE * (self.moves.size > 0)) + APART * len(self.rest)
+        moved = MOVE if self.moves.size else 0.0
+        return float(n * packs + groups * (1 + moved) + APART * len(self.rest))
 
     @property
     def bias(self) -> Array:
