@@ -53,6 +53,12 @@ class Layer:
     uses: tuple[Use, ...]
     shared: str = ""
 
+    @property
+    def label(self) -> str:
+        """What reports call it: the node that computes it first; stored matrices often have
+        numbers for names."""
+        return self.uses[0].source or self.name
+
 
 def linear_layers(graph: Graph, weights: Iterable[str]) -> list[Layer]:
     """The linear layers of a graph, in the order in which they are first computed.

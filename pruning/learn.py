@@ -59,12 +59,14 @@ class Learnt:
         others: the other parameters that have changed, by name, as the model stores them.
         curve: agreement over time.
         seconds: that it took.
+        steps: how many there were.
     """
 
     layers: Mapping[str, Compressed]
     others: Mapping[str, Tensor]
     curve: Sequence[Point]
     seconds: float
+    steps: int
 
 
 def learn(
@@ -76,6 +78,7 @@ def learn(
     *,
     forms: Mapping[str, Form],
     minutes: float,
+    steps: int | None,
     max_length: int,
     pad: bool,
     seed: int,
@@ -117,8 +120,8 @@ def learn(
     )  # fmt: skip
     trainer = Trainer(
         network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds,
-        sparsities, Options(minutes=minutes, seed=seed), folder=folder, fingerprint=fingerprint,
-        say=say,
+        sparsities, Options(minutes=minutes, steps=steps, seed=seed), folder=folder,
+        fingerprint=fingerprint, say=say,
     )  # fmt: skip
     return _learnt(model, network, trainer.train(), layers, per_channel)
 
@@ -199,4 +202,4 @@ def _learnt(
         for name, value in stored.items()
         if name not in taken and not torch.equal(value, model.weights[name].detach())
     }
-    return Learnt(made, others, trained.curve, trained.seconds)
+    return Learnt(made, others, trained.curve, trained.seconds, trained.steps)

@@ -15,12 +15,14 @@ from sparsec.pruning.planner import Plan
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A model that was made: layers, other parameters, the plan, and how training went."""
+    """A model that was made: layers, other parameters, the plan, how training went, and how many
+    steps it had."""
 
     layers: Mapping[str, Compressed]
     others: Mapping[str, torch.Tensor]
     plan: Plan
     curve: tuple[CurvePoint, ...]
+    steps: int = 0
 
     def sparsity(self, layers: Sequence[Layer]) -> float:
         """Share of the blocks of some layers that are zero."""

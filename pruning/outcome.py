@@ -28,6 +28,11 @@ class Goal:
     speedup: float | None = None
     keep: float | None = None
 
+    @property
+    def prunes(self) -> bool:
+        """Whether weights are to go."""
+        return self != Goal() and self.sparsity != 0
+
     def __str__(self) -> str:
         if self.sparsity is not None:
             return f"{self.sparsity:.0%} of the encoder's 4-blocks pruned"
@@ -43,7 +48,7 @@ class LayerOutcome:
     """What a layer has become.
 
     Attributes:
-        name: of the stored matrix.
+        name: of the node that computes it first.
         outputs, inputs: its channels.
         sparsity: share of its 4-blocks that are zero.
         quantized: whether it computes with bytes.
@@ -83,6 +88,8 @@ class Sparsified:
         latency, baseline: of the result and of the dense model in int8; None: not measured.
         reached: whether the goal is reached.
         curve: of the training.
+        steps: of the training: that many give the same result again, to the last bit, on the same
+            machine.
         warnings: what is to be said.
         seconds: that it took, all runs together.
         texts: how many were used: to calibrate or train on, and held out.
@@ -106,6 +113,7 @@ class Sparsified:
     seconds: float
     texts: tuple[int, int]
     curve: tuple[CurvePoint, ...] = field(default=())
+    steps: int = 0
 
     @property
     def path(self) -> Path | None:

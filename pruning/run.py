@@ -32,6 +32,7 @@ def sparsify(
     keep: float | None = None,
     form: str = "auto",
     minutes: float = 0.0,
+    steps: int | None = None,
     labels: str | os.PathLike[str] | Sequence[Any] | None = None,
     dialect: str = "qdq",
     target: str = "auto",
@@ -63,6 +64,8 @@ def sparsify(
         form: ``blocks`` (of 4 weights), ``channels`` (whole heads and feed-forward channels),
             ``int8`` (nothing is pruned), ``auto``.
         minutes: of training against the dense model; 0: one shot, without.
+        steps: of training, instead of `minutes`: how many fit into those differs from run to run,
+            and the same number gives the same bytes on the same machine.
         labels: a label for each text, which training is to count too.
         dialect: how the file says what is quantized: ``qdq`` or ``sparseml``.
         target: ISA target whose costs decide; ``auto``: the fastest that runs here.
@@ -93,6 +96,7 @@ def sparsify(
         goal=goal_of(sparsity, speedup, keep, form),
         form=form,
         minutes=number("minutes", minutes, 0),
+        steps=None if steps is None else whole("steps", steps, 1),
         dialect=dialect,
         target=target,
         engine=engine,

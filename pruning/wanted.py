@@ -23,6 +23,7 @@ class Wanted:
     goal: Goal
     form: str
     minutes: float
+    steps: int | None
     dialect: str
     target: str
     engine: str
@@ -31,6 +32,11 @@ class Wanted:
     max_length: int | None
     seconds: float
     force: bool
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained."""
+        return self.minutes > 0 or self.steps is not None
 
     def check(self) -> None:
         """Refuse what no run could do.
@@ -47,6 +53,8 @@ class Wanted:
                 f"{argument('dialect')} must be one of {', '.join(export.DIALECTS)}, "
                 f"not {self.dialect!r}"
             )
+        if self.minutes > 0 and self.steps is not None:
+            raise InputError(f"give {argument('minutes')} or {argument('steps')}, not both")
         if self.form == "int8" and self.goal != Goal():
             raise InputError(f"{argument('form', 'int8')} prunes nothing: give it without a goal")
         if self.engine not in ENGINES:

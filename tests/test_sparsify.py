@@ -188,6 +188,8 @@ def test_bytes_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ({"sparsity": 0.5, "form": "int8"}, "form=.int8. prunes nothing"),
         ({"sparsity": 0.5, "dialect": "onnx"}, "dialect must be one of qdq, sparseml"),
         ({"sparsity": 0.5, "minutes": -1}, "minutes must be a number of at least 0"),
+        ({"sparsity": 0.5, "minutes": 1, "steps": 5}, "give minutes or steps, not both"),
+        ({"sparsity": 0.5, "steps": 0}, "steps must be"),
         ({"sparsity": 0.5, "target": "sse9"}, "sse9"),
         ({"sparsity": 0.5, "texts": TEXTS[:63]}, "63 texts are too few: 64 are needed"),
         ({"sparsity": 0.5, "texts": []}, "has no text: 64 or more are wanted"),
@@ -395,5 +397,17 @@ def test_training_against_the_dense_model(model: Path, tmp_path: Path) -> None:
         model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, minutes=0.2, **ORT
     )
     assert made.sparsity == pytest.approx(0.5, abs=0.02)
-    assert made.curve
+    assert made.curve and made.steps > 0
     assert made.reached
+
+
+@pytest.mark.slow
+def test_as_many_steps_give_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    written = []
+    for name in ("one", "two"):
+        made = sparsec.sparsify(
+            model, texts=TEXTS, output=tmp_path / name, sparsity=0.5, steps=6, **ORT
+        )
+        assert made.steps == 6
+        written.append((tmp_path / name / "model.onnx").read_bytes())
+    assert written[0] == written[1]

@@ -74,6 +74,11 @@ def _add_details(parser: argparse.ArgumentParser) -> None:
         help="how long to train against the dense model; 0: one shot, without training",
     )  # fmt: skip
     how.add_argument(
+        "--steps", type=positive, metavar="N",
+        help="train so many steps instead: the same number gives the same bytes on the same "
+        "machine; the report says how many --minutes made",
+    )  # fmt: skip
+    how.add_argument(
         "--labels", metavar="FILE",
         help="a label for each text, a line each, for training to count as well",
     )  # fmt: skip
@@ -135,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         keep=args.keep,
         form=args.form,
         minutes=args.minutes,
+        steps=args.steps,
         labels=args.labels,
         dialect=args.dialect,
         target=args.target,
