@@ -54,8 +54,8 @@ from sparsec.serving.runner import Features
 HELD_SHARE, HELD_MOST = 0.2, 256
 
 #: Tokens that layers are fitted on at most.  With few, what is left of a layer learns them by
-#: heart: half of all-MiniLM-L6-v2's blocks keep a cosine of 0.873 on other texts with 17,000 tokens,
-#: of 0.902 with 69,000.
+#: heart: half of all-MiniLM-L6-v2's blocks keep a cosine of 0.873 on other texts with 17,000
+#: tokens, of 0.902 with 69,000.
 CALIBRATION_TOKENS = 131_072
 
 #: The same where nothing is pruned.
