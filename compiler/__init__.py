@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sparsec.errors import InputError
 from sparsec.interface import MANIFEST
 from sparsec.paths import config_folder, input_path, user_path
 from sparsec.positions import read_positions
+from sparsec.progress import Step
 
 if TYPE_CHECKING:
     from sparsec.compiler.codegen import Emission
@@ -33,7 +35,7 @@ Progress = Callable[[str], None]
 
 
 def compile(
-    model: str | Path | Model,
+    model: str | os.PathLike[str] | Model,
     *,
     buckets: Sequence[int] = (),
     output: str | Path | None = None,
@@ -55,11 +57,12 @@ def compile(
     """Compile an ONNX model into an artifact.
 
     Args:
-        model: an ONNX file, or a folder with ``model.onnx`` and perhaps tokenizer and config; or
-            either as ``frontend.load_model`` has read it.
+        model: an ONNX file, a folder with ``model.onnx`` and perhaps tokenizer and config, or
+            ``hf:org/name``; or any of these as ``frontend.load_model`` has read it.
         buckets: sequence lengths to specialize to; needed unless the model has no
             sequence axis or works for one length only.
-        output: the artifact's folder; ``model.sparsec`` beside ``model.onnx`` when absent.
+        output: the artifact's folder; when absent, ``model.sparsec`` beside ``model.onnx``, and for
+            ``hf:org/name``, ``name.sparsec`` in the working directory.
         batch_size: the batch size to cut layers for; any other runs too.
         target: an ISA target's name, or ``auto`` for the fastest that runs here.
         tune_for: the microarchitecture whose costs decide between ways to compute the same, of
@@ -91,7 +94,7 @@ def compile(
     """
     # Imported here so that `import sparsec` and the command line's --help stay quick.
     import sparsec
-    from sparsec import microarchitectures, targets
+    from sparsec import hub, microarchitectures, targets
     from sparsec.compiler import artifact, build, frontend, toolchain
     from sparsec.compiler.codegen import emit_buckets
     from sparsec.runtime import Artifact, cpu
@@ -112,8 +115,12 @@ def compile(
     if isinstance(model, frontend.Model):
         loaded = model
     else:
+        # Before anything is downloaded, if that is to be.
+        if hub.is_name(model):
+            output = output or hub.artifact_path(str(model))
+            artifact.check_output(user_path(output), force)
         tell(f"loading {model}")
-        loaded = frontend.load_model(model)
+        loaded = frontend.load_model(hub.local(model, tell))
     destination = user_path(output) if output else loaded.path.with_suffix(".sparsec")
     artifact.check_output(destination, force)
 
@@ -124,10 +131,10 @@ def compile(
     for graph in settled.graphs:
         if places.longest is not None and graph.length > places.longest:
             tell(f"bucket {graph.length} is longer than a text can be: {places.why()}")
-    graphs = optimize(settled, dump)
+    graphs = optimize(settled, dump, tell)
     signature = replace(signature, mask_input=settled.mask_input)
 
-    tell(f"generating C for {isa.name}")
+    tell(_step(f"generating C for {isa.name}", 2 * len(graphs), len(graphs)))
     emit = partial(
         emit_buckets, graphs, signature, isa, loaded.name, batch_size, profile, padding=settled.kind
     )
@@ -227,7 +234,8 @@ def import_buckets(
         InputError: the buckets do not fit the model.
         UnsupportedError: the model holds nodes that cannot be compiled.
     """
-    return optimize(settle_buckets(model, signature, buckets, progress=progress), dump_ir)
+    settled = settle_buckets(model, signature, buckets, progress=progress)
+    return optimize(settled, dump_ir, progress)
 
 
 def settle_buckets(
@@ -243,31 +251,43 @@ def settle_buckets(
     """
     from sparsec.compiler import frontend, padding
 
+    tell = progress or (lambda _: None)
     graphs = []
-    for length in _check_buckets(buckets, signature):
-        if progress:
-            progress(f"importing bucket {length}")
+    lengths = _check_buckets(buckets, signature)
+    for done, length in enumerate(lengths):
+        tell(_step(f"importing bucket {length}", done, len(lengths)))
         graphs.append(frontend.import_graph(model, length))
     shorter = frontend.shorter_graphs(model, signature, graphs[0].length)
     return padding.settle(graphs, shorter, signature.mask_input)
 
 
-def optimize(settled: Settled, dump_ir: Path | None = None) -> list[Graph]:
+def optimize(
+    settled: Settled, dump_ir: Path | None = None, progress: Progress | None = None
+) -> list[Graph]:
     """The graphs of settled buckets after all passes, shortest first.
 
     Args:
         settled: from :func:`settle_buckets`.
         dump_ir: write the IR to this folder after every step.
+        progress: called with one line per bucket.
     """
     from sparsec.compiler import passes
 
+    tell = progress or (lambda _: None)
+    count = len(settled.graphs)
     graphs = []
-    for graph in settled.graphs:
+    for done, graph in enumerate(settled.graphs):
+        tell(_step(f"optimizing bucket {graph.length}", count + done, count))
         dump = _Dump(dump_ir / f"bucket_{graph.length}") if dump_ir else None
         if dump:
             dump(-1, "import", graph)
         graphs.append(passes.run(graph, on_pass=dump))
     return graphs
+
+
+def _step(line: str, done: int, buckets: int) -> Step:
+    """Of what comes before the C compiler: each bucket imported, each optimized, C generated."""
+    return Step(line, "preparing", done, 2 * buckets + 1)
 
 
 def _recorded(path: Path) -> Tilings:

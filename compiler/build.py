@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from sparsec.compiler.templates import read_template
 from sparsec.compiler.toolchain import Runner, Toolchain
+from sparsec.progress import Step
 from sparsec.runtime.cpu import usable_cores
 from sparsec.targets import Target
 
@@ -132,6 +133,8 @@ def compile_tree(
     units = [unit for _, _, bucket_units in tree.buckets for unit in bucket_units]
     if tree.weights:
         units.insert(0, "weights.S")
+    links = _links(tree)
+    parts = len(units) + len(links)
     workers = jobs or usable_cores()[1]
     runner = Runner(tree.folder, kept)
     with ThreadPoolExecutor(max_workers=max(1, min(workers, len(units)))) as pool:
@@ -144,11 +147,12 @@ def compile_tree(
             }
             for done, future in enumerate(as_completed(waiting), start=1):
                 future.result()
-                tell(f"compiled {waiting[future]} ({done} of {len(units)})")
-            for library, objects, needed in _links(tree):
+                line = f"compiled {waiting[future]} ({done} of {len(units)})"
+                tell(Step(line, "compiling C", done, parts))
+            for done, (library, objects, needed) in enumerate(links, start=len(units) + 1):
                 link = toolchain.link_command(objects, library, needed)
                 pool.submit(runner.run, link).result()
-                tell(f"linked {library}")
+                tell(Step(f"linked {library}", "compiling C", done, parts))
         except BaseException:
             runner.stop()
             raise

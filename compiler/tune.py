@@ -33,6 +33,7 @@ from sparsec.compiler.lowering.tiling import (
 )
 from sparsec.compiler.toolchain import Toolchain
 from sparsec.errors import HardwareError
+from sparsec.progress import Step
 from sparsec.runtime import cpu
 from sparsec.runtime.cpu import usable_cores
 from sparsec.targets import Target
@@ -108,12 +109,14 @@ def measure(
             written = list(pool.map(write, range(count)))
             # Where a tiling means nothing to any layer, its code is another's.
             distinct = {candidate.digest: candidate for candidate in written}
-            tell(f"compiling {len(distinct)} tilings of {len(layers)} kinds of layers")
+            line = f"compiling {len(distinct)} tilings of {len(layers)} kinds of layers"
+            tell(Step(line, "measuring tilings", 0, len(distinct)))
             made = dict(zip(distinct, pool.map(make, distinct.values()), strict=True))
         targets.prepare(target.name)
         times: dict[str, dict[int, list[float]]] = {}
         for number, (digest, library) in enumerate(made.items(), 1):
-            tell(f"measuring tiling {number} of {len(made)}")
+            line = f"measuring tiling {number} of {len(made)}"
+            tell(Step(line, "measuring tilings", number - 1, len(made)))
             blocks = sorted(set(rows.values()))
             times[digest] = {b: _measure(distinct[digest], library, b) for b in blocks}
     for index, candidate in enumerate(written):

@@ -19,6 +19,7 @@ from sparsec.compiler.artifact import companions_of, writing
 from sparsec.compiler.frontend import Model, dialect_name, import_graph, load_model
 from sparsec.compiler.interpreter import interpret
 from sparsec.errors import InputError, ModelError, NonFiniteError
+from sparsec.progress import Step
 from sparsec.pruning import export, measure, memory, oneshot, plan, shrink, units
 from sparsec.pruning.batches import Batch, features, make_batches, may_pad
 from sparsec.pruning.engine import TorchModel
@@ -209,10 +210,11 @@ class Job:
                 return
             known[one.name] = one
             self.work.keep_survey(known)
-            self.say(
+            line = (
                 f"layer {len(known)} of {len(self.pruned)} looked at: 80 % of its blocks are "
                 f"{one.errors[0.8]:.2e} of the result, {timer.left()} left"
             )
+            self.say(Step(line, "looking at layers", len(known), len(self.pruned)))
 
         return survey(self.model, self.batches, self.pruned, report, dict(known))
 
@@ -227,10 +229,14 @@ class Job:
 
     def _survey_sites(self) -> list[SurveyedSite]:
         timer = Clock(len(self.sites))
+        done = 0
 
         def report(one: SurveyedSite) -> None:
+            nonlocal done
+            done += 1
             what = "heads" if one.site.size > 1 else "channels"
-            self.say(f"{len(one.site.units)} {what} looked at, {timer.left()} left")
+            line = f"{len(one.site.units)} {what} looked at, {timer.left()} left"
+            self.say(Step(line, "looking at heads and channels", done, len(self.sites)))
 
         return survey_sites(self.model, self.batches, self.sites, report)
 
@@ -347,10 +353,11 @@ class Job:
                 kept.count += 1
                 return
             kept.keep(made)
-            self.say(
+            line = (
                 f"layer {done} of {len(forms)}: {made.sparsity:.0%} pruned, {made.error:.2%} of "
                 f"its outputs lost, {timer.left()} left"
             )
+            self.say(Step(line, "solving layers", done, len(forms), lost=f"{made.error:.2%}"))
 
         run = oneshot.OneShot(self.model, self.batches, settings).compress(forms, report, known)
         return Made(run.made, {}, chosen, ())

@@ -7,23 +7,18 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sparsec import sentence_files
+from sparsec import hub, sentence_files
 from sparsec.errors import InputError, ModelError
-from sparsec.paths import PLACES, TOKENIZERS, around, choose_onnx, find_onnx, input_path, user_path
+from sparsec.paths import TOKENIZERS, around, find_onnx, input_path, user_path
 from sparsec.positions import Positions, positions
 from sparsec.serving.sentence import SentenceSettings
 
 Progress = Callable[[str], None]
-
-# What is always fetched of a repository: tokenizers, configurations, and the model where it has the
-# usual name.  No artifacts: they are machine code, and a repository may be anybody's.
-_COMPANIONS = ["*.json", "*.txt", "*_Dense/model.safetensors", "*_LayerNorm/model.safetensors"]
-_USUAL = [*(f"{place}*" for place in PLACES), "*model.data"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +55,13 @@ class ModelFiles:
         name = os.fspath(model)
         if name.startswith("zoo:"):
             path = _zoo(name, zoo_dir, tell)
-        elif name.startswith("hf:"):
-            path = _hub(name, tell)
+        elif hub.is_name(name):
+            path = hub.fetch(name, tell)
         else:
             path = input_path(name)
         if not path.exists():
             raise ModelError(f"{path} does not exist")
-        path, folders = _places(path, artifacts=not name.startswith("hf:"))
+        path, folders = _places(path, artifacts=not hub.is_name(name))
         return cls(path, _tokenizer(tokenizer, folders), _config(config, folders))
 
     @classmethod
@@ -137,19 +132,24 @@ class ModelFiles:
         return find_onnx(self.path) if self.path.is_dir() else self.path
 
     @cached_property
+    def sentence_folder(self) -> Path | None:
+        """Where the files of sentence-transformers are; None if there are none."""
+        folders = (
+            self.tokenizer.parent,
+            *around(self.path),
+            self.tokenizer.absolute().parent.parent,
+        )
+        found = (folder for folder in folders if (folder / sentence_files.MODULES).is_file())
+        return next(found, None)
+
+    @cached_property
     def sentence(self) -> SentenceSettings:
         """What the files of sentence-transformers say; the defaults where there are none.
 
         Raises:
             ModelError: one is damaged, or asks for what cannot be done.
         """
-        folders = (
-            self.tokenizer.parent,
-            *around(self.path),
-            self.tokenizer.absolute().parent.parent,
-        )
-        found = [folder for folder in folders if (folder / sentence_files.MODULES).is_file()]
-        return SentenceSettings.load(found[0] if found else None)
+        return SentenceSettings.load(self.sentence_folder)
 
     @cached_property
     def positions(self) -> Positions:
@@ -283,75 +283,3 @@ def _zoo(stub: str, zoo_dir: str | os.PathLike[str] | None, tell: Progress) -> P
         f"{gone}, and {root} has no model {name} (looked for {name}/model.onnx and "
         f"{name}/deployment/model.onnx)"
     )
-
-
-def _parts(stub: str) -> tuple[str, str, str]:
-    """``hf:org/name/file.onnx@revision`` as name, file and revision; the latter two may be ""."""
-    name, _, revision = stub.removeprefix("hf:").partition("@")
-    if not name.endswith(".onnx"):
-        return name, "", revision
-    parts = name.split("/")
-    if len(parts) < 3 or ".." in parts:
-        raise InputError(f"{stub!r} is no name of a model: a file is hf:org/name/file.onnx")
-    return "/".join(parts[:2]), "/".join(parts[2:]), revision
-
-
-def _snapshot(stub: str, name: str, revision: str, *patterns: str) -> Path:
-    """The folder with the files of a repository that fit, and what a model has besides."""
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=[*_COMPANIONS, *patterns]
-            )
-        )
-    except HFValidationError as error:
-        raise InputError(f"{stub!r} is no name of a model: {error}") from error
-    except Exception as error:  # besides its own, those of whatever HTTP client it uses
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(
-            f"cannot fetch {name}{f' at {revision}' if revision else ''} from the Hugging "
-            f"Face Hub: {lines[0]}"
-        ) from error
-
-
-def _hub(stub: str, tell: Progress) -> Path:
-    """Download a repository of the Hugging Face Hub into its own cache.
-
-    Returns:
-        The folder, or the file that the stub names or that was chosen.
-    """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise InputError(
-            f"{stub} needs huggingface_hub: pip install 'sparsec[hub]', or download the model "
-            f"yourself and give its folder"
-        ) from None
-    name, file, revision = _parts(stub)
-    tell(f"fetching {name} from the Hugging Face Hub")
-    fetch = partial(_snapshot, stub, name, revision)
-    if file:
-        path = fetch(f"{file}*", "*model.data") / file
-        if not path.is_file():
-            raise ModelError(f"{name} on the Hugging Face Hub has no file {file}")
-        return path
-    folder = fetch(*_USUAL)
-    if any((folder / place).is_file() for place in PLACES):
-        return folder
-    try:
-        files = list(huggingface_hub.list_repo_files(name, revision=revision or None))
-    except Exception:  # no connection: what the cache has must do
-        return folder
-    chosen = choose_onnx(files)
-    if chosen is not None:
-        return fetch(f"{chosen}*", "*model.data") / chosen
-    models = sorted(f for f in files if f.endswith(".onnx"))
-    if models:
-        raise ModelError(
-            f"{name} on the Hugging Face Hub has no model.onnx; it has "
-            f"{', '.join(models[:8])}: name one, as hf:{name}/{models[0]}"
-        )
-    return folder

@@ -6,7 +6,19 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
+
+
+class Live(Protocol):
+    """What stands on the last line of the terminal and changes there."""
+
+    def hide(self) -> None: ...
+    def show(self) -> None: ...
+    def close(self) -> None: ...
+
+
+live: Live | None = None
+"""The one that is there now; lines go above it."""
 
 
 def say(line: str) -> None:
@@ -14,9 +26,20 @@ def say(line: str) -> None:
     if sys.stderr is None:
         return
     try:
+        if live is not None:
+            live.hide()
         print(f"sparsec: {line}", file=sys.stderr, flush=True)
+        if live is not None:
+            live.show()
     except (OSError, ValueError):
         give_up(sys.stderr)
+
+
+def clear() -> None:
+    """Remove what stands on the last line, before something else is printed or the end."""
+    if live is not None:
+        with contextlib.suppress(OSError, ValueError):
+            live.close()
 
 
 def give_up(stream: TextIO) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sparsec import cache, runtime
+from sparsec import cache, hub, runtime
 from sparsec.arguments import anchored, whole
 from sparsec.errors import InputError
 from sparsec.interface import MANIFEST
@@ -34,7 +34,8 @@ class Engine(runtime.Engine):
     """Runs a compiled model; an ONNX model is compiled into the user's cache folder first.
 
     Args:
-        model: an artifact's folder, an ``Artifact``, an ONNX file, or a folder with ``model.onnx``.
+        model: an artifact's folder, an ``Artifact``, an ONNX file, a folder with ``model.onnx``,
+            or ``hf:org/name``.
         num_cores: threads that a call may use, the caller included; None: all usable cores.
         skip_padding: do not compute padded tokens; see :class:`sparsec.runtime.Engine`.
         buckets: of an ONNX model, sequence lengths to compile for; when absent 16, 128, 512 and the
@@ -73,7 +74,7 @@ class Engine(runtime.Engine):
             super().__init__(model, num_cores, skip_padding=skip_padding, buckets=buckets)
             self._source = None
             return
-        entry = _compiled(os.fspath(model), buckets, longest, given, progress)
+        entry = _compiled(hub.local(model, progress), buckets, longest, given, progress)
         super().__init__(entry, num_cores, skip_padding=skip_padding)
         options: dict[str, Any] = {
             "skip_padding": skip_padding,
@@ -90,7 +91,7 @@ class Engine(runtime.Engine):
 
 
 def _compiled(
-    path: str,
+    path: str | os.PathLike[str],
     buckets: Sequence[int] | None,
     longest: int | None,
     options: Mapping[str, Any],
@@ -159,7 +160,7 @@ def generate_random_inputs(
     of the architecture.
 
     Args:
-        model: an artifact or an ONNX model.
+        model: an artifact or an ONNX model, ``hf:org/name`` too.
         batch_size: extent of the batch axis.
         length: tokens per sequence; the largest bucket of an artifact when absent, 128 for an ONNX
             model, or as many as the model has positions for.
@@ -183,7 +184,7 @@ def generate_random_inputs(
     else:
         from sparsec.compiler import frontend
 
-        loaded = frontend.load_model(os.fspath(model))
+        loaded = frontend.load_model(hub.local(model))
         signature = frontend.signature(loaded)
         specs, mask = signature.inputs, signature.mask_input
         fixed, usual = signature.fixed_length, DEFAULT_LENGTH

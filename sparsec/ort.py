@@ -26,7 +26,9 @@ def session(model: str | os.PathLike[str], threads: int) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise InputError("onnxruntime is not installed: pip install onnxruntime") from None
+        raise InputError(
+            "ONNX Runtime is not installed: pip install 'sparsec[onnxruntime]'"
+        ) from None
 
     def load(source: str | bytes, options: Any) -> Any:
         options.intra_op_num_threads = threads

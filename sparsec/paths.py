@@ -15,6 +15,16 @@ from sparsec.errors import InputError, ModelError
 # Where a folder may have its model, best first.
 PLACES = ("model.onnx", "onnx/model.onnx", "deployment/model.onnx")
 
+# What exporters call the forms of one model, the ones nearest to what was trained first: float32,
+# fused, half precision, 8 bits, 4 bits.
+VARIANTS = (
+    *("model", "model_fp32", "model_optimized", "model_O1", "model_O2", "model_O3"),
+    *("model_fp16", "model_O4"),
+    *("model_int8", "model_quantized", "model_uint8", "model_q8"),
+    *("model_qint8_avx512_vnni", "model_qint8_avx512", "model_quint8_avx2", "model_qint8_arm64"),
+    *("model_q4", "model_q4f16"),
+)
+
 # What makes a folder that of a model for texts.
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
 
@@ -53,30 +63,31 @@ def input_path(path: str | os.PathLike[str]) -> Path:
 
 
 def choose_onnx(files: Iterable[str]) -> str | None:
-    """The model among a folder's files: in one of :data:`PLACES`, else the only .onnx file.
+    """The model among a folder's files.
 
-    The only file may also be in ``onnx`` or ``deployment``, as ``onnx/model_quantized.onnx``.
+    It is in one of :data:`PLACES`; else in the folder, ``onnx`` or ``deployment`` and called as one
+    of :data:`VARIANTS`, the first of them that is there; else the only .onnx file in those three.
 
     Args:
         files: relative to the folder, with slashes.
 
     Returns:
-        The file; None if there is none, or several of which none is called model.onnx.
+        The file; None if there is none, or several with names of other kinds.
     """
-    known = set(files)
-    for place in PLACES:
-        if place in known:
-            return place
-    inside = {posixpath.dirname(place) for place in PLACES}
-    found = [f for f in known if f.endswith(".onnx") and posixpath.dirname(f) in inside]
-    return found[0] if len(found) == 1 else None
+    folders = [posixpath.dirname(place) for place in PLACES]
+    found = {f for f in files if f.endswith(".onnx") and posixpath.dirname(f) in folders}
+    for name in VARIANTS:
+        for folder in folders:
+            if (file := posixpath.join(folder, f"{name}.onnx")) in found:
+                return file
+    return found.pop() if len(found) == 1 else None
 
 
 def find_onnx(folder: Path) -> Path:
     """The model that a folder stands for, by the rules of :func:`choose_onnx`.
 
     Raises:
-        ModelError: there is none, or there are several of which none is called model.onnx.
+        ModelError: there is none, or there are several with unusual names.
     """
     files = (p for place in PLACES for p in (folder / place).parent.glob("*.onnx") if p.is_file())
     chosen = choose_onnx(p.relative_to(folder).as_posix() for p in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -19,10 +20,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import sparsec
-from sparsec import targets
+from sparsec import console, targets
 from sparsec.cli import all_parsers, benchmark, main
 from sparsec.compiler import toolchain
 from sparsec.errors import InputError
+from sparsec.progress import Bar, Step
 from sparsec.runtime import Artifact
 
 COMMANDS = (
@@ -128,6 +130,44 @@ def test_wrong_usage_is_code_2(args: list[str], capsys: pytest.CaptureFixture[st
     assert "usage: sparsec" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("whole", "short"),
+    [
+        ("compile m.onnx --force", "compile m.onnx --forc"),
+        ("compile m.onnx --batch-size 3", "compile m.onnx --batch 3"),
+        ("benchmark m.onnx -nstreams 3", "benchmark m.onnx -nstr 3"),
+        ("benchmark m.onnx -ncores 3", "benchmark m.onnx -nc 3"),
+        ("benchmark m.onnx -t5", "benchmark m.onnx --tim 5"),
+        ("serve --task=ner", "serve --tas=ner"),
+        ("--version", "--versio"),
+    ],
+)
+def test_flags_are_taken_by_their_whole_names(
+    whole: str, short: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = all_parsers()[0]
+    if whole == "--version":
+        with pytest.raises(SystemExit) as done:
+            parser.parse_args([whole])
+        assert done.value.code == 0
+    else:
+        parser.parse_args(whole.split())
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as info:
+        parser.parse_args(short.split())
+    assert info.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_every_parser_refuses_parts_of_flags() -> None:
+    assert len(all_parsers()) == len(COMMANDS) + 1
+    for parser in all_parsers():
+        for name in (n for action in parser._actions for n in action.option_strings if len(n) > 4):
+            assert parser._get_option_tuples(name[:-1]) == [] or name[:-1] in (
+                parser._option_string_actions
+            ), (parser.prog, name)
+
+
 def test_help_needs_none_of_the_heavy_imports() -> None:
     code = (
         "import sys\n"
@@ -156,7 +196,8 @@ def test_compile_writes_beside_the_model(
     shutil.copytree(micro_model, folder)
     assert run("compile", folder, "--buckets", "16,8", "--target", "generic") == 0
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")  # quiet when not on a terminal
+    # Without a terminal, one line for scripts.
+    assert (captured.out, captured.err) == (f"{folder / 'model.sparsec'}\n", "")
     artifact = Artifact.load(folder / "model.sparsec")
     assert artifact.buckets == (8, 16)
     assert (folder / "model.sparsec" / "config.json").read_text() == '{"vocab_size": 32}\n'
@@ -166,7 +207,7 @@ def test_compile_writes_beside_the_model(
     options = ["--buckets", "4", "--target", "generic", "--force", "-v"]
     assert run("compile", folder, *options) == 0
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert captured.out == f"{folder / 'model.sparsec'}\n"
     for stage in ("loading", "importing bucket 4", "generating C", "compiled", "linked", "writing"):
         assert f"sparsec: {stage}" in captured.err
     assert Artifact.load(folder / "model.sparsec").buckets == (4,)
@@ -213,8 +254,8 @@ def test_same_model_same_bytes(micro_model: Path, tmp_path: Path) -> None:
         assert outputs[0][name] == outputs[1][name], name
 
 
-def on_terminal(*args: str) -> str:
-    """What a command prints when its standard error is a terminal."""
+def on_terminal(*args: str, stdout: bool = False, code: int = 0) -> str:
+    """What a command prints when its standard error is a terminal, and its standard output too."""
     leader, follower = pty.openpty()
     said: list[bytes] = []
 
@@ -227,19 +268,100 @@ def on_terminal(*args: str) -> str:
 
     reader = threading.Thread(target=read)
     reader.start()
-    subprocess.run([sys.executable, "-m", "sparsec", *args], stderr=follower, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsec", *args], stderr=follower, check=False,
+        stdout=follower if stdout else subprocess.DEVNULL,
+    )  # fmt: skip
     os.close(follower)
     reader.join()
     os.close(leader)
-    return b"".join(said).decode()
+    text = b"".join(said).decode()
+    assert done.returncode == code, text
+    return text
 
 
-def test_progress_on_a_terminal_only(micro_model: Path, tmp_path: Path) -> None:
-    options = ["--buckets", "4", "--target", "generic", "--force"]
-    command = ["compile", str(micro_model), "-o", str(tmp_path / "m.sparsec"), *options]
-    said = on_terminal(*command)
-    assert "sparsec: importing bucket 4" in said and "sparsec: done" in said
-    assert on_terminal(*command, "-q") == ""
+def screen(said: str) -> list[str]:
+    """The lines that a terminal shows in the end."""
+    lines, column = [""], 0
+    for part in re.split(r"(\r|\n|\x1b\[A|\x1b\[K)", said):
+        if part == "\n":
+            lines.append("")
+        if part in ("\r", "\n"):
+            column = 0
+        elif not part.startswith("\x1b"):
+            lines[-1] = lines[-1][:column] + part + lines[-1][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_a_bar_on_a_terminal(micro_model: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "m.sparsec")
+    options = ["--buckets", "4,8", "--target", "generic", "--force"]
+    command = ["compile", str(micro_model), "-o", output, *options]
+    said = on_terminal(*command, stdout=True)
+    # The C compiler's bar counts up to all that there is, and is gone in the end.
+    shown = re.findall(r"sparsec: compiling C: +\d+%\|[^|]*\| (\d+)/(\d+) \[\d+:\d+<", said)
+    assert shown and len({total for _, total in shown}) == 1
+    assert re.search(r"sparsec: preparing: +\d+%\|[^|]*\| \d/5", said)
+    first, *_, last = screen(said)
+    assert first.startswith("sparsec: loading ")
+    assert re.fullmatch(rf"sparsec: done: {re.escape(output)}, [\d.]+ MB for generic, .*", last)
+    assert not any("|" in line for line in screen(said))
+    assert on_terminal(*command, "-q", stdout=True) == ""
+    # With -v, lines.
+    said = on_terminal(*command, "-v")
+    assert "sparsec: importing bucket 4" in said and "sparsec: linked bucket_8.so" in said
+    assert "%|" not in said
+
+
+def test_the_bar_is_gone_when_something_fails(micro_model: Path, tmp_path: Path) -> None:
+    cc = tmp_path / "cc"
+    real = shlex.join(toolchain.find().command)
+    cc.write_text(f'#!/bin/sh\ncase "$*" in *bucket_4*) exit 9;; esac\nexec {real} "$@"\n')
+    cc.chmod(0o755)
+    command = ["compile", str(micro_model), "-o", str(tmp_path / "m.sparsec"), "--cc", str(cc)]
+    said = on_terminal(*command, "--buckets", "4", "--target", "generic", code=5)
+    lines = screen(said)
+    assert lines[1].startswith("sparsec: error: ") and not any("|" in line for line in lines)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_go_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    bar = Bar()
+    bar("first")
+    for done in (1, 2):
+        bar(Step(f"step {done}", "training", done, 3, loss="0.5", agreement="0.98"))
+        bar("warning: something")
+    console.say("from elsewhere")
+    shown = screen(terminal.getvalue())
+    assert shown[:-1] == [
+        "sparsec: first", *["sparsec: warning: something"] * 2, "sparsec: from elsewhere",
+    ]  # fmt: skip
+    assert "sparsec: training:" in shown[-1] and "2/3" in shown[-1]
+    assert "loss=0.5, agreement=0.98" in shown[-1]
+    bar(Step("step 3", "training", 3, 3))
+    assert len(screen(terminal.getvalue())) == 4 and console.live is None
+    # A run that goes on counts from where it was.
+    bar(Step("step 90", "training", 90, 100))
+    assert "90%" in screen(terminal.getvalue())[-1]
+    console.clear()
+    assert len(screen(terminal.getvalue())) == 4 and console.live is None
+
+
+def test_a_bar_that_nobody_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stream = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", buffering=1)
+    monkeypatch.setattr(sys, "stderr", stream)
+    bar = Bar()
+    for done in range(3):
+        bar(Step("step", "training", done, 3))
+        bar("line")
+    console.clear()
+    stream.close()
 
 
 # ---- inspect -------------------------------------------------------------------------------------
@@ -344,6 +466,33 @@ def test_inspect_artifact(tiny_artifact: Path, capsys: pytest.CaptureFixture[str
     assert names >= {("linear_i8_sparse", "linear"), ("map_layernorm", "map")}
 
 
+def test_inspect_says_which_artifact_a_file_belongs_to(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (weights,) = tiny_artifact.glob("weights-*.so")
+    for name, kind in (
+        ("bucket_16.so", "the library for 16 tokens"),
+        (weights.name, "the weights of all buckets"),
+        ("manifest.json", "the description"),
+        ("sparsec.h", "a file"),
+    ):
+        assert run("inspect", tiny_artifact / name) == 0
+        first, second, *_ = capsys.readouterr().out.splitlines()
+        assert first == f"{name}: {kind} of the artifact {tiny_artifact}, which is:"
+        assert second.startswith(f"{tiny_artifact}: artifact of model (sparseml)")
+    assert run("inspect", tiny_artifact / "bucket_16.so", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["file"], report["path"]) == ("bucket_16.so", str(tiny_artifact))
+    shutil.copy(tiny_artifact / "bucket_16.so", tmp_path)
+    assert run("inspect", tmp_path / "bucket_16.so") == 6
+    error = capsys.readouterr().err
+    assert "is a shared library and alone: no manifest.json beside it" in error
+    shutil.copytree(tiny_artifact, tmp_path / "m.sparsec")
+    shutil.copy(tiny_artifact / "bucket_16.so", tmp_path / "m.sparsec" / "other.so")
+    assert run("inspect", tmp_path / "m.sparsec" / "other.so") == 6
+    assert f"not part of the artifact {tmp_path / 'm.sparsec'}" in capsys.readouterr().err
+
+
 def test_inspect_says_what_an_artifact_needs(
     tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -420,6 +569,27 @@ def test_benchmark_of_onnx_files(
     assert capsys.readouterr().out.count("Batch Size: 2") == 2
     (entry,) = (own_cache / "sparsec").glob("*.sparsec")
     assert Artifact.load(entry).buckets == (8,)
+
+
+def test_benchmark_as_json(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = tmp_path / "out.json"
+    options = ["-i", "[3,8]", "-s", "sync", "-t", "0.05", "-w", "0", "--json", "-x", export]
+    assert run("benchmark", tiny_artifact, *options) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(printed)
+    assert report == json.loads(export.read_text())
+    assert (report["batch_size"], report["input_shapes"]) == (3, [[3, 8]])
+    assert report["benchmark_result"]["scenario"] == "singlestream"
+
+
+def test_benchmark_says_what_brings_onnx_runtime(
+    micro_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert run("benchmark", micro_model, "-e", "onnxruntime") == 8
+    assert "pip install 'sparsec[onnxruntime]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ FOLDERS = {
 BASE = {
     *("errors", "paths", "arguments", "console", "scratch", "positions", "interface", "_start"),
     *("targets", "microarchitectures", "tile_registers"),
-    "sentence_files",
+    *("sentence_files", "hub", "progress"),
 }
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}
 EVERYTHING = ABOVE_COMPILER | {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ class Model:
         return tensor_array(tensor, self.folder)
 
 
-def load_model(path: str | Path) -> Model:
+def load_model(path: str | os.PathLike[str]) -> Model:
     """Load and check an ONNX file.
 
     Args:

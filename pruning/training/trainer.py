@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsec.errors import NonFiniteError
+from sparsec.progress import Step
 from sparsec.pruning.ranges import Rounding
 from sparsec.pruning.training import checkpoint, losses, masks, observe, plan
 from sparsec.pruning.training.batches import Batch, Batches
@@ -411,11 +412,13 @@ class Trainer:
             f"step {state.step} of {total}, loss {state.loss:.4f}, "
             f"{100 * self.student.sparsity():.0f} % zero"
         )
+        figures = {"loss": f"{state.loss:.4f}"}
         if state.curve:
-            line += f", agreement {state.curve[-1].agreement:.4f}"
+            figures["agreement"] = f"{state.curve[-1].agreement:.4f}"
+            line += f", agreement {figures['agreement']}"
         if self.student.ranges is not None:
             line += ", int8"
-        self._say(f"{line}, {clock(left)} left")
+        self._say(Step(f"{line}, {clock(left)} left", "training", state.step, total, **figures))
 
     # ---- states ------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ from sparsec.cli import (
     serve,
     sparsify,
 )
-from sparsec.cli.common import HelpFormatter
+from sparsec.cli.common import HelpFormatter, Parser
+from sparsec.cli.completion import SHELLS, PrintCompletion
 from sparsec.console import say
 from sparsec.errors import SparsecError
 
@@ -42,7 +43,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def all_parsers() -> list[argparse.ArgumentParser]:
     """The parser of the whole command line, and one per command; each becomes a man page."""
-    main = argparse.ArgumentParser(
+    main = Parser(
         prog="sparsec",
         description="ahead-of-time compiler for sparse transformers on CPUs",
         epilog="Exit codes: 0 success, 1 a gate of evaluate or the goal of sparsify missed, "
@@ -51,7 +52,15 @@ def all_parsers() -> list[argparse.ArgumentParser]:
         formatter_class=HelpFormatter,
     )
     main.add_argument("--version", action="version", version=f"sparsec {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    main.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print what completes this command line in a shell ({', '.join(SHELLS)}): for bash, "
+        'eval "$(sparsec --print-completion bash)"',
+    )
+    common = Parser(add_help=False)
     loudness = common.add_mutually_exclusive_group()
     loudness.add_argument(
         "-v", "--verbose", action="store_true", help="say more; show tracebacks of errors"
@@ -94,11 +103,13 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code
     except SparsecError as error:
+        console.clear()
         if verbose:
             traceback.print_exc()
         say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
+        console.clear()
         say("interrupted")
         return INTERRUPTED
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparsec import scratch
+from sparsec import hub, scratch
 from sparsec.cli.common import HelpFormatter, output_file, positive, progress
 from sparsec.errors import InputError
 
@@ -25,6 +26,9 @@ PERCENTILES = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 
 Request = Callable[[], object]
 
+# On disk: what the user named, or what it became when it was fetched.
+Model = str | os.PathLike[str]
+
 
 def register(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the command's parser."""
@@ -36,7 +40,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         epilog='Example: sparsec benchmark model.sparsec -i "[64,384]" -s sync',
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("model", help="an artifact, an ONNX file, or a folder with model.onnx")
+    parser.add_argument(
+        "model", help="an artifact, an ONNX file, a folder with model.onnx, or hf:org/name"
+    )
     parser.add_argument(
         "-b", "--batch-size", "--batch_size", type=positive, metavar="N",
         help="sequences in a request (default: 1, or the first extent of --input-shapes)",
@@ -81,6 +87,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         metavar="FILE",
         help="also write the results as JSON",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.set_defaults(run=run)
     return parser
 
@@ -136,7 +143,6 @@ class Result:
 
 def run(args: argparse.Namespace) -> int:
     """Load, warm up, measure, print."""
-    from sparsec import __version__
     from sparsec.runtime import cpu
 
     export = output_file(args.export_path) if args.export_path else None
@@ -151,8 +157,9 @@ def run(args: argparse.Namespace) -> int:
     # Streams of `async` have cores of their own; those of `elastic` submit to one shared pool.
     shared = args.scenario != "async"
     each = cores if shared else max(1, cores // streams)
-    loaded = load(args, batch, length, 1 if shared else streams, each)
-    requests, close, name = loaded.requests, loaded.close, loaded.name
+    model = hub.local(args.model, progress(args))
+    loaded = load(args, model, batch, length, 1 if shared else streams, each)
+    requests, close = loaded.requests, loaded.close
     counters = loaded.counters
     try:
         result = measure(
@@ -167,36 +174,55 @@ def run(args: argparse.Namespace) -> int:
         rows = counters.to_json(batch) if counters else None
     finally:
         close()
-    print(f"Original Model Path: {args.model}")
-    print(f"Batch Size: {batch}")
-    print(f"Scenario: {result.scenario}")
-    print(f"Throughput (items/sec): {result.items_per_sec:.4f}")
-    print(f"Latency Mean (ms/batch): {result.mean:.4f}")
-    print(f"Latency Median (ms/batch): {result.median:.4f}")
-    print(f"Latency Std (ms/batch): {result.std:.4f}")
-    print(f"Iterations: {len(result.latencies)}")
-    if profile:
-        print(profile)
+    report = _report(args, loaded.name, cores, streams, result, rows)
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(_show(args, result)))
+        if profile:
+            print(profile)
     if export is not None:
-        report = {
-            "engine": name,
-            "version": __version__,
-            "orig_model_path": args.model,
-            "model_path": args.model,
-            "batch_size": batch,
-            "input_shapes": args.input_shapes,
-            "num_cores": cores,
-            "scenario": args.scenario,
-            "seconds_to_run": args.time,
-            "num_streams": streams,
-            "benchmark_result": result.to_json(),
-            **({} if rows is None else {"profile": rows}),
-        }
         try:
             export.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {args.export_path}: {error.strerror}") from error
     return 0
+
+
+def _report(
+    args: argparse.Namespace, engine: str, cores: int, streams: int, result: Result, profile: Any
+) -> dict[str, Any]:
+    """What --json and --export-path write."""
+    from sparsec import __version__
+
+    return {
+        "engine": engine,
+        "version": __version__,
+        "orig_model_path": args.model,
+        "model_path": args.model,
+        "batch_size": result.batch_size,
+        "input_shapes": args.input_shapes,
+        "num_cores": cores,
+        "scenario": args.scenario,
+        "seconds_to_run": args.time,
+        "num_streams": streams,
+        "benchmark_result": result.to_json(),
+        **({} if profile is None else {"profile": profile}),
+    }
+
+
+def _show(args: argparse.Namespace, result: Result) -> list[str]:
+    """The lines that users of the predecessor know."""
+    return [
+        f"Original Model Path: {args.model}",
+        f"Batch Size: {result.batch_size}",
+        f"Scenario: {result.scenario}",
+        f"Throughput (items/sec): {result.items_per_sec:.4f}",
+        f"Latency Mean (ms/batch): {result.mean:.4f}",
+        f"Latency Median (ms/batch): {result.median:.4f}",
+        f"Latency Std (ms/batch): {result.std:.4f}",
+        f"Iterations: {len(result.latencies)}",
+    ]
 
 
 def measure(
@@ -292,10 +318,10 @@ def _batch_and_length(args: argparse.Namespace) -> tuple[int, int | None]:
     return batch, next(iter(lengths), None)
 
 
-def _inputs(args: argparse.Namespace, batch: int, length: int | None) -> list[Any]:
+def _inputs(args: argparse.Namespace, model: Model, batch: int, length: int | None) -> list[Any]:
     from sparsec.facade import generate_random_inputs
 
-    inputs = generate_random_inputs(args.model, batch, length)
+    inputs = generate_random_inputs(model, batch, length)
     asked = args.input_shapes or []
     if len(asked) == 1:
         asked = asked * len(inputs)
@@ -317,27 +343,32 @@ class Loaded:
 
 
 def _sparsec(
-    args: argparse.Namespace, batch: int, length: int | None, engines: int, cores: int
+    args: argparse.Namespace,
+    model: Model,
+    batch: int,
+    length: int | None,
+    engines: int,
+    cores: int,
 ) -> Loaded:
     """Engines of this project; an ONNX model is compiled for the measured length."""
     from sparsec.facade import Engine, is_artifact
 
-    inputs = _inputs(args, batch, length)
+    inputs = _inputs(args, model, batch, length)
     options: dict[str, Any] = {"num_cores": cores}
-    if not is_artifact(args.model):
-        options["buckets"] = _buckets(args.model, inputs)
+    if not is_artifact(model):
+        options["buckets"] = _buckets(model, inputs)
         options["batch_size"] = batch
         options["progress"] = progress(args)
-    if args.profile and not is_artifact(args.model):
+    if args.profile and not is_artifact(model):
         import sparsec
 
         options.pop("num_cores")
         with scratch.temporary("sparsec-profile-") as folder:
             output = folder / "profile.sparsec"
-            model = sparsec.compile(args.model, output=output, profile=True, **options)
-            loaded = [Engine(model, cores) for _ in range(engines)]
+            made = sparsec.compile(model, output=output, profile=True, **options)
+            loaded = [Engine(made, cores) for _ in range(engines)]
     else:
-        loaded = [Engine(args.model, **options) for _ in range(engines)]
+        loaded = [Engine(model, **options) for _ in range(engines)]
     counters = None
     if args.profile:
         from sparsec.cli.profile import Counters
@@ -356,7 +387,7 @@ def _sparsec(
     return Loaded([request(engine) for engine in loaded], close, "sparsec", counters)
 
 
-def _buckets(model: str, inputs: Sequence[Any]) -> list[int]:
+def _buckets(model: Model, inputs: Sequence[Any]) -> list[int]:
     """The length of the inputs, if they have any."""
     from sparsec.compiler import frontend
 
@@ -369,16 +400,21 @@ def _buckets(model: str, inputs: Sequence[Any]) -> list[int]:
 
 
 def _onnxruntime(
-    args: argparse.Namespace, batch: int, length: int | None, engines: int, cores: int
+    args: argparse.Namespace,
+    model: Model,
+    batch: int,
+    length: int | None,
+    engines: int,
+    cores: int,
 ) -> Loaded:
     """ONNX Runtime sessions on the same file, for comparison."""
     from sparsec import ort
     from sparsec.facade import is_artifact
 
-    if is_artifact(args.model):
+    if is_artifact(model):
         raise InputError(f"onnxruntime runs ONNX files; {args.model} is an artifact")
-    arrays = _inputs(args, batch, length)
-    sessions = [ort.session(args.model, cores) for _ in range(engines)]
+    arrays = _inputs(args, model, batch, length)
+    sessions = [ort.session(model, cores) for _ in range(engines)]
     feeds = {spec.name: array for spec, array in zip(sessions[0].get_inputs(), arrays, strict=True)}
 
     def request(session: Any) -> Request:

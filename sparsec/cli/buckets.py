@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsec import hub
 from sparsec.cli.common import HelpFormatter, output_file, positive, progress
 from sparsec.errors import InputError
 from sparsec.paths import user_path
@@ -46,8 +48,8 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="measure this artifact or ONNX model on this machine, instead of going by a "
-        "BERT-base that was measured",
+        help="measure this artifact or ONNX model (hf:org/name too) on this machine, instead of "
+        "going by a BERT-base that was measured",
     )
     parser.add_argument(
         "--max-length",
@@ -72,9 +74,10 @@ def run(args: argparse.Namespace) -> int:
     from sparsec.serving import buckets
 
     plot = output_file(args.plot) if args.plot else None
-    lengths, limit = _lengths(args)
+    model = hub.local(args.model, progress(args)) if args.model else None
+    lengths, limit = _lengths(args, model)
     limit = args.max_length or limit or 512
-    cost = _measured(args, limit) if args.model else buckets.DEFAULT
+    cost = _measured(args, model, limit) if model else buckets.DEFAULT
     suggestions = buckets.suggest(lengths, args.count, cost, limit)
     # What a model costs that leaves padding out.
     least = sum(cost(min(length, limit)) for length in lengths)
@@ -87,16 +90,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _lengths(args: argparse.Namespace) -> tuple[list[int], int | None]:
+def _lengths(
+    args: argparse.Namespace, model: str | os.PathLike[str] | None
+) -> tuple[list[int], int | None]:
     """(tokens of each text, special ones included; the most that the model takes, if known)."""
     from sparsec.serving.models import ModelFiles
     from sparsec.serving.text import Text
 
-    if not (args.tokenizer or args.model):
+    if not (args.tokenizer or model):
         raise InputError(
             "a tokenizer is needed: give --tokenizer, or --model with one in its folder"
         )
-    files = ModelFiles.find_tokenizer(args.tokenizer, args.model)
+    files = ModelFiles.find_tokenizer(args.tokenizer, model)
     text = Text.load(files)
     try:
         stdin = args.texts == "-"
@@ -114,16 +119,16 @@ def _lengths(args: argparse.Namespace) -> tuple[list[int], int | None]:
     return [len(text.encode(line)) + special for line in lines], most
 
 
-def _measured(args: argparse.Namespace, limit: int) -> CostModel:
+def _measured(args: argparse.Namespace, model: str | os.PathLike[str], limit: int) -> CostModel:
     """Measure the model on this machine."""
     from sparsec.facade import Engine, generate_random_inputs, is_artifact
     from sparsec.serving import buckets
 
     tell = progress(args)
     lengths: Sequence[int] | None = None
-    if not is_artifact(args.model):
+    if not is_artifact(model):
         lengths = sorted({*(n for n in _MEASURED if n < limit), limit})
-    with Engine(args.model, args.num_cores, buckets=lengths, progress=tell) as engine:
+    with Engine(model, args.num_cores, buckets=lengths, progress=tell) as engine:
         lengths = engine.buckets
         inputs = {n: generate_random_inputs(engine.artifact, length=n) for n in lengths}
         if tell:

@@ -7,10 +7,25 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sparsec.console import say
 from sparsec.errors import InputError
 from sparsec.paths import user_path
+from sparsec.progress import Bar
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes flags by their whole names only: what a part of one means changes with every new flag,
+    and of ``--force`` and ``--for`` nobody sees that they are the same."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        # `allow_abbrev` leaves out flags that begin with one dash, of which some have whole words.
+        found = super()._get_option_tuples(option_string)
+        return [row for row in found if option_string.startswith(row[1])]
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -45,6 +60,14 @@ def lengths(text: str) -> list[int]:
         ) from None
 
 
+def option(text: str) -> tuple[str, str]:
+    """``name=value``, for argparse."""
+    name, mark, value = text.partition("=")
+    if not mark or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not like top_k=3")
+    return name.strip().replace("-", "_"), value
+
+
 def output_file(name: str) -> Path:
     """A file to write, with the folders that lead to it, which are made now.
 
@@ -62,7 +85,9 @@ def output_file(name: str) -> Path:
 
 
 def progress(args: argparse.Namespace) -> Callable[[str], None] | None:
-    """Where progress lines go: standard error, if that is a terminal or -v was given."""
-    if args.quiet or not (args.verbose or sys.stderr.isatty()):
+    """Where progress goes: lines with -v, else a bar if standard error is a terminal."""
+    if args.quiet:
         return None
-    return say
+    if args.verbose:
+        return say
+    return Bar() if sys.stderr.isatty() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from sparsec.cli.common import HelpFormatter, lengths, positive, progress
@@ -22,7 +23,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "model", help="an ONNX file, or a folder with model.onnx, tokenizer.json, config.json"
+        "model",
+        help="an ONNX file, a folder with model.onnx, tokenizer.json, config.json, or "
+        "hf:org/name[/file.onnx][@revision]",
     )
     parser.add_argument(
         "--buckets",
@@ -35,7 +38,8 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         "-o",
         "--output",
         metavar="DIR",
-        help="the artifact to write (default: model.sparsec beside model.onnx)",
+        help="the artifact to write (default: model.sparsec beside model.onnx; of hf:org/name, "
+        "name.sparsec in the working directory)",
     )
     parser.add_argument(
         "--batch-size",
@@ -105,7 +109,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compile; on a terminal, say where the artifact is."""
+    """Compile, and print where the artifact is."""
     import sparsec
 
     tell = progress(args)
@@ -133,4 +137,7 @@ def run(args: argparse.Namespace) -> int:
             f"done: {artifact.path}, {size / 1e6:.1f} MB for {artifact.target.name}, "
             f"tuned for {artifact.target.tuned_for}"
         )
+    # What a script reads; whoever looks at a terminal has been told.
+    if not args.quiet and not (tell and sys.stdout.isatty()):
+        print(artifact.path)
     return 0

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sparsec.cli.common import HelpFormatter, positive, printable
-from sparsec.errors import UnsupportedError
+from sparsec import hub
+from sparsec.cli.common import HelpFormatter, positive, printable, progress
+from sparsec.errors import ArtifactError, UnsupportedError
 from sparsec.interface import MANIFEST
+from sparsec.paths import input_path
 
 if TYPE_CHECKING:
     from sparsec.compiler.ir import Graph
@@ -33,7 +36,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         epilog="Exit code 4: the model cannot be compiled; what it holds and why not are shown.",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("path", help="an ONNX file, a folder with model.onnx, or an artifact")
+    parser.add_argument(
+        "path",
+        help="an ONNX file, a folder with model.onnx, hf:org/name, an artifact, or a file of one",
+    )
     parser.add_argument(
         "--length",
         type=positive,
@@ -62,11 +68,15 @@ def run(args: argparse.Namespace) -> int:
     """Print the report."""
     from sparsec.facade import is_artifact
 
-    if is_artifact(args.path):
-        report = _artifact(args.path)
+    file = _part(args.path)
+    if file or is_artifact(args.path):
+        report = _artifact(input_path(args.path).parent if file else args.path)
+        if file:
+            report = {"file": file, **report}
         show = _show_artifact
     else:
-        report = _model(args.path, args.length, args.target, args.precision)
+        path = hub.local(args.path, progress(args))
+        report = {**_model(path, args.length, args.target, args.precision), "path": args.path}
         show = _show_model
     if args.json:
         print(json.dumps(report, indent=2))
@@ -75,7 +85,34 @@ def run(args: argparse.Namespace) -> int:
     return UnsupportedError.exit_code if report.get("unsupported") else 0
 
 
-def _artifact(path: str) -> dict[str, Any]:
+def _part(path: str) -> str:
+    """The name of a file that belongs to an artifact; "" for what is something else.
+
+    Raises:
+        ArtifactError: it is a library that belongs to none, or not to the one that it lies in.
+    """
+    file = input_path(path)
+    if not file.is_file() or file.suffix == ".onnx":
+        return ""
+    manifest = file.parent / MANIFEST
+    try:
+        names = json.loads(manifest.read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        names = {}
+    if file.name in names or file == manifest:
+        return file.name
+    if file.suffix != ".so":
+        return ""
+    where = (
+        f"not part of the artifact {file.parent}" if names else f"alone: no {MANIFEST} beside it"
+    )
+    raise ArtifactError(
+        f"{path} is a shared library and {where}; the libraries of an artifact belong in its "
+        f"folder, as sparsec compile has made it"
+    )
+
+
+def _artifact(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest, after the whole artifact was checked."""
     from sparsec import targets
     from sparsec.errors import HardwareError
@@ -92,7 +129,9 @@ def _artifact(path: str) -> dict[str, Any]:
     return {"path": str(path), **report, "runs_here": True}
 
 
-def _model(path: str, length: int | None, target: str, precision: str) -> dict[str, Any]:
+def _model(
+    path: str | os.PathLike[str], length: int | None, target: str, precision: str
+) -> dict[str, Any]:
     """What the compiler makes of a model, without building it; of one it refuses, what there is."""
     from sparsec import microarchitectures, targets
     from sparsec.compiler import frontend, optimize, settle_buckets
@@ -147,7 +186,9 @@ def _model(path: str, length: int | None, target: str, precision: str) -> dict[s
     return report
 
 
-def _accuracy(path: str, graph: Graph, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _accuracy(
+    path: str | os.PathLike[str], graph: Graph, report: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """What products of bfloat16 change in a model's outputs, on random inputs."""
     from sparsec.compiler import accuracy
     from sparsec.facade import generate_random_inputs
@@ -190,7 +231,8 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
     model, target, tools = report["model"], report["target"], report["toolchain"]
     size = sum(info["size"] for info in report["files"].values())
     here = "this machine can run it" if report["runs_here"] else report["why_not"]
-    lines = [
+    lines = _file(report)
+    lines += [
         f"{report['path']}: artifact of {model['name']} ({model['dialect']}), "
         f"made by sparsec {report['sparsec_version']}",
         f"  source   sha256 {model['sha256']}",
@@ -213,6 +255,22 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
         lines += _calls(_kernels(bucket["kernels"]), "    ")
     times = "measured" if report.get("tuning") else "by the cost model"
     return lines + _layers(report["layers"], times)
+
+
+def _file(report: Mapping[str, Any]) -> list[str]:
+    """A line for the file that was named, if it was not the artifact itself."""
+    name = report.get("file", "")
+    if not name:
+        return []
+    lengths = [b["length"] for b in report["buckets"] if b["file"] == name]
+    kind = "a file"
+    if lengths:
+        kind = f"the library for {lengths[0]} tokens" if lengths[0] else "the library"
+    elif name.endswith(".so"):
+        kind = "the weights of all buckets"
+    elif name == MANIFEST:
+        kind = "the description"
+    return [f"{name}: {kind} of the artifact {report['path']}, which is:"]
 
 
 def _show_model(report: Mapping[str, Any]) -> list[str]:
