@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import inspect
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +42,7 @@ from sparsec.errors import (
     NonFiniteError,
     TooLongError,
 )
+from sparsec.serving.defaults import DEFAULT, default_model
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.runner import (
     EngineRunner,
@@ -188,6 +191,7 @@ class Pipeline(abc.ABC):
                 ``config.json``, or with the model in ``onnx/``; an .onnx file beside those;
                 ``hf:org/name[@revision]`` or ``hf:org/name/onnx/file.onnx[@revision]``; or a
                 ``zoo:`` stub of a model that is in `zoo_dir`.  ONNX is compiled on first use.
+                None or ``default``: the task's model in the package ``sparsec-models``.
             batch_size: sequences that run together most often, which the layers of an ONNX model
                 are cut for; None means 1.  Any number runs.
             sequence_length: tokens, or a list of such buckets: a text goes to the smallest that
@@ -214,8 +218,6 @@ class Pipeline(abc.ABC):
                 and loading raise.
         """
         kind = task if isinstance(task, type) and issubclass(task, Pipeline) else find(task)
-        if model_path is None:
-            raise InputError("model_path is needed: tasks have no default models")
         made_by = {
             "model_path": anchored(model_path),
             "batch_size": batch_size,
@@ -227,10 +229,12 @@ class Pipeline(abc.ABC):
             "zoo_dir": anchored(zoo_dir),
             **kwargs,
         }
-        options = _check_options(kind, kwargs)
+        options = check_options(kind, kwargs)
         batch_size = _typed("batch_size", PositiveInt | None, batch_size)
         num_cores = _typed("num_cores", PositiveInt | None, num_cores)
-        model_path = _typed("model_path", str | Path, model_path)
+        model_path = _typed("model_path", str | Path | None, model_path)
+        if model_path is None or str(model_path) == DEFAULT:
+            model_path = default_model(kind.task)
         tokenizer = _typed("tokenizer", str | Path | None, tokenizer)
         zoo_dir = _typed("zoo_dir", str | Path | None, zoo_dir)
         on_nonfinite = _typed("on_nonfinite", OnNonFinite, on_nonfinite)
@@ -639,8 +643,12 @@ def options_of(kind: type[Pipeline]) -> dict[str, inspect.Parameter]:
     }
 
 
-def _check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a task, of the types that its class declares."""
+def check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task, of the types that its class declares.
+
+    Raises:
+        InputError: the task has no such option, or it is of another type.
+    """
     known = options_of(kind)
     try:
         hints = get_type_hints(kind.__init__)
@@ -659,6 +667,33 @@ def _check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str
                 f"tokenizer, config, zoo_dir, on_nonfinite, truncate, progress"
             )
     return checked
+
+
+def parse_options(kind: type[Pipeline], given: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Options of a task that were written as text: JSON where that is of the option's type, else
+    the text itself, else its parts between commas.
+
+    Raises:
+        InputError: as for :func:`check_options`, or one is given twice.
+    """
+    parsed: dict[str, Any] = {}
+    for name, text in given:
+        if name in parsed:
+            raise InputError(f"the option {name} is given twice")
+        readings: list[Any] = [text, *([text.split(",")] if "," in text else [])]
+        with contextlib.suppress(ValueError):
+            readings.insert(0, json.loads(text))
+        wrong = None
+        for reading in readings:
+            try:
+                parsed |= check_options(kind, {name: reading})
+                break
+            except InputError as error:
+                wrong = wrong or error
+        else:
+            assert wrong is not None
+            raise wrong
+    return parsed
 
 
 def plain(value: Any) -> Any:

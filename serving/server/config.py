@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from sparsec.errors import InputError
 from sparsec.paths import user_path
+from sparsec.serving.defaults import DEFAULT, default_model
 
 # Paths that are the server's own, with everything below them.
 RESERVED = (
@@ -99,7 +100,11 @@ class EndpointConfig(_Strict):
     name: str = Field(default="", description="used in /v2/models/NAME, metrics and logs")
     route: str = Field(default="", description="path that takes POST")
     task: str = Field(description="such as token-classification, or an alias")
-    model: str = Field(description="artifact, folder with model.onnx, ONNX file, or hf: name")
+    model: str = Field(
+        default=DEFAULT,
+        description="artifact, folder with model.onnx, ONNX file, or hf: name; by default the "
+        "task's model of the package sparsec-models",
+    )
     batch_size: int = Field(default=1, ge=1, description="batch size to cut layers for")
     sequence_length: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="a number of tokens, or a list of such buckets"
@@ -154,6 +159,17 @@ class EndpointConfig(_Strict):
             if name in kwargs:
                 raise ValueError(f"{name} is the server's, not an endpoint's")
         return kwargs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_model(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("model", DEFAULT) != DEFAULT:
+            return values
+        if not isinstance(values.get("task"), str):
+            return values
+        from sparsec.serving.pipelines import base
+
+        return {**values, "model": str(default_model(base.find(values["task"]).task))}
 
     @model_validator(mode="after")
     def _lengths_once(self) -> EndpointConfig:

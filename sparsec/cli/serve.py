@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from sparsec.cli.common import HelpFormatter, lengths, positive
+from sparsec.cli.common import HelpFormatter, lengths, option, positive
 from sparsec.console import say
 from sparsec.errors import InputError
 from sparsec.paths import user_path
@@ -21,17 +21,31 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         "serve",
         parents=[common],
         help="answer HTTP requests",
-        description="answer HTTP requests: one task by flags, or what a YAML file lists",
-        epilog="Example: sparsec serve --task ner --model-path model.sparsec.  SIGTERM finishes "
+        description="answer HTTP requests: one model by flags, or what a YAML file lists",
+        epilog="Examples: sparsec serve model.sparsec; sparsec serve --task ner.  SIGTERM finishes "
         "what was accepted; SIGHUP reads the configuration file again.",
         formatter_class=HelpFormatter,
     )
     what = parser.add_argument_group("what to serve")
-    what.add_argument("--task", help="such as token-classification, question-answering, ner, qa")
     what.add_argument(
-        "--model-path", "--model_path", metavar="MODEL",
+        "model", nargs="?", metavar="MODEL",
         help="an artifact, a folder with model.onnx, tokenizer.json and config.json, an ONNX file "
-        "beside those, or hf:org/name",
+        "beside those, or hf:org/name[/file.onnx][@revision]; without one, the task's small model "
+        "of sparsec[models]",
+    )  # fmt: skip
+    what.add_argument("--model-path", "--model_path", metavar="MODEL", help="the same")
+    what.add_argument(
+        "--task",
+        help="such as token-classification, question-answering, ner, qa (default: what the model's "
+        "files say)",
+    )
+    what.add_argument(
+        "--tokenizer", metavar="PATH", help="tokenizer.json or its folder, if not beside the model"
+    )
+    what.add_argument(
+        "--option", action="append", type=option, metavar="NAME=VALUE",
+        help="an option of the task, such as aggregation_strategy=simple; lists as JSON or with "
+        "commas; may be repeated",
     )  # fmt: skip
     what.add_argument(
         "--config-file", "--config_file", metavar="FILE", help="a YAML file with several endpoints"
@@ -115,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
     if args.config_file:
         given = [name for name in _ENDPOINT if getattr(args, name)]
         if given:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            words = {name: "--" + name.replace("_", "-") for name in given} | {"model": "MODEL"}
+            flags = ", ".join(words[name] for name in given)
             raise InputError(f"{flags}: the configuration file says this for each endpoint")
         settings = config.load(args.config_file, **overrides)
         if not settings.endpoints and not settings.admin_token and not args.hot_reload_config:
@@ -123,8 +138,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         if args.hot_reload_config:
             raise InputError("--hot-reload-config needs --config-file")
-        if not args.task or not args.model_path:
-            raise InputError("give --task and --model-path, or --config-file")
         settings = config.check({**overrides, "endpoints": [_endpoint(args)]}, "the command line")
     errors.configure_logging()
     supervisor = server.Supervisor(
@@ -139,8 +152,8 @@ def run(args: argparse.Namespace) -> int:
 
 # Flags that describe the one endpoint of a server without a file.
 _ENDPOINT = (
-    "task", "model_path", "sequence_length", "batch_size", "engine_type", "max_batch",
-    "max_delay_us", "queue_size", "on_nonfinite", "truncate",
+    "task", "model", "model_path", "tokenizer", "option", "sequence_length", "batch_size",
+    "engine_type", "max_batch", "max_delay_us", "queue_size", "on_nonfinite", "truncate",
 )  # fmt: skip
 
 
@@ -160,16 +173,47 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
+    """The one endpoint of a server without a file.
+
+    Raises:
+        InputError: neither task nor model is given, or the task cannot be guessed.
+    """
+    from sparsec.serving.pipelines import base
+
+    if args.model and args.model_path:
+        raise InputError(f"two models: {args.model} and --model-path {args.model_path}")
+    model = args.model or args.model_path
+    if not model and not args.task:
+        raise InputError(
+            "say what to serve: a model (sparsec serve MODEL), a task that has one of its own "
+            "(sparsec serve --task ner), or --config-file"
+        )
+    task = args.task or _guess(args, model)
+    kwargs = base.parse_options(base.find(task), args.option or ())
+    for name in ("engine_type", "tokenizer"):
+        if getattr(args, name):
+            kwargs[name] = getattr(args, name)
     batching = {"max_batch": args.max_batch, "max_delay_us": args.max_delay_us}
     batching["queue_size"] = args.queue_size
     values = {
-        "task": args.task,
-        "model": args.model_path,
+        "task": task,
+        "model": model,
         "sequence_length": args.sequence_length,
         "batch_size": args.batch_size,
         "batching": {name: value for name, value in batching.items() if value is not None},
         "on_nonfinite": args.on_nonfinite,
         "truncate": args.truncate or None,
-        "kwargs": {"engine_type": args.engine_type} if args.engine_type else {},
+        "kwargs": kwargs,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _guess(args: argparse.Namespace, model: str) -> str:
+    """The task that a model's files say it is for."""
+    from sparsec.serving.defaults import guess_task
+    from sparsec.serving.models import ModelFiles
+
+    tell = (lambda _: None) if args.quiet else say
+    task, why = guess_task(ModelFiles.find(model, tokenizer=args.tokenizer, progress=tell))
+    tell(f"the task is {task}: {why}; --task says otherwise")
+    return task
