@@ -63,7 +63,7 @@ class Bar:
         self._work = step.work
         # What was done before, by a run that was interrupted, took none of this one's time.
         self._shown = tqdm(
-            total=step.total, initial=max(0, step.done - 1), desc=f"sparsec: {step.work}",
+            total=step.total, initial=step.done, desc=f"sparsec: {step.work}",
             leave=False, dynamic_ncols=True, file=sys.stderr,
         )  # fmt: skip
         console.live = self
