@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+from tests import shared
 from tests.server_support import TextModels
 
 settings.register_profile("sparsec", derandomize=True, deadline=None, print_blob=True)
@@ -20,6 +21,16 @@ settings.load_profile("sparsec")
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Models compiled on the way never come from, or end up in, the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def shared_cache(
+    own_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """For tests of what answers, not of the cache: models that another such test has compiled."""
+    folder = shared.folder(tmp_path_factory, "cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
 
@@ -69,11 +80,15 @@ def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The tiny model compiled for 8 and 16 tokens with portable C."""
     import sparsec
 
-    output = tmp_path_factory.mktemp("artifact") / "tiny.sparsec"
-    return sparsec.compile(tiny_model, buckets=[8, 16], output=output, target="generic").path
+    folder = shared.folder(tmp_path_factory, "tiny")
+    output = folder / "tiny.sparsec"
+    with shared.locked(folder / "lock"):
+        if not output.exists():
+            sparsec.compile(tiny_model, buckets=[8, 16], output=output, target="generic")
+    return output
 
 
 @pytest.fixture(scope="session")
 def text_models(tmp_path_factory: pytest.TempPathFactory) -> TextModels:
     """Artifacts of small text models by task, with tokenizers."""
-    return TextModels(tmp_path_factory.mktemp("text-models"))
+    return TextModels(shared.folder(tmp_path_factory, "text-models"))

@@ -19,7 +19,7 @@ import httpx
 import yaml
 
 import sparsec
-from tests import pipelines_support
+from tests import pipelines_support, shared
 
 TOKEN = "a-token-of-tests"
 
@@ -52,10 +52,11 @@ class TextModels:
     def __getitem__(self, task: str) -> Path:
         folder = self._folder / task
         artifact = folder / "model.sparsec"
-        if not artifact.exists():
-            head, settings = TASKS[task]
-            pipelines_support.make(folder, head, **settings)
-            sparsec.compile(folder, buckets=[16, 64], output=artifact, target="generic")
+        with shared.locked(self._folder / f"{task}.lock"):
+            if not artifact.exists():
+                head, settings = TASKS[task]
+                pipelines_support.make(folder, head, **settings)
+                sparsec.compile(folder, buckets=[16, 64], output=artifact, target="generic")
         return artifact
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -9,8 +10,10 @@ import pty
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -257,6 +260,7 @@ def test_same_model_same_bytes(micro_model: Path, tmp_path: Path) -> None:
 def on_terminal(*args: str, stdout: bool = False, code: int = 0) -> str:
     """What a command prints when its standard error is a terminal, and its standard output too."""
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     said: list[bytes] = []
 
     def read() -> None:

@@ -33,7 +33,7 @@ def _lasting(page: str) -> str:
     return "\n".join(lines)
 
 
-def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
     for model in ("sentiment", "ner"):
         if not (ROOT / "examples" / "models" / model / "model.onnx").is_file():
             pytest.skip(f"examples/models/{model} is not there")

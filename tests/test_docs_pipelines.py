@@ -20,7 +20,9 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_examples(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
     text = page.read_text(encoding="utf-8")
     for model in sorted(set(re.findall(r"examples/models/(\w+)", text))):
         shipped(model)

@@ -474,7 +474,7 @@ def test_openapi_is_valid(server: Server) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
-def test_the_guide_prints_what_it_says(tmp_path: Path) -> None:
+def test_the_guide_prints_what_it_says(tmp_path: Path, shared_cache: Path) -> None:
     shipped("ner")
     page = docs_server.PAGE.read_text(encoding="utf-8")
     got = docs_server.rendered(page, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from typing import Any
 
 from sparsec.cli.common import HelpFormatter, lengths, option, positive
@@ -213,7 +214,7 @@ def _guess(args: argparse.Namespace, model: str) -> str:
     from sparsec.serving.defaults import guess_task
     from sparsec.serving.models import ModelFiles
 
-    tell = (lambda _: None) if args.quiet else say
+    tell: Callable[[str], None] = (lambda _: None) if args.quiet else say
     task, why = guess_task(ModelFiles.find(model, tokenizer=args.tokenizer, progress=tell))
     tell(f"the task is {task}: {why}; --task says otherwise")
     return task
