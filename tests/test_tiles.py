@@ -478,12 +478,23 @@ def test_tiles_hold_every_weight_once(n: int, k: int, seed: int) -> None:
 @given(n=st.integers(1, 70), k=st.integers(LEAST_INPUTS, 300), seed=st.integers(0, 2**32 - 1))
 def test_lists_leave_out_empty_tiles_only(n: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    w = VALUES["holes"](rng, (n, k), 1, 127).astype(np.int8)
-    count = int(pack_tiles(w).any(axis=(2, 3)).sum())
-    assert count == int(filled(w).sum())
+    holes = VALUES["holes"](rng, (n, k), 1, 127)
+    for dtype in (np.int8, np.uint16):  # bytes, bits of bfloat16
+        w = holes.astype(dtype)
+        tiles = pack_tiles(w)
+        count = int(tiles.any(axis=(2, 3)).sum())
+        assert count == int(filled(w).sum())
+        for chunk in (1, 3):
+            listed = list_tiles(w, chunk)
+            assert listed.weights.size // 1024 == max(count, 1)
+            values = listed.weights[: 1024 * count].view(dtype)
+            np.testing.assert_array_equal(
+                np.sort(values), np.sort(tiles[tiles.any((2, 3))].ravel())
+            )
+    w = holes.astype(np.int8)
+    count = int(filled(w).sum())
     for chunk in (1, 3):
-        listed, masked = list_tiles(w, chunk), mask_tiles(w, chunk)
-        assert listed.weights.size // 1024 == max(count, 1)
+        masked = mask_tiles(w, chunk)
         assert masked.weights.size == 64 + int((w != 0).sum()) + 128 * max(count, 1) or (
             masked.granule == 4
         )

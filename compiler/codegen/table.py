@@ -396,7 +396,10 @@ IN_LANES: tuple[InLanes, ...] = (
     _linear("bf16", _rounded(linear.pack_quads, FOURS), sparse=False, has=_multiplies_bf16),
     _linear(
         "bf16",
-        _rounded(linear.pack_tiles, "all, in tiles of 16 output x 32 input channels"),
+        _rounded(
+            linear.pack_tiles,
+            "all, in tiles of 16 output x 32 input channels; where enough are empty, without those",
+        ),
         sparse=False,
         has=lambda target: _multiplies_bf16(target) and _multiplies_tiles(target),
         matrix=True,

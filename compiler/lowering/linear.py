@@ -273,7 +273,7 @@ def pack_coded(w: Array, chunk_packs: int) -> Packed:
 def pack_tiles(w: Array, chunk_packs: int) -> Packed:
     """The weights [N, K] as tiles; where enough of them are empty, without those."""
     none = np.zeros(0, np.int32)
-    if w.dtype == np.uint16 or tile_packing.filled(w).mean() > FULL_TILES:
+    if tile_packing.filled(w).mean() > FULL_TILES:
         return Packed(tile_packing.pack_tiles(w), none, none, none)
     return _listed(tile_packing.list_tiles(w, chunk_packs // tile_packing.PACKS))
 
@@ -505,7 +505,7 @@ class Plans:
             n, k = weights.shape
             density = float((packs_of(weights)[:n] != 0).mean()) if weights.size else 0.0
             kind = products_of(node, self._target)
-            tiles = kind == "i8" and self._target.matrix is not None and weights.size
+            tiles = kind in ("i8", "bf16") and self._target.matrix is not None and weights.size
             filled = float(tile_packing.filled(weights).mean()) if tiles else 1.0
             layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels, filled)
             self._coded[key] = kind == "f32" and density > 0.5 and find_codes(weights) is not None

@@ -63,11 +63,17 @@ def pack_tiles(weights: Array) -> Array:
 
 
 def filled(weights: Array) -> Array:
-    """Which tiles of weights int8 [N, K] hold a weight that is not zero: bool ``[N/16, K/64]``."""
+    """Which tiles of weights [N, K] hold a weight that is not zero.
+
+    Returns:
+        bool ``[N/16, K/64]`` of int8 weights, ``[N/16, K/32]`` of bits of bfloat16.
+    """
     n, k = weights.shape
-    padded = np.zeros((-(-n // CHANNELS) * CHANNELS, tile_count(k) * 4 * PACKS), bool)
+    each = 2 if weights.dtype == np.uint16 else 4
+    count = tile_count(k, each)
+    padded = np.zeros((-(-n // CHANNELS) * CHANNELS, count * each * PACKS), bool)
     padded[:n, :k] = weights != 0
-    return np.asarray(padded.reshape(-1, CHANNELS, tile_count(k), 4 * PACKS).any(axis=(1, 3)))
+    return np.asarray(padded.reshape(-1, CHANNELS, count, each * PACKS).any(axis=(1, 3)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +81,8 @@ class Listed:
     """Tiles that are not empty, as ``listed`` in ``templates/lanes/linear_tiles.c.j2``.
 
     Attributes:
-        weights: int8, the tiles one after the other; or of each its masks and what they stand for.
+        weights: int8 (of bfloat16, their bytes), the tiles one after the other; or of each its
+            masks and what they stand for.
         offsets: uint16 [steps], the packs where each step begins.
         start: int32 [32 channels * chunks + 2, 4].
         granule: weights that a bit of a mask stands for; 0: there are no masks.
@@ -88,7 +95,11 @@ class Listed:
 
 
 def list_tiles(weights: Array, chunk: int) -> Listed:
-    """The tiles of weights int8 [N, K] that are not empty, of chunks of `chunk` of them."""
+    """The tiles of weights [N, K], int8 or bits of bfloat16, that are not empty.
+
+    Args:
+        chunk: tiles of inputs that are gone through before the next ones.
+    """
     tiles, offsets, entries = _listed(weights, chunk)
     flat = np.concatenate([tiles.reshape(-1), np.zeros(BEYOND, np.int8)])
     return Listed(flat, offsets, _starts(entries, np.full(len(tiles), tiles[0].size)), 0)
@@ -107,12 +118,15 @@ def _listed(weights: Array, chunk: int) -> tuple[Array, Array, Array]:
 
     Each row is of 32 channels and a chunk: its steps, its tiles, steps with two, with the first.
     """
-    tiles = pack_tiles(weights)
+    packed = pack_tiles(weights)
+    tiles = packed.view(np.int8).reshape(*packed.shape[:3], 4 * PACKS)
     if len(tiles) % HALVES:
         tiles = np.concatenate([tiles, np.zeros_like(tiles[:1])])
     used = tiles.any(axis=(2, 3)).reshape(-1, HALVES, tiles.shape[1])
     tiles = tiles.reshape(-1, HALVES, *tiles.shape[1:])
-    last = -(-weights.shape[1] // 4) - PACKS
+    # The last tile of bytes ends with the inputs, that of bfloat16 is filled up.
+    floats = weights.dtype == np.uint16
+    last = tiles.shape[2] * PACKS if floats else -(-weights.shape[1] // 4) - PACKS
     found: list[Array] = []
     offsets: list[Array] = []
     entries: list[tuple[int, int, int, int]] = []
