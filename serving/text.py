@@ -45,6 +45,9 @@ class Text:
             known.
         cut_left: whether text that is too long loses its beginning instead of its end.
         context_first: whether a question stands behind what it is asked of.
+
+    Attributes:
+        side: of text that is too long, which is cut: left or right.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Text:
         self.context_first = context_first
         self._ids = {key: tokenizer.token_to_id(token) for key, token in self.specials.items()}
         self._clean = clean
-        self._side = "left" if cut_left else "right"
+        self.side = "left" if cut_left else "right"
         whole = json.loads(tokenizer.to_str())
         _keep_offsets(whole["post_processor"])
         self.tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(whole))
@@ -186,7 +189,7 @@ class Text:
         """What :meth:`cut` leaves."""
         if len(tokens) > length:
             _check_room(length)
-        return tokens[:length] if self._side == "right" else tokens[max(0, len(tokens) - length) :]
+        return tokens[:length] if self.side == "right" else tokens[max(0, len(tokens) - length) :]
 
     @cached_property
     def _template(self) -> list[tuple[int | NDArray[np.int64], int]]:
@@ -226,7 +229,7 @@ class Text:
         """
         if len(encoding) > length:
             _check_room(length)
-            encoding.truncate(length, direction=self._side)
+            encoding.truncate(length, direction=self.side)
 
     def windows(self, encoding: Encoding, length: int, stride: int) -> list[tuple[int, Encoding]]:
         """An encoding in pieces of at most `length` tokens that overlap by `stride`.
@@ -246,10 +249,10 @@ class Text:
                 f"windows of {length} tokens cannot overlap by {stride}: use a larger "
                 f"sequence_length or a smaller stride"
             )
-        encoding.truncate(length, stride=stride, direction=self._side)
+        encoding.truncate(length, stride=stride, direction=self.side)
         pieces = [encoding, *encoding.overflowing]
         step = length - stride
-        if self._side == "right":
+        if self.side == "right":
             return [(k * step, piece) for k, piece in enumerate(pieces)]
         starts = [max(0, total - length - k * step) for k in range(len(pieces))]
         return list(zip(starts, pieces, strict=True))[::-1]

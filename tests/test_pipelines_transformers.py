@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from examples.encoders import EncoderConfig, Weights
-from sparsec import Pipeline
+from sparsec import InputError, Pipeline, TooLongError
+from sparsec.serving.pipelines import hub
+from sparsec.serving.server import json_text
 from tests.pipelines_support import NER_LABELS, TEXTS, make
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install .[zoo]")
@@ -588,6 +590,158 @@ def test_fill_mask(cases: Callable[..., Case], kind: str, engine: str) -> None:
 
     for text, rows in zip(texts, got, strict=True):
         compare(rows, theirs(text))
+
+
+# ---- Hugging Face's JSON -------------------------------------------------------------------------
+
+
+def hub_answer(pipeline: Pipeline, inputs: Any, **parameters: Any) -> Any:
+    """What a server answers to ``{"inputs", "parameters"}``."""
+    request = hub.read(pipeline, {"inputs": inputs, "parameters": parameters})
+    varied = pipeline.varied(**request.options)
+    answer = request.answer([varied(one) for one in request.inputs])
+    return json.loads(json_text.dumps(answer))
+
+
+def alike(got: Any, want: Any) -> None:
+    """Equal, numbers nearly, in lists and objects too."""
+    if isinstance(want, dict):
+        assert set(got) == set(want)
+        for name, value in want.items():
+            alike(got[name], value)
+    elif isinstance(want, list):
+        assert isinstance(got, list) and len(got) == len(want)
+        for mine, value in zip(got, want, strict=True):
+            alike(mine, value)
+    elif isinstance(want, (int, str)) or want is None:
+        assert got == want
+    else:
+        np.testing.assert_allclose(got, want, atol=5e-5)
+
+
+def test_hugging_faces_json_of_texts(cases: Callable[..., Case]) -> None:
+    case = cases("sequence-classification", "wordpiece", labels=["bad", "fair", "good"])
+    reference = case.reference("text-classification")
+    with case.ours("text-classification", "onnxruntime") as ours:
+        for parameters in (
+            {}, {"top_k": 2}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"},
+            {"function_to_apply": "softmax", "top_k": 1},
+        ):  # fmt: skip
+            asked = {"top_k": None, **parameters}
+            for given in (TEXTS[0], TEXTS[:3]):
+                # The service has a list for a single text as well.
+                want = reference([given] if isinstance(given, str) else given, **asked)
+                alike(hub_answer(ours, given, **parameters), want)
+        pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+        alike(hub_answer(ours, [pair, pair]), reference([pair, pair], top_k=None))
+        alike(hub_answer(ours, pair), reference(pair, top_k=None))
+        with pytest.raises(InputError, match="text_pair, not texts"):
+            hub_answer(ours, {"texts": "a"})
+        with pytest.raises(InputError, match="candidates is not known here; there are truncate"):
+            hub_answer(ours, "a", candidates=3)
+        with pytest.raises(InputError, match="function_to_apply"):
+            hub_answer(ours, "a", function_to_apply="tanh")
+
+
+def test_hugging_faces_json_of_tokens(cases: Callable[..., Case]) -> None:
+    case = cases("token-classification", "wordpiece", labels=NER_LABELS)
+    reference = case.reference("token-classification")
+    with case.ours("token-classification", "onnxruntime") as ours:
+        for parameters in (
+            {}, {"aggregation_strategy": "none"}, {"aggregation_strategy": "max"},
+            {"ignore_labels": ["PER"]}, {"aggregation_strategy": "none", "ignore_labels": []},
+        ):  # fmt: skip
+            asked = {"aggregation_strategy": "simple", **parameters}
+            for given in (TEXTS[0], TEXTS[:2]):
+                alike(hub_answer(ours, given, **parameters), reference(given, **asked))
+    with case.ours("ner", "onnxruntime", aggregation_strategy="none") as ours:
+        alike(hub_answer(ours, TEXTS[0]), reference(TEXTS[0], aggregation_strategy="none"))
+
+
+def test_hugging_faces_json_of_questions(cases: Callable[..., Case]) -> None:
+    case = cases("question-answering", "wordpiece")
+    reference = case.reference("question-answering")
+    given = {"question": QUESTIONS[0], "context": CONTEXTS[0][:60]}
+    with case.ours("question-answering", "onnxruntime") as ours:
+        # What this task answers is compared above; here, what a request may change.
+        alike(hub_answer(ours, given), reference(given))
+        alike(hub_answer(ours, [given, given], align_to_words=True), [reference(given)] * 2)
+        short = hub_answer(ours, given, max_answer_len=1)
+        alike(short, reference(given, max_answer_len=1))
+        three = hub_answer(ours, given, top_k=3)
+        want = reference(given, top_k=3)
+        assert len(three) == 3 and three[0] == hub_answer(ours, given)
+        assert [row["score"] for row in three] == sorted(
+            (row["score"] for row in three), reverse=True
+        )
+        alike(three[0], want[0])
+        windows = ours.varied(max_seq_len=16, doc_stride=2)
+        assert max(item.length for item in windows.prepare(windows.parse(**given)).items) <= 16
+        with pytest.raises(InputError, match="align_to_words can only be True"):
+            hub_answer(ours, given, align_to_words=False)
+        with pytest.raises(InputError, match="question"):
+            hub_answer(ours, "a")
+
+
+def test_hugging_faces_json_of_labels(cases: Callable[..., Case]) -> None:
+    names = ["contradiction", "neutral", "entailment"]
+    case = cases("sequence-classification", "wordpiece", labels=names)
+    reference = case.reference("zero-shot-classification")
+    labels = ["news", "sport", "New York"]
+    with case.ours("zero-shot-text-classification", "onnxruntime") as ours:
+        for parameters in ({}, {"multi_label": True}, {"hypothesis_template": "Is it {}?"}):
+            for given in (TEXTS[0], TEXTS[:2]):
+                asked = {"candidate_labels": labels, **parameters}
+                alike(hub_answer(ours, given, **asked), reference(given, **asked))
+    mine = {"labels": labels, "hypothesis_template": "about {}"}
+    with case.ours("zero-shot", "onnxruntime", **mine) as ours:
+        want = reference(TEXTS[0], labels, hypothesis_template="about {}")
+        alike(hub_answer(ours, TEXTS[0]), want)
+    settings = {"hypothesis_template": "about {}"}
+    with case.ours("zero-shot", "onnxruntime", labels=labels, model_config=settings) as ours:
+        alike(hub_answer(ours, TEXTS[0]), want)
+
+
+def test_hugging_faces_json_of_masks(cases: Callable[..., Case]) -> None:
+    case = cases("masked-lm", "wordpiece")
+    reference = case.reference("fill-mask")
+    one, two = "[MASK] lives in Paris .", "[MASK] lives in [MASK] ."
+    with case.ours("fill-mask", "onnxruntime") as ours:
+        for parameters in (
+            {}, {"top_k": 2}, {"targets": ["Mary", "John", "Mary"]},
+            {"targets": "Paris", "top_k": 3},
+        ):  # fmt: skip
+            for given in (one, [one, one], two):
+                alike(hub_answer(ours, given, **parameters), reference(given, **parameters))
+        with pytest.raises(InputError, match="targets"):
+            hub_answer(ours, one, targets=[])
+
+
+def test_hugging_faces_json_of_vectors(cases: Callable[..., Case]) -> None:
+    case = cases("hidden", "wordpiece")
+    reference = case.reference("feature-extraction")
+    with case.ours("embedding", "onnxruntime", emb_extraction_layer=None) as ours:
+        want = reference(TEXTS[0])
+        alike(np.array(hub_answer(ours, TEXTS[0])), np.array(want))
+        for got, row in zip(hub_answer(ours, TEXTS[:2]), reference(TEXTS[:2]), strict=True):
+            alike(np.array(got), np.array(row[0]))
+        # Cut or refused, as a request says.
+        for value in (True, "longest_first"):
+            hub_answer(ours, TEXTS[0] * 9, truncation=value, padding=True)
+        for name, value in (("truncation", False), ("truncate", False)):
+            with pytest.raises(TooLongError):
+                hub_answer(ours, TEXTS[0] * 9, **{name: value})
+        hub_answer(ours, TEXTS[0], truncation_direction="Right")
+        with pytest.raises(InputError, match="cuts right"):
+            hub_answer(ours, TEXTS[0], truncation_direction="left")
+    with case.ours("sentence-embedding", "onnxruntime") as ours:
+        vectors = ours(TEXTS[:3]).embeddings
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        given = {"source_sentence": TEXTS[0], "sentences": TEXTS[1:3]}
+        alike(hub_answer(ours, given), unit[1:] @ unit[0])
+        alike(hub_answer(ours, TEXTS[0], normalize=True)[0], unit[0])
+        with pytest.raises(InputError, match="source_sentence"):
+            hub_answer(ours, {"source_sentence": TEXTS[0]})
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -44,6 +44,7 @@ from sparsec.errors import (
 )
 from sparsec.serving.defaults import DEFAULT, default_model
 from sparsec.serving.models import ModelFiles
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import (
     EngineRunner,
     Features,
@@ -130,6 +131,7 @@ class Pipeline(abc.ABC):
             and scores; what is in others is text and numbers of other kinds.
         words_field: the field of the input, a switch, that makes a list of strings the words of one
             text; "" if there is none.
+        hub: how the task looks in Hugging Face's JSON.
         reads: names of the model's outputs that predictions are made of; all, unless a task has
             fewer.
         on_nonfinite: what a call does about NaN and infinity in those; see :meth:`create`.
@@ -146,6 +148,7 @@ class Pipeline(abc.ABC):
     label_fields: ClassVar[tuple[str, ...]] = ("label", "labels")
     score_fields: ClassVar[tuple[str, ...]] = ("score", "scores")
     words_field: ClassVar[str] = ""
+    hub: ClassVar[HubForm] = HubForm()
     runner: Runner
     _made_by: Mapping[str, Any] | None = None
     _closed: bool = False
@@ -297,6 +300,31 @@ class Pipeline(abc.ABC):
         """The model to run, before it is compiled; the given one unless a task changes it."""
         return model
 
+    def leaves_open(self, option: str) -> bool:
+        """Whether whoever made it left an option of the task at its default."""
+        if option in (self._made_by or {}):
+            return False
+        default = options_of(type(self))[option].default
+        return bool(getattr(self, option, default) == default)
+
+    def varied(self: P, **options: Any) -> P:
+        """The same model under other options of the task; what is not named stays.
+
+        It runs on this pipeline's runner, and is over when this one is closed.
+
+        Raises:
+            InputError: an option is unknown, or has a wrong value.
+        """
+        kind = type(self)
+        known = options_of(kind)
+        made = {name: value for name, value in (self._made_by or {}).items() if name in known}
+        made |= options
+        other = kind(self.model, self.text, self.runner, **check_options(kind, made))
+        other.on_nonfinite, other.truncate = self.on_nonfinite, self.truncate
+        other.arrays = self.arrays
+        other._made_by = self._made_by and {**self._made_by, **made}
+        return other
+
     @overload
     @staticmethod
     def register(
@@ -363,6 +391,14 @@ class Pipeline(abc.ABC):
             return self.input_schema.model_validate(dict(fields))
         except ValidationError as error:
             raise InputError(f"{self.task}: {explain(error)}") from error
+
+    def spelled(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of the input under the names that they are validated under."""
+        known = self.input_schema.model_fields
+        return {
+            spellings(name, known[name])[0] if name in known else name: value
+            for name, value in fields.items()
+        }
 
     def example(self) -> dict[str, Any]:
         """Fields of an input that this pipeline can answer; what its form in ``/docs`` starts with.

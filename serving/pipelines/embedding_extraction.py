@@ -14,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.sentence import unit
 from sparsec.serving.text import Text
@@ -75,6 +76,7 @@ class EmbeddingExtractionPipeline(Pipeline):
 
     input_schema = EmbeddingExtractionInput
     output_schema = EmbeddingExtractionOutput
+    hub = HubForm(names=("feature-extraction",), parameters={"normalize": "normalize"}, nested=True)
 
     def __init__(
         self,

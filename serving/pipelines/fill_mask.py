@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, softmax, width
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text
 
@@ -59,25 +61,53 @@ class FillMaskPipeline(Pipeline):
 
     Args:
         top_k: tokens to return for each mask.
+        targets: the only tokens to choose from; of one that the tokenizer splits, its first piece.
 
     Raises:
-        InputError: `top_k` is below 1.
+        InputError: `top_k` is below 1, or a target is no token.
         ModelError: the tokenizer has no mask token.
     """
 
     input_schema = FillMaskInput
     output_schema = FillMaskOutput
+    hub = HubForm(parameters={"top_k": "top_k", "targets": "targets"})
 
-    def __init__(self, model: ModelFiles, text: Text, runner: Runner, *, top_k: int = 5) -> None:
+    def __init__(
+        self,
+        model: ModelFiles,
+        text: Text,
+        runner: Runner,
+        *,
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+    ) -> None:
         super().__init__(model, text, runner)
         if top_k < 1:
             raise InputError(f"top_k must be at least 1, not {top_k}")
         if text.special_id("mask") is None:
             raise ModelError(f"{model.tokenizer} has no mask token: it is not for this task")
         self.top_k = top_k
+        self.targets = None if targets is None else self._tokens(targets)
         self._output = output_named(runner, "logits", rank=3)
         self.reads = (self._output,)
         width(runner, self._output, 3)
+
+    def _tokens(self, targets: str | Sequence[str]) -> NDArray[np.int64]:
+        """Ids of tokens, each once.
+
+        Raises:
+            InputError: there are none, or one has no tokens.
+        """
+        ids = []
+        for target in [targets] if isinstance(targets, str) else targets:
+            known = self.text.tokenizer.token_to_id(target)
+            pieces = [known] if known is not None else self.text.ids(target).tolist()
+            if not pieces:
+                raise InputError(f"targets: {target!r} is no token")
+            ids.append(pieces[0])
+        if not ids:
+            raise InputError("targets: there are none")
+        return np.unique(np.array(ids, np.int64))
 
     def example(self) -> dict[str, Any]:
         return {"inputs": f"Paris is the {self.text.specials['mask']} of France."}
@@ -107,7 +137,7 @@ class FillMaskPipeline(Pipeline):
             for mask in masks:
                 scores = softmax(output[self._output][mask])
                 row = []
-                for token in _best(scores, self.top_k):
+                for token in self._chosen(scores):
                     filled = [*ids[:mask], token, *ids[mask + 1 :]]
                     # Other masks are special tokens too, and stay visible.
                     row.append(
@@ -121,6 +151,11 @@ class FillMaskPipeline(Pipeline):
                 rows.append(row)
             predictions.append(rows[0] if len(rows) == 1 else rows)
         return FillMaskOutput(predictions=predictions)
+
+    def _chosen(self, scores: NDArray[np.float64]) -> list[int]:
+        if self.targets is None:
+            return _best(scores, self.top_k)
+        return [int(self.targets[i]) for i in _best(scores[self.targets], self.top_k)]
 
 
 def _best(scores: NDArray[np.float64], count: int) -> list[int]:

@@ -14,6 +14,7 @@ from tokenizers import Encoding
 from sparsec.errors import InputError, TooLongError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, width
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text, places
 
@@ -42,6 +43,21 @@ class QuestionAnsweringOutput(BaseModel):
     answer: str = Field(description="The part of the context; empty where there is none")
     start: int = Field(description="Where it starts in the context, in characters")
     end: int = Field(description="Where it ends, exclusive")
+
+
+class QuestionAnsweringRanking(QuestionAnsweringOutput):
+    """The best answer, and the others that were asked for."""
+
+    answers: list[QuestionAnsweringOutput] = Field(
+        description="The best answers, best first; only if top_k is more than 1"
+    )
+
+
+def _as_hub(given: Any, output: BaseModel) -> list[Any]:
+    assert isinstance(output, QuestionAnsweringOutput)
+    if isinstance(output, QuestionAnsweringRanking):
+        return [[answer.model_dump() for answer in output.answers]]
+    return [output.model_dump()]
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,8 @@ class QuestionAnsweringPipeline(Pipeline):
         n_best_size: candidates of each window; those within the same words add up.
         version_2_with_negative: the answer may be that there is none.
         num_spans: windows to look at, from the first; None: all.
+        top_k: answers to return: more than 1 are `answers` of a QuestionAnsweringRanking.
+        max_seq_len: tokens of a window; None: as many as fit.
 
     Raises:
         InputError: an argument has a wrong value.
@@ -105,6 +123,19 @@ class QuestionAnsweringPipeline(Pipeline):
 
     input_schema = QuestionAnsweringInput
     output_schema = QuestionAnsweringOutput
+    hub = HubForm(
+        parameters={
+            "doc_stride": "doc_stride",
+            "max_answer_len": "max_answer_len",
+            "max_question_len": "max_question_len",
+            "max_seq_len": "max_seq_len",
+            "handle_impossible_answer": "version_2_with_negative",
+            "top_k": "top_k",
+        },
+        fixed={"align_to_words": True},
+        rows=_as_hub,
+        alone=True,
+    )
 
     def __init__(
         self,
@@ -118,6 +149,8 @@ class QuestionAnsweringPipeline(Pipeline):
         n_best_size: int = 12,
         version_2_with_negative: bool = False,
         num_spans: int | None = None,
+        top_k: int = 1,
+        max_seq_len: int | None = None,
         max_question_length: int | None = None,
         max_answer_length: int | None = None,
     ) -> None:
@@ -130,12 +163,17 @@ class QuestionAnsweringPipeline(Pipeline):
         self.n_best_size = n_best_size
         self.version_2_with_negative = version_2_with_negative
         self.num_spans = num_spans
+        self.top_k = top_k
         if doc_stride is not None and doc_stride < 0:
             raise InputError(f"doc_stride must be at least 0, not {doc_stride}")
-        for name in ("max_question_len", "max_answer_len", "n_best_size", "num_spans"):
+        for name in ("max_question_len", "max_answer_len", "n_best_size", "num_spans", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
+        if max_seq_len is not None:
+            if max_seq_len < 1:
+                raise InputError(f"max_seq_len must be at least 1, not {max_seq_len}")
+            self.max_length = min(self.max_length, max_seq_len)
         names = runner.output_names
         if len(names) < 2:
             raise InputError(
@@ -204,15 +242,22 @@ class QuestionAnsweringPipeline(Pipeline):
             for place, score in found.items():
                 # Windows that overlap see the same words: they count once.
                 scores[place] = max(scores.get(place, 0.0), score)
-        best = min(scores, key=lambda place: (-scores[place], place), default=(0, 0))
-        score = min(1.0, scores.get(best, 0.0))
         if self.version_2_with_negative and job.windows[0].null is not None:
-            nothing = math.exp(-whole)
-            if nothing > score:
-                best, score = (0, 0), nothing
-        return QuestionAnsweringOutput(
-            score=score, answer=job.context[slice(*best)], start=best[0], end=best[1]
-        )
+            scores[0, 0] = math.exp(-whole)
+        # Of equal ones an answer comes before none, and the first in the context before others.
+        ranked = sorted(scores, key=lambda place: (-scores[place], place == (0, 0), place))
+        answers = [
+            QuestionAnsweringOutput(
+                score=min(1.0, scores[place]),
+                answer=job.context[slice(*place)],
+                start=place[0],
+                end=place[1],
+            )
+            for place in ranked[: self.top_k]
+        ] or [QuestionAnsweringOutput(score=0.0, answer="", start=0, end=0)]
+        if self.top_k == 1:
+            return answers[0]
+        return QuestionAnsweringRanking(**answers[0].model_dump(), answers=answers)
 
     def _spans(
         self, start: NDArray[np.float64], end: NDArray[np.float64]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from sparsec.serving.pipelines.base import (
     output_named,
     width,
 )
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text
 
@@ -59,6 +61,17 @@ class RerankJob(Job):
     raw_scores: bool = False
 
 
+def _from_hub(given: Any) -> Mapping[str, Any] | None:
+    if not isinstance(given, Mapping):
+        return None
+    return {"documents" if name == "texts" else name: value for name, value in given.items()}
+
+
+def _as_hub(given: Any, output: BaseModel) -> list[Any]:
+    assert isinstance(output, RerankOutput)
+    return [[row.model_dump() for row in output.ranking]]
+
+
 @Pipeline.register("rerank", task_aliases=["reranking", "text-ranking"])
 class RerankPipeline(Pipeline):
     """Documents in order, by a model with one output for a pair of texts.
@@ -75,6 +88,12 @@ class RerankPipeline(Pipeline):
 
     input_schema = RerankInput
     output_schema = RerankOutput
+    hub = HubForm(
+        parameters={"top_k": "top_k", "raw_scores": "raw_scores"},
+        fields=_from_hub,
+        rows=_as_hub,
+        alone=True,
+    )
 
     def __init__(
         self, model: ModelFiles, text: Text, runner: Runner, *, top_k: int | None = None

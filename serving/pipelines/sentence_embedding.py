@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,8 +13,9 @@ from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate
 from sparsec.serving.pipelines.embedding_extraction import at_layer, choose, gives
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Features, Outputs, Runner
-from sparsec.serving.sentence import truncated
+from sparsec.serving.sentence import truncated, unit
 from sparsec.serving.text import Text
 
 # What an exporter calls the output that is pooled already.
@@ -74,6 +76,32 @@ class SentenceEmbeddingJob(Job):
     normalize: bool = False
 
 
+def _from_hub(given: Any) -> Mapping[str, Any] | None:
+    """A sentence and others to compare it with are texts as well."""
+    if not isinstance(given, Mapping):
+        return None
+    source, others = given.get("source_sentence"), given.get("sentences")
+    if set(given) != _SIMILARITY or not isinstance(source, str) or not isinstance(others, list):
+        raise InputError(
+            "inputs: a text, a list of texts, or an object of a source_sentence and a list of "
+            "sentences"
+        )
+    return {"inputs": [source, *others]}
+
+
+_SIMILARITY = {"source_sentence", "sentences"}
+
+
+def _as_hub(given: Any, output: BaseModel) -> list[Any]:
+    """Vectors; of a sentence and others, the cosine of each of these to it."""
+    assert isinstance(output, SentenceEmbeddingOutput)
+    vectors = output.embeddings
+    if not isinstance(given, Mapping):
+        return list(vectors)
+    rows = unit(vectors)
+    return [rows[1:] @ rows[0]]
+
+
 @Pipeline.register("sentence-embedding", task_aliases=["sentence-similarity"])
 class SentenceEmbeddingPipeline(Pipeline):
     """Vectors of texts that can be compared.
@@ -95,6 +123,16 @@ class SentenceEmbeddingPipeline(Pipeline):
 
     input_schema = SentenceEmbeddingInput
     output_schema = SentenceEmbeddingOutput
+    hub = HubForm(
+        names=("feature-extraction", "sentence-similarity"),
+        parameters={
+            "normalize": "normalize", "prompt_name": "prompt_name", "prompt": "prompt",
+            "dimensions": "dimensions",
+        },
+        fields=_from_hub,
+        rows=_as_hub,
+        nested=True,
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -9,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, width
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.sentence import Splade
 from sparsec.serving.text import Text
@@ -39,6 +42,14 @@ class SparseEmbeddingOutput(BaseModel):
     embeddings: list[SparseVector] = Field(description="For each text its vector")
 
 
+def _as_hub(given: Any, output: BaseModel) -> list[Any]:
+    assert isinstance(output, SparseEmbeddingOutput)
+    return [
+        [{"index": i, "value": value} for i, value in zip(row.indices, row.values, strict=True)]
+        for row in output.embeddings
+    ]
+
+
 @Pipeline.register("sparse-embedding", task_aliases=["splade"])
 class SparseEmbeddingPipeline(Pipeline):
     """Weights of the vocabulary's tokens for a text, by a masked language model (SPLADE).
@@ -53,6 +64,7 @@ class SparseEmbeddingPipeline(Pipeline):
     input_schema = SparseEmbeddingInput
     output_schema = SparseEmbeddingOutput
     score_fields = ()
+    hub = HubForm(parameters={"top_k": "top_k"}, rows=_as_hub, nested=True)
 
     def __init__(
         self, model: ModelFiles, text: Text, runner: Runner, *, top_k: int | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from sparsec.serving.pipelines.base import (
     softmax,
     width,
 )
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text
 
@@ -42,17 +44,51 @@ class TextClassificationOutput(BaseModel):
     scores: list[float | list[float]] = Field(description="Their scores")
 
 
+def _from_hub(given: Any) -> Mapping[str, Any] | None:
+    """Pairs are objects there."""
+    if isinstance(given, Mapping):
+        return {"sequences": [_pair(given)]}
+    if isinstance(given, list) and any(isinstance(one, Mapping) for one in given):
+        return {"sequences": [_pair(one) if isinstance(one, Mapping) else one for one in given]}
+    return None
+
+
+def _pair(given: Mapping[str, Any]) -> list[Any]:
+    if not {"text"} <= set(given) <= {"text", "text_pair"}:
+        raise InputError(
+            f"inputs: an object must have text and may have text_pair, not {', '.join(given)}"
+        )
+    return [given["text"], *([given["text_pair"]] if given.get("text_pair") is not None else [])]
+
+
+def _as_hub(given: Any, output: BaseModel) -> list[Any]:
+    assert isinstance(output, TextClassificationOutput)
+    rows = []
+    for labels, scores in zip(output.labels, output.scores, strict=True):
+        names = [labels] if isinstance(labels, str) else labels
+        numbers = scores if isinstance(scores, list) else [scores]
+        rows.append(
+            [{"label": name, "score": score} for name, score in zip(names, numbers, strict=True)]
+        )
+    return rows
+
+
+# What makes scores of the model's outputs.
+Function = Literal["softmax", "sigmoid", "none"]
+
+
 @Pipeline.register("text-classification", task_aliases=["sentiment-analysis", "sentiment", "glue"])
 class TextClassificationPipeline(Pipeline):
     """Labels of texts.
 
     Scores are a softmax over the labels; a sigmoid of each where config.json says
     ``multi_label_classification`` or there is one label only; the outputs as they are for
-    ``regression``.
+    ``regression``; unless `function_to_apply` says otherwise.
 
     Args:
         top_k: labels to return for each text, best first; None: all.
         return_all_scores: the same as ``top_k=None``.
+        function_to_apply: ``softmax``, ``sigmoid``, or ``none``: the outputs as they are.
 
     Raises:
         InputError: `top_k` is below 1.
@@ -60,6 +96,14 @@ class TextClassificationPipeline(Pipeline):
 
     input_schema = TextClassificationInput
     output_schema = TextClassificationOutput
+    hub = HubForm(
+        names=("sentiment-analysis",),
+        parameters={"top_k": "top_k", "function_to_apply": "function_to_apply"},
+        defaults={"top_k": None},
+        fields=_from_hub,
+        rows=_as_hub,
+        nested=True,
+    )
 
     def __init__(
         self,
@@ -69,11 +113,13 @@ class TextClassificationPipeline(Pipeline):
         *,
         top_k: int | None = 1,
         return_all_scores: bool = False,
+        function_to_apply: Function | None = None,
     ) -> None:
         super().__init__(model, text, runner)
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k must be at least 1, or None for all, not {top_k}")
         self.top_k = None if return_all_scores else top_k
+        self.function_to_apply = function_to_apply or self._function()
         self._output = output_named(runner, "logits", rank=2)
         self.reads = (self._output,)
         self._labels: list[str] | None = None
@@ -122,12 +168,19 @@ class TextClassificationPipeline(Pipeline):
                 scores.append(numbers)
         return TextClassificationOutput(labels=labels, scores=scores)
 
-    def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _function(self) -> Function | None:
+        """What config.json says of the scores; None: it depends on the number of labels."""
         problem = self.model.config.get("problem_type")
-        x = np.asarray(logits, np.float64)
         if problem == "regression":
+            return "none"
+        return "sigmoid" if problem == "multi_label_classification" else None
+
+    def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        x = np.asarray(logits, np.float64)
+        function = self.function_to_apply or ("sigmoid" if len(x) == 1 else "softmax")
+        if function == "none":
             return x
-        if problem == "multi_label_classification" or len(x) == 1:
+        if function == "sigmoid":
             with np.errstate(invalid="ignore"):
                 each: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -x))
             return each

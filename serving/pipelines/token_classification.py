@@ -14,6 +14,7 @@ from tokenizers import Encoding
 from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, softmax, width
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.pipelines.labels import Label, parse
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text, places
@@ -102,6 +103,18 @@ class _Token:
         return float(self.scores[self.best])
 
 
+def _as_hub(given: Any, output: BaseModel) -> list[Any]:
+    assert isinstance(output, TokenClassificationOutput)
+    return [[_row(result) for result in results] for results in output.predictions]
+
+
+def _row(result: TokenClassificationResult) -> dict[str, Any]:
+    row = result.model_dump(include={"score", "word", "start", "end"})
+    if result.is_grouped:
+        return {"entity_group": result.entity, **row}
+    return {"entity": result.entity, "index": result.index, **row}
+
+
 @Pipeline.register("token-classification", task_aliases=["ner"])
 class TokenClassificationPipeline(Pipeline):
     """Labels of tokens.
@@ -125,6 +138,16 @@ class TokenClassificationPipeline(Pipeline):
     output_schema = TokenClassificationOutput
     label_fields = ("entity",)
     words_field = "is_split_into_words"
+    hub = HubForm(
+        parameters={
+            "aggregation_strategy": "aggregation_strategy",
+            "ignore_labels": "ignore_labels",
+            "stride": "stride",
+            "is_split_into_words": "is_split_into_words",
+        },
+        defaults={"aggregation_strategy": "simple"},
+        rows=_as_hub,
+    )
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, softmax, width
+from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Outputs, Runner
 from sparsec.serving.text import Text
 
@@ -57,6 +58,17 @@ class ZeroShotTextClassificationJob(Job):
     single: bool = False
 
 
+def _as_hub(given: Any, output: BaseModel) -> list[Any]:
+    assert isinstance(output, ZeroShotTextClassificationOutput)
+    columns: tuple[Any, ...] = (output.sequences, output.labels, output.scores)
+    if isinstance(output.sequences, str):
+        columns = tuple([column] for column in columns)
+    return [
+        {"sequence": text, "labels": labels, "scores": scores}
+        for text, labels, scores in zip(*columns, strict=True)
+    ]
+
+
 @Pipeline.register(
     "zero-shot-text-classification", task_aliases=["zero-shot-classification", "zero-shot"]
 )
@@ -80,6 +92,17 @@ class ZeroShotTextClassificationPipeline(Pipeline):
 
     input_schema = ZeroShotTextClassificationInput
     output_schema = ZeroShotTextClassificationOutput
+    hub = HubForm(
+        names=("zero-shot-classification",),
+        parameters={
+            "candidate_labels": "labels",
+            "hypothesis_template": "hypothesis_template",
+            "multi_label": "multi_class",
+            "multi_class": "multi_class",
+        },
+        defaults={"hypothesis_template": "This example is {}."},
+        rows=_as_hub,
+    )
 
     def __init__(
         self,
