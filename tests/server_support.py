@@ -130,6 +130,20 @@ class Server:
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, **options)
 
+    def wait_for_metric(self, line: str, seconds: float = 60) -> None:
+        """Wait until /metrics has a line."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if line in httpx.get(self.url + "/metrics").text.splitlines():
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"no {line!r} in /metrics")
+
+    def kill(self, pid: int) -> None:
+        """End one of its workers at once."""
+        assert pid in self.workers()
+        os.kill(pid, signal.SIGKILL)
+
     def workers(self) -> list[int]:
         """Process ids of the workers."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()

@@ -308,7 +308,7 @@ def test_request_ids(client: httpx.Client, server: Server) -> None:
 
 
 def test_unknown_routes_and_methods(client: httpx.Client) -> None:
-    for path in ("/x", "/predict/x", "/v2/models", "/v2/x", "/docs/../x", "/docs/x", "/%ff"):
+    for path in ("/x", "/predict/x", "/v2/models/x/y", "/v2/x", "/docs/../x", "/docs/x", "/%ff"):
         failure(client.get(path), 404, "not_found")
     for method in ("GET", "PUT", "PATCH", "DELETE"):
         response = client.request(method, "/predict")

@@ -20,12 +20,14 @@ from sanic.http.constants import HTTP
 
 from sparsec import __version__
 from sparsec.serving.pipelines.base import explain
-from sparsec.serving.server import docs, errors, inference, json_text, metrics, openai, tei, v2
+from sparsec.serving.server import docs, errors, forms, json_text, metrics, openai, openapi, tei, v2
 from sparsec.serving.server.bodies import body_of, json_response
 from sparsec.serving.server.config import EndpointConfig, ServerConfig, clean_prefix
 from sparsec.serving.server.errors import HttpError
+from sparsec.serving.server.keys import Keys, is_open
 from sparsec.serving.server.metrics import RequestMetrics
 from sparsec.serving.server.registry import Endpoint, Registry
+from sparsec.serving.server.tracing import UNSEEN, tracing
 
 Handler = Callable[[Request], Awaitable[HTTPResponse]]
 
@@ -60,6 +62,7 @@ class Service:
         self.draining = False
         self.active = 0
         self.metrics = RequestMetrics("")
+        self.keys = Keys(config.api_keys, config.api_keys_file)
         self.fixed: dict[str, dict[str, Handler]] = {
             "/": {"GET": self.index},
             "/health": {"GET": self.health},
@@ -76,14 +79,18 @@ class Service:
 
     # ---- who answers ---------------------------------------------------------------------------
 
-    def find(self, request: Request) -> dict[str, Handler]:
-        """Handlers of a path by method; none if there is no such path."""
-        path = request.path
+    def path(self, request: Request) -> str:
+        """A request's path as it is named here: no slash at its end, nothing of a proxy's."""
+        path: str = request.path
         if len(path) > 1:
             path = path.rstrip("/") or "/"
         root = self.config.root_path
         if root and (path == root or path.startswith(root + "/")):
-            path = path[len(root) :] or "/"  # a proxy that leaves its prefix there
+            path = path[len(root) :] or "/"
+        return path
+
+    def find(self, request: Request, path: str) -> dict[str, Handler]:
+        """Handlers of a path by method; none if there is no such path."""
         endpoint = self.registry.routes.get(path)
         if endpoint is not None:
             request.ctx.target = endpoint
@@ -96,7 +103,7 @@ class Service:
             return {"DELETE": self.remove_endpoint}
         if path == "/v2" or path.startswith("/v2/"):
             return v2.find(self, request, path)
-        return openai.find(self, path) or tei.find(self, path)
+        return forms.find(self, path) or openai.find(self, path) or tei.find(self, path)
 
     def prefix(self, request: Request) -> str:
         """What stands before our paths as the client sees them."""
@@ -105,6 +112,29 @@ class Service:
 
     async def dispatch(self, request: Request, path: str = "") -> HTTPResponse:
         """Answer any request."""
+        request.ctx.path = path = self.path(request)
+        if not tracing.on or path in UNSEEN:
+            return await self._dispatch(request)
+        with tracing.request(request.method, request.headers) as span:
+            response = await self._dispatch(request)
+            target: Endpoint | None = request.ctx.target
+            known = target is not None and path == target.config.route
+            span.done(
+                response.status >= 500,
+                {
+                    "http.request.method": request.method,
+                    "http.response.status_code": response.status,
+                    "url.path": request.path,
+                    "sparsec.request_id": errors.request_id(request),
+                    **({"http.route": path} if known else {}),
+                    **({"sparsec.endpoint": target.name} if target else {}),
+                    **({"error.type": request.ctx.code} if request.ctx.code else {}),
+                },
+                f"{request.method} {path}" if response.status not in (401, 404) else "",
+            )
+            return response
+
+    async def _dispatch(self, request: Request) -> HTTPResponse:
         start = perf_counter()
         ctx = request.ctx
         ctx.target = None
@@ -114,7 +144,8 @@ class Service:
         try:
             response = await self._answer(request)
         except Exception as error:
-            response = errors.response(request, error)
+            failure = openai.failure if openai.is_own(ctx.path) else errors.response
+            response = failure(request, error)
         finally:
             self.active -= 1
             metrics.IN_FLIGHT.dec()
@@ -130,7 +161,10 @@ class Service:
         return response
 
     async def _answer(self, request: Request) -> HTTPResponse:
-        methods = self.find(request)
+        path = request.ctx.path
+        if not is_open(request.method, path) and (why := self.keys.refusal(request.headers.get)):
+            raise HttpError(401, why, headers={"WWW-Authenticate": "Bearer"})
+        methods = self.find(request, path)
         if not methods:
             if request.method == "POST" and not self.ready:
                 raise self.not_ready()
@@ -171,20 +205,8 @@ class Service:
     # ---- predictions ---------------------------------------------------------------------------
 
     async def predict(self, request: Request) -> HTTPResponse:
-        """An endpoint's own route: the task's JSON in, its prediction out."""
-        endpoint: Endpoint = request.ctx.target
-        request.ctx.endpoint = endpoint.name
-        self.registry.enter(endpoint)
-        try:
-            inputs = inference.parse(
-                endpoint, await body_of(request, self.config.limits.body_bytes)
-            )
-            answer = await inference.predict(
-                endpoint, [inputs], self.config.limits, errors.request_id(request)
-            )
-        finally:
-            self.registry.leave(endpoint)
-        return json_response(answer.results[0], headers=answer.headers)
+        """An endpoint's own route."""
+        return await forms.respond(self, request.ctx.target, request, forms.any_of_both)
 
     # ---- about the server ----------------------------------------------------------------------
 
@@ -195,6 +217,7 @@ class Service:
             {
                 "server": "sparsec",
                 "version": __version__,
+                "status": "alive",  # what clients of KServe's first protocol look for
                 "ready": self.ready,
                 "docs": f"{prefix}/docs",
                 **({"root_path": prefix} if prefix else {}),
@@ -220,9 +243,10 @@ class Service:
 
     async def openapi(self, request: Request) -> HTTPResponse:
         """The OpenAPI document of what is served right now."""
-        document = docs.document(
+        document = openapi.document(
             list(self.registry.routes.values()),
             admin=self.config.admin_token is not None,
+            keys=self.keys.needed,
             prefix=self.prefix(request),
         )
         return json_response(document)

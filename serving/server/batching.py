@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sparsec.serving.runner import Features, Outputs, Runner
@@ -45,12 +46,40 @@ class Observer(Protocol):
         """A batch ran."""
 
 
+@dataclass
+class Timing:
+    """When things happened to a request's sequences, nanoseconds since 1970.
+
+    Attributes:
+        queued: they were queued.
+        began, ended: the first batch with one of them began, the last one ended.
+        largest: sequences of the largest of those batches.
+    """
+
+    queued: int = 0
+    began: int = 0
+    ended: int = 0
+    largest: int = 0
+
+    def ran(self, began: int, ended: int, batch: int) -> None:
+        """A batch ran."""
+        self.began = self.began or began
+        self.ended = ended
+        self.largest = max(self.largest, batch)
+
+
 class _Ticket:
     """Sequences of one request."""
 
-    __slots__ = ("error", "future", "items", "results", "since", "taken", "unfinished")
+    __slots__ = ("error", "future", "items", "results", "since", "taken", "timing", "unfinished")
 
-    def __init__(self, items: Sequence[Features], future: asyncio.Future[list[Outputs]]) -> None:
+    def __init__(
+        self,
+        items: Sequence[Features],
+        future: asyncio.Future[list[Outputs]],
+        timing: Timing | None,
+    ) -> None:
+        self.timing = timing
         self.items = items
         self.future = future
         self.results: list[Outputs] = [{} for _ in items]
@@ -79,8 +108,13 @@ class ModelQueue:
         """Sequences that wait."""
         return self._waiting
 
-    def submit(self, items: Sequence[Features]) -> asyncio.Future[list[Outputs]]:
+    def submit(
+        self, items: Sequence[Features], timing: Timing | None = None
+    ) -> asyncio.Future[list[Outputs]]:
         """Queue sequences; call it on the event loop's thread.
+
+        Args:
+            timing: is filled in meanwhile.
 
         Returns:
             Their outputs, in order.  Cancelling it takes what has not started out of the queue.
@@ -97,7 +131,9 @@ class ModelQueue:
             if self._waiting and self._waiting + len(items) > self.batching.queue_size:
                 wait = self._waiting * self._seconds_per_item
                 raise QueueFullError(max(1, min(60, round(wait))))
-            ticket = _Ticket(items, future)
+            if timing is not None:
+                timing.queued = time.time_ns()
+            ticket = _Ticket(items, future, timing)
             self._tickets.append(ticket)
             self._waiting += len(items)
             waiting = self._waiting
@@ -159,6 +195,7 @@ class ModelQueue:
         except BaseException as error:
             outputs = self._one_by_one(batch, error)
         seconds = time.perf_counter() - start
+        self._note(batch, seconds)
         self._seconds_per_item += 0.1 * (seconds / len(batch) - self._seconds_per_item)
         lengths = [item.length for item in items]
         self.observer.batch(lengths, self.runner.padding(lengths), seconds)
@@ -169,6 +206,14 @@ class ModelQueue:
             if not ticket.unfinished:
                 done.append(ticket)
         return done
+
+    def _note(self, batch: list[tuple[_Ticket, int]], seconds: float) -> None:
+        """Tell those who want to know when a batch ran that has just ended."""
+        timings = {id(t): t.timing for t, _ in batch if t.timing is not None}
+        if timings:
+            ended = time.time_ns()
+            for timing in timings.values():
+                timing.ran(ended - round(seconds * 1e9), ended, len(batch))
 
     def _one_by_one(self, batch: list[tuple[_Ticket, int]], error: BaseException) -> list[Outputs]:
         """After a failure: only the request that causes it shall fail."""

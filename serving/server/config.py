@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -206,6 +206,9 @@ class ServerConfig(_Strict):
 
     host: str = "127.0.0.1"
     port: int = Field(default=5543, ge=0, le=65535)
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="turns gRPC on, for the Open Inference Protocol"
+    )
     root_path: str = Field(
         default="", description="path that a proxy serves this server under, such as /models"
     )
@@ -214,6 +217,15 @@ class ServerConfig(_Strict):
     endpoints: tuple[EndpointConfig, ...] = ()
     admin_token: str | None = Field(
         default=None, min_length=8, description="turns POST and DELETE /endpoints on"
+    )
+    api_keys: tuple[str, ...] = Field(
+        default=(), description="keys that predictions need, one of them; none: nothing is needed"
+    )
+    api_keys_file: str | None = Field(
+        default=None, description="more of them, a key a line; read again when it changes"
+    )
+    otlp_endpoint: str | None = Field(
+        default=None, description="where traces go, such as http://localhost:4318"
     )
     limits: Limits = Limits()
     cors_origins: tuple[str, ...] = Field(
@@ -238,10 +250,30 @@ class ServerConfig(_Strict):
             raise ValueError("must be a path such as /models")
         return prefix
 
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(checked_keys(keys, "keys"))
+
     @field_validator("endpoints")
     @classmethod
     def _complete(cls, endpoints: tuple[EndpointConfig, ...]) -> tuple[EndpointConfig, ...]:
         return tuple(complete(endpoints))
+
+
+def checked_keys(keys: Iterable[str], where: str) -> list[str]:
+    """API keys as they may be.
+
+    Raises:
+        InputError: one is too short, or has other characters; it is not shown.
+    """
+    found = list(keys)
+    for number, key in enumerate(found, 1):
+        if not re.fullmatch(r"[!-~]{8,512}", key):
+            raise InputError(
+                f"{where}: key {number} must have 8 to 512 visible characters of ASCII, no spaces"
+            )
+    return found
 
 
 def clean_prefix(value: str) -> str | None:

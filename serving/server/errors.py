@@ -100,18 +100,41 @@ def as_http(error: BaseException) -> HttpError:
     return HttpError(500, "an unexpected error; the server's log has the request's id")
 
 
+def presentable(given: str) -> str:
+    """A client's id for a request if it is presentable, else one of ours."""
+    return given if re.fullmatch(r"[A-Za-z0-9._:/+=-]{1,128}", given) else secrets.token_hex(8)
+
+
 def request_id(request: Request) -> str:
-    """The client's id for a request if it is presentable, else one of ours."""
+    """The id of a request."""
     known: str | None = getattr(request.ctx, "id", None)
     if known is None:
-        given = request.headers.get(REQUEST_ID) or ""
-        fits = re.fullmatch(r"[A-Za-z0-9._:/+=-]{1,128}", given)
-        request.ctx.id = known = given if fits else secrets.token_hex(8)
+        request.ctx.id = known = presentable(request.headers.get(REQUEST_ID) or "")
     return known
 
 
+def log(
+    error: BaseException, shown: HttpError, fields: Mapping[str, Any], probe: bool = False
+) -> None:
+    """A line about a request that failed; what caused a 5xx is in it.
+
+    Args:
+        shown: what the client gets.
+        probe: it is asked again and again until it goes well.
+    """
+    hidden = shown.status >= 500 and str(shown) != str(error)
+    level = logging.ERROR if hidden else logging.WARNING
+    logger.log(
+        logging.DEBUG if probe else level,
+        "%s",
+        f"{type(error).__name__}: {error}" if hidden else shown,
+        extra={"fields": {**fields, "code": shown.code}},
+        exc_info=error if hidden else None,
+    )
+
+
 def response(request: Request, error: BaseException) -> HTTPResponse:
-    """The response to a request that failed; 5xx are logged with what caused them."""
+    """The response to a request that failed; it is logged."""
     shown = as_http(error)
     identity = request_id(request)
     body = {
@@ -121,27 +144,15 @@ def response(request: Request, error: BaseException) -> HTTPResponse:
         "request_id": identity,
     }
     request.ctx.code = shown.code
-    hidden = shown.status >= 500 and str(shown) != str(error)
-    if shown.code == "not_ready" and request.method == "GET":
-        level = logging.DEBUG  # what probes ask while models are loaded
-    else:
-        level = logging.ERROR if hidden else logging.WARNING
-    logger.log(
-        level,
-        "%s",
-        f"{type(error).__name__}: {error}" if hidden else shown,
-        extra={
-            "fields": {
-                "request_id": identity,
-                "method": request.method,
-                "path": request.path,
-                "status": shown.status,
-                "code": shown.code,
-                **({"endpoint": name} if (name := getattr(request.ctx, "endpoint", "")) else {}),
-            }
-        },
-        exc_info=error if hidden else None,
-    )
+    fields = {
+        "request_id": identity,
+        "method": request.method,
+        "path": request.path,
+        "status": shown.status,
+        **({"endpoint": name} if (name := getattr(request.ctx, "endpoint", "")) else {}),
+    }
+    # What probes ask while models are loaded.
+    log(error, shown, fields, shown.code == "not_ready" and request.method == "GET")
     return HTTPResponse(
         json.dumps(body),
         status=shown.status,

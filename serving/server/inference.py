@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from sparsec.serving.pipelines.base import Job, Pipeline, explain
+from sparsec.serving.pipelines.base import Job, Pipeline
 from sparsec.serving.runner import Features, Outputs
-from sparsec.serving.server import json_text
-from sparsec.serving.server.batching import QueueFullError
+from sparsec.serving.server.batching import QueueFullError, Timing
 from sparsec.serving.server.config import Limits
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.registry import Endpoint
+from sparsec.serving.server.tracing import tracing
 
 logger = logging.getLogger("sparsec.server")
 
@@ -39,21 +39,6 @@ SEQUENCE_CHARACTERS = 128
 HEAVY_THREADS = 2
 _heavy = ThreadPoolExecutor(HEAVY_THREADS, "tokenizing")
 _heavy_waiting = 0
-
-
-def parse(endpoint: Endpoint, body: bytes) -> BaseModel:
-    """A JSON body as the task's input.
-
-    Raises:
-        HttpError: 400 if it is not JSON, 422 if it is not what the task takes.
-    """
-    try:
-        return endpoint.pipeline.input_schema.model_validate_json(json_text.without_mark(body))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise HttpError(400, first["msg"], "invalid_json") from None
-        raise HttpError(422, explain(error)) from None
 
 
 def check(pipeline: Pipeline, inputs: Sequence[BaseModel], limits: Limits) -> int:
@@ -111,19 +96,26 @@ class Answer:
 
 
 async def predict(
-    endpoint: Endpoint, inputs: Sequence[BaseModel], limits: Limits, request_id: str = ""
+    endpoint: Endpoint,
+    inputs: Sequence[BaseModel],
+    limits: Limits,
+    request_id: str = "",
+    pipeline: Pipeline | None = None,
 ) -> Answer:
     """Predictions for inputs that belong to one request and run together.
+
+    Args:
+        pipeline: the endpoint's under other options (:meth:`Endpoint.varied`); None: its own.
 
     Raises:
         HttpError: too much was asked for, the queue is full, or time ran out.
         InputError: the inputs make no sense for the task.
         NonFiniteError: the model gave NaN or infinity, and that is an error at this endpoint.
     """
-    pipeline = endpoint.pipeline
+    pipeline = pipeline or endpoint.pipeline
     characters = check(pipeline, inputs, limits)
     with deadline(limits.request_timeout):
-        prepare = _prepare(endpoint, inputs, limits)
+        prepare = _prepare(pipeline, inputs, limits)
         # A sequence costs something besides its text, which several may share.
         sequences = sum(pipeline.count(one) for one in inputs)
         if characters + SEQUENCE_CHARACTERS * sequences > INLINE_CHARACTERS:
@@ -158,12 +150,12 @@ async def predict(
 
 
 def _prepare(
-    endpoint: Endpoint, inputs: Sequence[BaseModel], limits: Limits
+    pipeline: Pipeline, inputs: Sequence[BaseModel], limits: Limits
 ) -> Callable[[], list[Job]]:
     def prepare() -> list[Job]:
         jobs, count = [], 0
         for one in inputs:
-            job = endpoint.pipeline.prepare(one)
+            job = pipeline.prepare(one)
             count += len(job.items)
             if count > limits.items:
                 raise _too_many(limits)
@@ -174,12 +166,16 @@ def _prepare(
 
 
 async def _run(endpoint: Endpoint, items: Sequence[Features]) -> list[Outputs]:
+    timing = Timing() if tracing.on and items else None
     try:
-        return await endpoint.queue.submit(items)
+        outputs = await endpoint.queue.submit(items, timing)
     except QueueFullError as full:
         raise HttpError(
             503, str(full), "queue_full", {"Retry-After": str(full.retry_after)}
         ) from None
+    if timing is not None:
+        tracing.ran(endpoint.name, len(items), timing)
+    return outputs
 
 
 async def _heavily(work: Callable[[], T], limits: Limits) -> T:

@@ -6,6 +6,7 @@ This file knows tensors only; `tensors.py` says which ones a task takes and give
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ _NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 Array = NDArray[Any]
 
+# Axes of a tensor.
+MAX_RANK = 8
+
 
 # Clients write null for what they leave out, also inside of parameters.
 _Parameters = Annotated[
@@ -59,7 +63,7 @@ _Parameters = Annotated[
 
 class _Input(BaseModel):
     name: str
-    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8)
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=MAX_RANK)
     datatype: str
     parameters: _Parameters
     data: Any = None
@@ -122,73 +126,78 @@ def decode(body: bytes, header_length: str | None) -> InferRequest:
         raise HttpError(400, f"{len(body) - size} bytes follow the last tensor")
     parameters = dict(parsed.parameters)
     binary = parameters.pop("binary_data_output", False) is True
-    wanted = {
+    chosen = {
         output.name: output.parameters.get("binary_data", binary) is True
         for output in parsed.outputs or ()
     }
-    return InferRequest(parsed.id, tensors, wanted, binary, parameters)
+    return InferRequest(parsed.id, tensors, chosen, binary, parameters)
 
 
 def _read(tensor: _Input, body: bytes, start: int) -> tuple[Array, int]:
     """A tensor, of the JSON or of the bytes of the body from `start`, and where they end."""
-    if tensor.datatype not in DTYPES:
-        raise HttpError(
-            400,
-            f"input {tensor.name}: unknown datatype {tensor.datatype!r}; "
-            f"there are {', '.join(DTYPES)}",
-        )
+    name = tensor.name
     length = tensor.parameters.get("binary_data_size")
     if length is None:
-        return _from_json(tensor), start
+        if not isinstance(tensor.data, list):
+            raise HttpError(400, f"input {name} has no data: a list of its elements, row by row")
+        flat: list[Any] = []
+        _flatten(tensor.data, flat)
+        return from_values(name, tensor.datatype, tensor.shape, flat), start
     if isinstance(length, bool) or not isinstance(length, int) or length < 0:
-        raise HttpError(400, f"input {tensor.name}: binary_data_size must be a number of bytes")
+        raise HttpError(400, f"input {name}: binary_data_size must be a number of bytes")
     end = start + length
     if end > len(body):
         left = len(body) - start
-        raise HttpError(400, f"input {tensor.name} has {length} bytes; {left} are left")
-    return _from_bytes(tensor, body[start:end]), end
+        raise HttpError(400, f"input {name} has {length} bytes; {left} are left")
+    return from_bytes(name, tensor.datatype, tensor.shape, body[start:end]), end
 
 
-def _count(tensor: _Input) -> int:
-    count = 1
-    for extent in tensor.shape:
-        count *= extent
-    return count
-
-
-def _from_json(tensor: _Input) -> Array:
-    where = f"input {tensor.name}"
-    if not isinstance(tensor.data, list):
-        raise HttpError(400, f"{where} has no data: a list of its elements, row by row")
-    flat: list[Any] = []
-    _flatten(tensor.data, flat)
-    if len(flat) != _count(tensor):
+def _count(where: str, kind: str, shape: Sequence[int]) -> int:
+    """How many elements a tensor has."""
+    if kind not in DTYPES:
+        raise HttpError(400, f"{where}: unknown datatype {kind!r}; there are {', '.join(DTYPES)}")
+    if len(shape) > MAX_RANK or any(extent < 0 for extent in shape):
         raise HttpError(
-            400, f"{where} has {len(flat)} elements; the shape {tensor.shape} has {_count(tensor)}"
+            400, f"{where}: a shape has up to {MAX_RANK} extents from 0 up, not {list(shape)}"
         )
-    if tensor.datatype == "BYTES":
+    return math.prod(shape)
+
+
+def from_values(name: str, kind: str, shape: Sequence[int], flat: Sequence[Any]) -> Array:
+    """A tensor of its elements, row by row; those of BYTES are strings.
+
+    Raises:
+        HttpError: 400, they are too many, too few, or do not fit the datatype.
+    """
+    where = f"input {name}"
+    count = _count(where, kind, shape)
+    if len(flat) != count:
+        raise HttpError(
+            400, f"{where} has {len(flat)} elements; the shape {list(shape)} has {count}"
+        )
+    if kind == "BYTES":
         if not all(isinstance(item, str) for item in flat):
             raise HttpError(400, f"{where}: elements of BYTES must be strings")
         array = np.empty(len(flat), np.object_)
         array[:] = flat
-        return array.reshape(tensor.shape)
-    dtype = np.dtype(DTYPES[tensor.datatype])
+        return array.reshape(shape)
+    dtype = np.dtype(DTYPES[kind])
     kinds: tuple[type, ...] = (bool,) if dtype.kind == "b" else (int, float)
     for item in flat:
         if not isinstance(item, kinds) or (isinstance(item, bool) and dtype.kind != "b"):
-            raise HttpError(400, f"{where}: {item!r} is not {tensor.datatype}")
+            raise HttpError(400, f"{where}: {item!r} is not {kind}")
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if not all(isinstance(item, int) and limits.min <= item <= limits.max for item in flat):
+            raise HttpError(400, f"{where}: a value does not fit {kind}")
     try:
-        array = np.array(flat)
-        made = array.astype(dtype)
+        return np.array(flat, dtype).reshape(shape)
     except (OverflowError, ValueError, TypeError):
-        raise HttpError(400, f"{where}: a value is no {tensor.datatype}") from None
-    if dtype.kind in "iu" and flat and (array.dtype.kind not in "iu" or (made != array).any()):
-        raise HttpError(400, f"{where}: a value does not fit {tensor.datatype}")
-    return made.reshape(tensor.shape)
+        raise HttpError(400, f"{where}: a value is no {kind}") from None
 
 
 def _flatten(value: list[Any], into: list[Any], depth: int = 0) -> None:
-    if depth > 8:
+    if depth > MAX_RANK:
         raise HttpError(400, "data is nested too deeply")
     for item in value:
         if isinstance(item, list):
@@ -197,18 +206,23 @@ def _flatten(value: list[Any], into: list[Any], depth: int = 0) -> None:
             into.append(item)
 
 
-def _from_bytes(tensor: _Input, data: bytes) -> Array:
-    where = f"input {tensor.name}"
-    count = _count(tensor)
-    if tensor.datatype != "BYTES":
-        dtype = np.dtype(DTYPES[tensor.datatype])
+def from_bytes(name: str, kind: str, shape: Sequence[int], data: bytes) -> Array:
+    """A tensor of its bytes: little endian; each element of BYTES behind its length.
+
+    Raises:
+        HttpError: 400, they are too many, too few, or not UTF-8.
+    """
+    where = f"input {name}"
+    count = _count(where, kind, shape)
+    if kind != "BYTES":
+        dtype = np.dtype(DTYPES[kind])
         if count * dtype.itemsize != len(data):
             raise HttpError(
                 400,
-                f"{where} has {len(data)} bytes; the shape {tensor.shape} needs "
+                f"{where} has {len(data)} bytes; the shape {list(shape)} needs "
                 f"{count * dtype.itemsize}",
             )
-        return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(tensor.shape)
+        return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
     texts: list[str] = []
     at = 0
     while at < len(data):
@@ -225,11 +239,11 @@ def _from_bytes(tensor: _Input, data: bytes) -> Array:
         at += length
     if len(texts) != count:
         raise HttpError(
-            400, f"{where} has {len(texts)} elements; the shape {tensor.shape} has {count}"
+            400, f"{where} has {len(texts)} elements; the shape {list(shape)} has {count}"
         )
     array = np.empty(count, np.object_)
     array[:] = texts
-    return array.reshape(tensor.shape)
+    return array.reshape(shape)
 
 
 def encode(
@@ -240,15 +254,9 @@ def encode(
     Raises:
         HttpError: 400, an output is wanted that the model does not have.
     """
-    unknown = [name for name in request.outputs if name not in outputs]
-    if unknown:
-        raise HttpError(
-            400, f"{model} has no output {', '.join(unknown)}; it has {', '.join(outputs)}"
-        )
-    wanted = request.outputs or dict.fromkeys(outputs, request.binary)
     described: list[dict[str, Any]] = []
     blobs: list[bytes] = []
-    for name, binary in wanted.items():
+    for name, binary in wanted(model, request, outputs).items():
         array = outputs[name]
         entry: dict[str, Any] = {
             "name": name,
@@ -256,7 +264,7 @@ def encode(
             "shape": list(array.shape),
         }
         if binary:
-            blobs.append(_to_bytes(array))
+            blobs.append(to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             entry["data"] = array.reshape(-1)
@@ -268,12 +276,27 @@ def encode(
     return (text + b"".join(blobs), len(text)) if blobs else (text, None)
 
 
+def wanted(model: str, request: InferRequest, outputs: Mapping[str, Array]) -> dict[str, bool]:
+    """The outputs to send, and whether as bytes.
+
+    Raises:
+        HttpError: 400, one is wanted that the model does not have.
+    """
+    unknown = [name for name in request.outputs if name not in outputs]
+    if unknown:
+        raise HttpError(
+            400, f"{model} has no output {', '.join(unknown)}; it has {', '.join(outputs)}"
+        )
+    return request.outputs or dict.fromkeys(outputs, request.binary)
+
+
 def datatype(array: Array) -> str:
     """What the protocol calls an array's dtype."""
     return _NAMES[array.dtype]
 
 
-def _to_bytes(array: Array) -> bytes:
+def to_bytes(array: Array) -> bytes:
+    """A tensor's elements as :func:`from_bytes` reads them."""
     if array.dtype != np.object_:
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     parts: list[bytes] = []

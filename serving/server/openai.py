@@ -1,4 +1,5 @@
-"""OpenAI's routes for embeddings and models, and the ones for reranking that go with them.
+"""OpenAI's routes for embeddings and models, which are KServe's first protocol's too, and the ones
+for reranking that go with them.
 
 Sources: https://platform.openai.com/docs/api-reference/embeddings, and for reranking
 https://docs.cohere.com/reference/rerank and https://api.jina.ai/redoc.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,17 +18,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sanic import HTTPResponse, Request
 
-from sparsec.serving.pipelines.base import explain
+from sparsec.serving.pipelines.base import SENTENCE, Pipeline, explain
 from sparsec.serving.pipelines.rerank import RerankInput, RerankPipeline
 from sparsec.serving.pipelines.sentence_embedding import (
     SentenceEmbeddingPipeline,
     SentenceEmbeddingTokens,
 )
-from sparsec.serving.server import errors, inference, json_text
+from sparsec.serving.server import errors, inference, json_text, routes
 from sparsec.serving.server.bodies import body_of, json_response
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.registry import Endpoint
-from sparsec.serving.server.v2 import Handler, Service
+from sparsec.serving.server.routes import Route
+from sparsec.serving.server.v2 import Handler, Service, model
 
 _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
@@ -50,6 +53,10 @@ class EmbeddingsRequest(BaseModel):
     prompt_name: str | None = None
 
 
+# What the forms of reranking start with.
+RERANK = {"query": "Who flies to Lima?", "documents": [SENTENCE, "The soup was cold."]}
+
+
 class _Document(BaseModel):
     text: str
 
@@ -68,31 +75,19 @@ class RerankRequest(BaseModel):
     truncate: bool | None = None
 
 
+def is_own(path: str) -> bool:
+    """Whether a path is one of these, so that errors have OpenAI's form."""
+    return path.startswith("/v1/") and not path.endswith(":predict")
+
+
 def find(service: Service, path: str) -> dict[str, Handler]:
-    """Handlers of a path under /v1 by method; errors have OpenAI's form."""
-
-    def answer(work: Any, *given: Any) -> Handler:
-        async def handler(request: Request) -> HTTPResponse:
-            try:
-                found: HTTPResponse = await work(service, request, *given)
-            except Exception as error:
-                return _failure(request, error)
-            return found
-
-        return handler
-
-    if path == "/v1/embeddings":
-        return {"POST": answer(_embeddings)}
-    if path == "/v1/rerank":
-        return {"POST": answer(_rerank)}
-    if path == "/v1/models":
-        return {"GET": answer(_models)}
+    """Handlers of a path under /v1 by method."""
     if path.startswith("/v1/models/"):
-        return {"GET": answer(_model, path.removeprefix("/v1/models/"))}
-    return {}
+        return {"GET": partial(_model, service, path.removeprefix("/v1/models/"))}
+    return routes.find(ROUTES, service, path)
 
 
-def _failure(request: Request, error: Exception) -> HTTPResponse:
+def failure(request: Request, error: Exception) -> HTTPResponse:
     """What went wrong, as OpenAI's clients read it: ``{"error": {"message", "type", ...}}``."""
     found = errors.response(request, error)
     shown = errors.as_http(error)
@@ -143,15 +138,19 @@ async def parsed(service: Service, request: Request, kind: type[Any]) -> Any:
 
 
 async def run(
-    service: Service, request: Request, endpoint: Endpoint, inputs: BaseModel
+    service: Service,
+    request: Request,
+    endpoint: Endpoint,
+    inputs: BaseModel,
+    pipeline: Pipeline | None = None,
 ) -> inference.Answer:
-    """A prediction of an endpoint, counted as its own."""
+    """A prediction of an endpoint, counted as its own; `pipeline`: under other options."""
     request.ctx.target = endpoint
     request.ctx.endpoint = endpoint.name
     service.registry.enter(endpoint)
     try:
         return await inference.predict(
-            endpoint, [inputs], service.config.limits, errors.request_id(request)
+            endpoint, [inputs], service.config.limits, errors.request_id(request), pipeline
         )
     finally:
         service.registry.leave(endpoint)
@@ -232,23 +231,35 @@ async def rerank(service: Service, request: Request, wanted: RerankRequest) -> H
 
 
 def _row(endpoint: Endpoint) -> dict[str, Any]:
+    """A model, as OpenAI has it, and what KServe's first protocol has at the same path."""
     return {
         "id": endpoint.name,
         "object": "model",
         "created": endpoint.loaded,
         "owned_by": "sparsec",
+        "name": endpoint.name,
+        "ready": True,
     }
 
 
 async def _models(service: Service, request: Request) -> HTTPResponse:
     rows = [_row(endpoint) for endpoint in service.registry.names.values()]
-    return json_response({"object": "list", "data": rows})
+    names = list(service.registry.names)
+    return json_response({"object": "list", "data": rows, "models": names})
 
 
-async def _model(service: Service, request: Request, name: str) -> HTTPResponse:
-    endpoint = service.registry.names.get(name)
-    if endpoint is None:
-        raise HttpError(
-            404, f"there is no model {name}; GET /v1/models lists them", "model_not_found"
-        )
-    return json_response(_row(endpoint))
+async def _model(service: Service, name: str, request: Request) -> HTTPResponse:
+    return json_response(_row(model(service, name, code="model_not_found")))
+
+
+ROUTES = (
+    Route(
+        "/v1/embeddings", "POST", _embeddings, "Vectors of texts", (SentenceEmbeddingPipeline,),
+        EmbeddingsRequest, {"input": SENTENCE},
+    ),
+    Route("/v1/models", "GET", _models, "The models"),
+    Route(
+        "/v1/rerank", "POST", _rerank, "Documents in order, in Cohere's and Jina's form",
+        (RerankPipeline,), RerankRequest, RERANK,
+    ),
+)  # fmt: skip

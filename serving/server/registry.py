@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 # How often a model is loaded whose files change meanwhile.
 ATTEMPTS = 3
+
+# Pipelines of an endpoint that are kept for requests with options of their own.
+VARIANTS = 32
 
 # Tokens of the largest batch that a model is warmed up with.
 WARM_TOKENS = 8192
@@ -72,6 +76,19 @@ class Endpoint:
         self.active = 0
         self.retired = False
         self._shared = shared
+        self._varied = functools.lru_cache(VARIANTS)(
+            lambda options: pipeline.varied(**json.loads(options))
+        )
+
+    def varied(self, options: Mapping[str, Any]) -> Pipeline:
+        """Its pipeline under other options of the task, which are plain data.
+
+        Raises:
+            InputError: an option has a wrong value.
+        """
+        if not options:
+            return self.pipeline
+        return self._varied(json.dumps(options, sort_keys=True))
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import logging
 import os
 import select
@@ -20,11 +21,12 @@ from pathlib import Path
 from types import FrameType
 
 import sparsec
-from sparsec.arguments import argument
 from sparsec.errors import InputError, SparsecError
 from sparsec.scratch import private_folder
+from sparsec.serving.server import sockets, tracing
 from sparsec.serving.server.config import EndpointConfig, ServerConfig, complete, load
 from sparsec.serving.server.cores import split
+from sparsec.serving.server.keys import Keys
 from sparsec.serving.server.state import State, Wanted
 
 logger = logging.getLogger("sparsec.server")
@@ -89,15 +91,24 @@ class Supervisor:
         self._stopping = False
         self._reload = False
         self._file_stamp: tuple[int, int, int] | None = None
+        self._rpc = ""
 
     def run(self) -> int:
         """Serve; returns the exit code.
 
         Raises:
-            ServerError: the address is taken, or a model cannot be loaded at the start.
+            InputError: the file of API keys cannot be read; gRPC or traces
+                are wanted and not installed.
+            AddressError: the address is taken.
+            ServerError: a model cannot be loaded at the start.
         """
+        Keys(self.config.api_keys, self.config.api_keys_file)  # what is wrong is said now
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(_listen(self.config.host, self.config.port))
+            listener = stack.enter_context(sockets.listen(self.config.host, self.config.port))
+            if self.config.otlp_endpoint and (lacking := tracing.missing()):
+                raise InputError(lacking)
+            if self.config.grpc_port is not None:
+                self._reserve(stack)
             folder = private_folder("sparsec-serve-")
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             # Cleaners of temporary folders leave alone what is locked.
@@ -126,11 +137,19 @@ class Supervisor:
             finally:
                 _kill(slots)
 
+    def _reserve(self, stack: contextlib.ExitStack) -> None:
+        """Hold the port of gRPC, at which workers listen."""
+        for module in ("grpc", "grpc_health"):
+            if importlib.util.find_spec(module) is None:
+                raise InputError(f"gRPC needs {module}: pip install 'sparsec[grpc]'")
+        assert self.config.grpc_port is not None
+        holder = stack.enter_context(sockets.reserve(self.config.host, self.config.grpc_port))
+        self._rpc = sockets.text(holder)
+
     def _serve(
         self, slots: Sequence[_Slot], listener: socket.socket, lifeline: int, wake: int
     ) -> int:
-        host, port = listener.getsockname()[:2]
-        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        where = f"http://{sockets.text(listener)}"
         for slot in slots:
             self._start(slot, listener, lifeline)
         while not self._stopping:
@@ -140,7 +159,9 @@ class Supervisor:
             if not self.state.started and all(self._is_up(slot) for slot in slots):
                 self.state.set_started()
                 names = ", ".join(f"{e.route} ({e.task})" for e in self.config.endpoints)
-                self._tell(f"ready at {where}: {names or 'no endpoints yet'}; see {where}/docs")
+                rpc = f"; gRPC at {self._rpc}" if self._rpc else ""
+                names = names or "no endpoints yet"
+                self._tell(f"ready at {where}: {names}{rpc}; see {where}/docs")
             if self.state.started and (self._reload or self._file_changed()):
                 self._reload = False
                 self._read_again()
@@ -153,9 +174,11 @@ class Supervisor:
     def _start(self, slot: _Slot, listener: socket.socket, lifeline: int) -> None:
         self.state.forget(slot.number)
         environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self.state.metrics)}
+        if self.config.otlp_endpoint:
+            environment[tracing.ENDPOINT] = self.config.otlp_endpoint
         arguments = [
             str(self.state.folder), str(slot.number), str(listener.fileno()), str(lifeline),
-            ",".join(map(str, slot.cpus)), str(slot.cores), str(int(self._quiet)),
+            ",".join(map(str, slot.cpus)), str(slot.cores), str(int(self._quiet)), self._rpc,
         ]  # fmt: skip
         slot.process = subprocess.Popen(
             [sys.executable, "-c", _worker_code(), *arguments],
@@ -300,26 +323,6 @@ def _worker_code() -> str:
 
 def _names(endpoints: Sequence[EndpointConfig]) -> str:
     return ", ".join(e.name for e in endpoints) or "no endpoints"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind)
-    except OSError as error:
-        raise ServerError(f"cannot use the host {host!r}: {error}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise ServerError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another {argument('port')}"
-        ) from error
-    return listener
 
 
 def _wait(wake: int, seconds: float) -> None:

@@ -13,7 +13,7 @@ from sanic import HTTPResponse, Request
 
 from sparsec import __version__
 from sparsec.errors import InputError
-from sparsec.serving.pipelines.base import Pipeline, explain
+from sparsec.serving.pipelines.base import SENTENCE, Pipeline, explain
 from sparsec.serving.pipelines.rerank import RerankInput, RerankPipeline
 from sparsec.serving.pipelines.sentence_embedding import SentenceEmbeddingPipeline
 from sparsec.serving.pipelines.sparse_embedding import (
@@ -24,9 +24,10 @@ from sparsec.serving.pipelines.text_classification import (
     TextClassificationInput,
     TextClassificationPipeline,
 )
-from sparsec.serving.server import json_text, openai
+from sparsec.serving.server import json_text, openai, routes
 from sparsec.serving.server.bodies import body_of, json_response
 from sparsec.serving.server.errors import HttpError
+from sparsec.serving.server.routes import Route
 from sparsec.serving.server.v2 import Handler, Service
 
 _Texts = str | Annotated[list[str], Field(min_length=1)]
@@ -55,7 +56,7 @@ class EmbedSparseRequest(_Body):
     inputs: _Texts
 
 
-class RerankRequest(_Body):
+class TextsRerankRequest(_Body):
     """The body of `POST /rerank`."""
 
     query: str
@@ -81,16 +82,7 @@ class TokenizeRequest(_Body):
 
 def find(service: Service, path: str) -> dict[str, Handler]:
     """Handlers of a path by method."""
-    found = _ROUTES.get(path)
-    if found is None:
-        return {}
-    method, work = found
-
-    async def handler(request: Request) -> HTTPResponse:
-        answer: HTTPResponse = await work(service, request)
-        return answer
-
-    return {method: handler}
+    return routes.find(ROUTES, service, path)
 
 
 async def _embed(service: Service, request: Request) -> HTTPResponse:
@@ -124,7 +116,7 @@ async def _rerank(service: Service, request: Request) -> HTTPResponse:
     """In this form, or with ``documents`` in Cohere's and Jina's."""
     body = json_text.without_mark(await body_of(request, service.config.limits.body_bytes))
     try:
-        wanted = RerankRequest.model_validate_json(body)
+        wanted = TextsRerankRequest.model_validate_json(body)
     except ValidationError as error:
         try:
             other = openai.RerankRequest.model_validate_json(body)
@@ -152,18 +144,15 @@ async def _rerank(service: Service, request: Request) -> HTTPResponse:
 
 async def _predict(service: Service, request: Request) -> HTTPResponse:
     wanted = await openai.parsed(service, request, PredictRequest)
-    if wanted.raw_scores:
-        raise InputError("raw_scores: this server has none; leave it out")
     endpoint = openai.choose(service, None, TextClassificationPipeline)
-    pipeline = endpoint.pipeline
-    assert isinstance(pipeline, TextClassificationPipeline)
+    pipeline = endpoint.varied({"function_to_apply": "none"} if wanted.raw_scores else {})
     single = not (isinstance(wanted.inputs, list) and isinstance(wanted.inputs[0], list))
     rows = [wanted.inputs] if single else wanted.inputs
     given = TextClassificationInput.model_construct(
         sequences=[[row] if isinstance(row, str) else row for row in rows],
         truncate=_truncate(wanted),
     )
-    found = await openai.run(service, request, endpoint, given)
+    found = await openai.run(service, request, endpoint, given, pipeline)
     result: Any = found.results[0]
     answers = []
     for labels, scores in zip(result.labels, result.scores, strict=True):
@@ -266,11 +255,27 @@ def _truncate(wanted: _Body) -> bool | None:
     return wanted.truncate
 
 
-_ROUTES: dict[str, tuple[str, Any]] = {
-    "/embed": ("POST", _embed),
-    "/embed_sparse": ("POST", _embed_sparse),
-    "/rerank": ("POST", _rerank),
-    "/predict": ("POST", _predict),
-    "/tokenize": ("POST", _tokenize),
-    "/info": ("GET", _info),
-}
+ROUTES = (
+    Route(
+        "/embed", "POST", _embed, "Vectors of texts", (SentenceEmbeddingPipeline,), EmbedRequest,
+        {"inputs": SENTENCE},
+    ),
+    Route(
+        "/embed_sparse", "POST", _embed_sparse, "Sparse vectors of texts",
+        (SparseEmbeddingPipeline,), EmbedSparseRequest, {"inputs": SENTENCE},
+    ),
+    Route(
+        "/rerank", "POST", _rerank, "Texts in order; also in Cohere's and Jina's form",
+        (RerankPipeline,), TextsRerankRequest,
+        {"query": openai.RERANK["query"], "texts": openai.RERANK["documents"]},
+    ),
+    Route(
+        "/predict", "POST", _predict, "Labels of texts", (TextClassificationPipeline,),
+        PredictRequest, {"inputs": SENTENCE},
+    ),
+    Route(
+        "/tokenize", "POST", _tokenize, "Tokens of texts", (), TokenizeRequest,
+        {"inputs": SENTENCE},
+    ),
+    Route("/info", "GET", _info, "What is served"),
+)  # fmt: skip

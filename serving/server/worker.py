@@ -1,7 +1,7 @@
 """One worker process: an event loop with Sanic, a thread that runs the models.
 
-The supervisor calls :func:`start` with FOLDER NUMBER SOCKET PIPE CPUS CORES QUIET.  When the pipe's
-other end closes, the supervisor is gone and the worker drains.
+The supervisor calls :func:`start` with FOLDER NUMBER SOCKET PIPE CPUS CORES QUIET RPC.  When the
+pipe's other end closes, the supervisor is gone and the worker drains.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
@@ -29,7 +29,11 @@ from sparsec.serving.server.config import EndpointConfig, complete
 from sparsec.serving.server.errors import HttpError
 from sparsec.serving.server.registry import Registry
 from sparsec.serving.server.state import State, Status, Wanted
+from sparsec.serving.server.tracing import tracing
 from sparsec.serving.server.wire import Connection
+
+if TYPE_CHECKING:
+    from sparsec.serving.server.rpc import RpcServer
 
 logger = logging.getLogger("sparsec.server")
 
@@ -50,9 +54,12 @@ class Worker:
         number: which worker this is, from 0.
         cores: threads that a call of a model may use.
         quiet: no lines about compiling.
+        rpc: host and port for gRPC, shared by all workers; "": none.
     """
 
-    def __init__(self, state: State, number: int, cores: int, quiet: bool = False) -> None:
+    def __init__(
+        self, state: State, number: int, cores: int, quiet: bool = False, rpc: str = ""
+    ) -> None:
         self.state = state
         self.number = number
         self.config = state.config()
@@ -61,6 +68,7 @@ class Worker:
         # Of several workers that want the same model, one compiles and the others wait.
         self.registry = Registry(self.scheduler, cores, quiet=quiet or number > 0)
         self.service = Service(self.config, self.registry, self)
+        self.rpc = _rpc(self.service, rpc) if rpc else None
         self.stop = asyncio.Event()
         self._changing = asyncio.Lock()
         self._stamp = (0, 0)
@@ -80,21 +88,25 @@ class Worker:
         # requests to the others until it is ready.
         first = not self.state.started
         if first:
-            await server.start_serving()
-            await server.after_start()
+            await self._take_requests(server)
         code = await self._load()
         if not code:
             # What is there now stays: it need not be looked at again and again.
             gc.collect()
             gc.freeze()
             if not first:
-                await server.start_serving()
-                await server.after_start()
+                await self._take_requests(server)
             follower = asyncio.create_task(self._follow())
             await self.stop.wait()
             follower.cancel()
         await self._drain(server)
         return code
+
+    async def _take_requests(self, server: Any) -> None:
+        await server.start_serving()
+        await server.after_start()
+        if self.rpc:
+            await self.rpc.start()
 
     async def _load(self) -> int:
         """Load the endpoints that are wanted at the start; returns the exit code if that fails."""
@@ -142,6 +154,8 @@ class Worker:
         while True:
             if not self.service.ready and self.state.started:
                 self.service.ready = True
+                if self.rpc:
+                    await self.rpc.set_health(True)
             if self.state.stamp() != self._stamp:
                 status = await self._apply()
                 if status.error:
@@ -149,6 +163,7 @@ class Worker:
                         "endpoints stay as they are: %s", status.error,
                         extra={"fields": {"worker": self.number}},
                     )  # fmt: skip
+            self.service.keys.refresh()
             await asyncio.sleep(POLL if self.service.ready else POLL / 10)
 
     async def _drain(self, server: Any) -> None:
@@ -159,6 +174,7 @@ class Worker:
         # Connections that the kernel has accepted already are ours: take them before closing.
         await asyncio.sleep(0.05)
         server.close()
+        calls = asyncio.create_task(self._drain_rpc())
         while time.monotonic() < limit:
             for connection in list(server.connections):
                 connection.close_if_idle()
@@ -171,9 +187,15 @@ class Worker:
             for connection in list(server.connections):
                 connection.abort()
             await asyncio.sleep(0)
+        await calls
+        await self.loop.run_in_executor(None, tracing.stop)
         await server.before_stop()
         self.registry.close()
         await server.after_stop()
+
+    async def _drain_rpc(self) -> None:
+        if self.rpc:
+            await self.rpc.stop(self.config.limits.drain_timeout)
 
     # ---- POST and DELETE /endpoints --------------------------------------------------------------
 
@@ -253,9 +275,15 @@ def _without(old: Wanted, name: str) -> Wanted:
     return replace(old, version=old.version + 1, endpoints=endpoints, added=added)
 
 
+def _rpc(service: Service, address: str) -> RpcServer:
+    from sparsec.serving.server.rpc import RpcServer  # which needs the extra `grpc`
+
+    return RpcServer(service, address)
+
+
 def main(argv: list[str]) -> int:
     """Run a worker."""
-    folder, number, descriptor, pipe, cpus, cores, quiet = argv
+    folder, number, descriptor, pipe, cpus, cores, quiet, rpc = argv
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     errors.configure_logging()
     sys.setswitchinterval(SWITCH)
@@ -264,8 +292,9 @@ def main(argv: list[str]) -> int:
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     state = State(folder)
+    tracing.start()
     share(state.lending)
-    worker = Worker(state, int(number), int(cores), quiet=quiet == "1")
+    worker = Worker(state, int(number), int(cores), quiet=quiet == "1", rpc=rpc)
     loop.add_signal_handler(signal.SIGTERM, worker.stop.set)
     loop.add_reader(int(pipe), worker.on_pipe, int(pipe))
     return loop.run_until_complete(worker.serve(socket.socket(fileno=int(descriptor))))

@@ -13,6 +13,7 @@ from sparsec.errors import InputError
 from sparsec.paths import user_path
 
 TOKEN = "SPARSEC_ADMIN_TOKEN"
+KEYS = "SPARSEC_API_KEYS"
 ZOO = "SPARSEZOO_MODELS_PATH"
 
 
@@ -83,6 +84,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     where.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     where.add_argument("--port", type=int, help="port to listen on; 0: any (default: 5543)")
     where.add_argument(
+        "--grpc-port", "--grpc_port", type=int, metavar="PORT",
+        help="turn gRPC on (the Open Inference Protocol) at this port; 0: any",
+    )  # fmt: skip
+    where.add_argument(
         "--root-path", "--root_path", metavar="PATH",
         help="path that a proxy serves this server under, such as /models, for links to itself",
     )  # fmt: skip
@@ -109,6 +114,20 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     where.add_argument(
         "--admin-token", metavar="TOKEN",
         help=f"turn POST and DELETE /endpoints on (default: ${TOKEN})",
+    )  # fmt: skip
+    where.add_argument(
+        "--api-key", "--api_key", action="append", metavar="KEY",
+        help="a key that predictions need (Authorization: Bearer KEY); may be repeated; better a "
+        f"file, or ${KEYS} with keys separated by commas: command lines are seen by others",
+    )  # fmt: skip
+    where.add_argument(
+        "--api-keys-file", "--api_keys_file", metavar="FILE",
+        help="a file with such keys, one a line; it is read again when it changes",
+    )  # fmt: skip
+    where.add_argument(
+        "--otlp-endpoint", "--otlp_endpoint", metavar="URL",
+        help="send traces to an OpenTelemetry collector, such as http://localhost:4318 (default: "
+        "what the variables OTEL_... say; none without them)",
     )  # fmt: skip
     where.add_argument(
         "--cors-origin", action="append", metavar="ORIGIN",
@@ -163,14 +182,22 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     values = {
         "host": args.host,
         "port": args.port,
+        "grpc_port": args.grpc_port,
         "root_path": args.root_path,
         "num_workers": args.num_workers,
         "num_cores": args.num_cores,
         "admin_token": args.admin_token or os.environ.get(TOKEN) or None,
+        "api_keys": args.api_key or _keys(os.environ.get(KEYS, "")),
+        "api_keys_file": args.api_keys_file,
+        "otlp_endpoint": args.otlp_endpoint,
         "cors_origins": args.cors_origin,
         "access_log": args.access_log or None,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _keys(text: str) -> list[str] | None:
+    return [key.strip() for key in text.split(",") if key.strip()] or None
 
 
 def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
