@@ -92,8 +92,6 @@ class ModelFiles:
         Raises:
             ModelError: a file cannot be read.
         """
-        from sparsec import cache
-        from sparsec.compiler.frontend import load_model
         from sparsec.interface import MANIFEST
 
         whole = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
@@ -101,6 +99,9 @@ class ModelFiles:
         if self.is_artifact:
             files = [self.path / MANIFEST]
         else:
+            from sparsec import cache
+            from sparsec.compiler.frontend import load_model
+
             parts = cache.content(load_model(self.path))
             whole.update(json.dumps(parts, sort_keys=True).encode())
             files = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -16,11 +17,13 @@ import urllib.request
 import venv
 import zipfile
 from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sparsec.compiler import toolchain
+from tests.server_support import TextModels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -372,3 +375,128 @@ def test_install_from_sdist(
     quick = ["-t", "0.1", "-w", "0"]
     said = checked([sparsec, "benchmark", str(output), *quick], cwd=tmp_path, env=env)
     assert "Throughput (items/sec): " in said
+
+
+# ---- without the compiler ------------------------------------------------------------------------
+
+
+def closure(names: list[str]) -> Iterator[importlib.metadata.Distribution]:
+    """Distributions of these names and all that they require, without extras."""
+    seen: set[str] = set()
+    while names:
+        name = names.pop()
+        if name.lower() in seen:
+            continue
+        seen.add(name.lower())
+        try:
+            found = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another platform or Python
+        yield found
+        for text in found.requires or ():
+            if "extra ==" not in text:
+                names.append(re.split(r"[\s<>=!~;\[(]", text, maxsplit=1)[0])
+
+
+def requirements(extra: str) -> list[str]:
+    """Names that our own metadata asks for, without and with an extra."""
+    rows = importlib.metadata.requires("sparsec") or []
+    wanted = [row for row in rows if "extra ==" not in row or f'extra == "{extra}"' in row]
+    return [re.split(r"[\s<>=!~;\[(]", row, maxsplit=1)[0] for row in wanted]
+
+
+@pytest.fixture(scope="module")
+def package(installation: tuple[Path, Path]) -> Path:
+    """The package as pip installs it, a folder."""
+    home = str(installation[0].parent)
+    places = {"base": home, "platbase": home}
+    return Path(sysconfig.get_path("purelib", vars=places, scheme="venv")) / "sparsec"
+
+
+def bare(home: Path, package: Path, extra: str = "") -> Path:
+    """Python of an environment with the package and what its metadata names, nothing else."""
+    venv.create(home, with_pip=False)
+    site = Path(
+        sysconfig.get_path(
+            "purelib", vars={"base": str(home), "platbase": str(home)}, scheme="venv"
+        )
+    )
+    shutil.copytree(package, site / "sparsec")
+    names = requirements(extra) + (requirements("text") if extra == "serve" else [])
+    for found in closure([name for name in names if name != "sparsec"]):
+        for name in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(Path(str(found.locate_file(name))))
+    return home / "bin" / "python"
+
+
+RUN = """
+import sys, sparsec
+for name in ("onnx", "jinja2", "google.protobuf"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    sys.exit(f"{name} is here")
+inputs = sparsec.generate_random_inputs(sys.argv[1])
+with sparsec.Engine(sys.argv[1]) as engine:
+    (expected,) = engine.run(inputs)
+session = sparsec.InferenceSession(sys.argv[1])
+feed = {node.name: x.tolist() for node, x in zip(session.get_inputs(), inputs)}
+assert (session.run(None, feed)[0] == expected).all()
+for refused, options in ((sparsec.compile, {"buckets": [8]}), (sparsec.Engine, {})):
+    try:
+        refused(sys.argv[2], **options)
+    except sparsec.InputError as error:
+        print(error)
+"""
+
+
+def test_artifacts_run_with_numpy_alone(
+    package: Path, tiny_artifact: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    python = bare(tmp_path / "env", package)
+    env = clean_environment(tmp_path)
+    command = [str(python), "-c", RUN, str(tiny_artifact), str(tiny_model / "model.onnx")]
+    said = checked(command, cwd=tmp_path, env=env)
+    assert said.count("is not installed: pip install 'sparsec[compile]'") == 2
+
+    sparsec = [str(python), "-m", "sparsec"]
+    for line in (["inspect"], ["benchmark", "-t", "0.1", "-w", "0"]):
+        checked([*sparsec, *line, str(tiny_artifact)], cwd=tmp_path, env=env)
+    checked([*sparsec, "check-hardware"], cwd=tmp_path, env=env)
+    for line in (["compile", "--buckets", "8"], ["inspect"], ["benchmark"]):
+        done = subprocess.run(
+            [*sparsec, *line, str(tiny_model / "model.onnx")], cwd=tmp_path, env=env, text=True,
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 8 and done.stderr.count("\n") == 1, done.stderr
+        assert "pip install 'sparsec[compile]'" in done.stderr
+
+
+SERVE = """
+import re, signal, subprocess, sys, urllib.request
+import sparsec
+with sparsec.Pipeline.create(task="text-classification", model_path=sys.argv[1]) as pipeline:
+    print(pipeline("a text").labels)
+command = [sys.executable, "-m", "sparsec", "serve", "--task", "text-classification"]
+command += ["--model-path", sys.argv[1], "--port", "0"]
+server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+said = ""
+for line in server.stderr:
+    said += line
+    if where := re.search(r"ready at (\\S+):", line):
+        request = urllib.request.Request(where[1] + "/predict", b'{"sequences": "a"}')
+        print(urllib.request.urlopen(request).read().decode())
+        server.send_signal(signal.SIGINT)
+print(server.wait(), said, "onnx" in sys.modules)
+"""
+
+
+def test_pipelines_and_the_server_too(
+    package: Path, text_models: TextModels, tmp_path: Path
+) -> None:
+    python = bare(tmp_path / "env", package, "serve")
+    command = [str(python), "-c", SERVE, str(text_models["text-classification"])]
+    said = checked(command, cwd=tmp_path, env=clean_environment(tmp_path))
+    assert '"labels"' in said and "Traceback" not in said and said.rstrip().endswith("False")
