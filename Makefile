@@ -27,7 +27,8 @@ WITH_ZIG := ziglang>=0.17
 endif
 endif
 
-RUNTIME_SOURCES := $(wildcard runtime/*.pyx runtime/*.pxd runtime/*.c runtime/*.h) templates/sparsec.h
+RUNTIME_SOURCES := $(wildcard runtime/*.pyx runtime/*.pxd runtime/*.c runtime/*.h) templates/sparsec.h \
+	templates/cpu_features.h
 
 help:
 	@echo "make demo       build, compile and run a small real model"

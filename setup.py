@@ -41,7 +41,10 @@ def extensions() -> list[Extension]:
     engine = Extension(
         "sparsec.runtime._engine",
         sources=["runtime/_engine.pyx", "runtime/pool.c", "runtime/cpu.c"],
-        depends=["runtime/pool.h", "runtime/cpu.h", "templates/sparsec.h"],
+        depends=[
+            *("runtime/pool.h", "runtime/cpu.h"),
+            *("templates/sparsec.h", "templates/cpu_features.h"),
+        ],
         include_dirs=["runtime", "templates"],
         extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
         extra_link_args=["-pthread"],

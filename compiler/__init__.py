@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,8 @@ if TYPE_CHECKING:
     from sparsec.compiler.ir import Graph
     from sparsec.compiler.lowering.tiling import Tilings
     from sparsec.compiler.padding import Settled
-    from sparsec.runtime import Artifact
+    from sparsec.runtime import Artifact, CpuInfo
+    from sparsec.targets import Target
 
 __all__ = ["abandon", "compile", "import_buckets", "optimize", "settle_buckets"]
 
@@ -40,7 +40,7 @@ def compile(
     buckets: Sequence[int] = (),
     output: str | Path | None = None,
     batch_size: int = 1,
-    target: str = "auto",
+    target: str | Sequence[str] = "auto",
     tune_for: str = "auto",
     precision: str = "fp32",
     cc: str | None = None,
@@ -64,7 +64,9 @@ def compile(
         output: the artifact's folder; when absent, ``model.sparsec`` beside ``model.onnx``, and for
             ``hf:org/name``, ``name.sparsec`` in the working directory.
         batch_size: the batch size to cut layers for; any other runs too.
-        target: an ISA target's name, or ``auto`` for the fastest that runs here.
+        target: an ISA target's name, or ``auto`` for the fastest that runs here.  Several, as a
+            list or with commas (``avx2,avx512_vnni``), make one artifact of which the runtime loads
+            the fastest that runs where it is.
         tune_for: the microarchitecture whose costs decide between ways to compute the same, of
             ``sparsec.microarchitectures``; ``native`` is this machine's, ``auto`` that as well
             where `target` is ``auto``, else ``generic``.
@@ -94,9 +96,11 @@ def compile(
     """
     # Imported here so that `import sparsec` and the command line's --help stay quick.
     import sparsec
-    from sparsec import hub, microarchitectures, targets
+    from sparsec import hub
     from sparsec.compiler import artifact, build, frontend, toolchain
     from sparsec.compiler.codegen import emit_buckets
+    from sparsec.compiler.fat import Variant
+    from sparsec.compiler.libraries import libraries_of
     from sparsec.runtime import Artifact, cpu
 
     tell = progress or (lambda _: None)
@@ -109,7 +113,8 @@ def compile(
         )
     tilings = _recorded(input_path(tuning)) if tuning is not None else None
     here = cpu.detect()
-    isa = microarchitectures.choose(tune_for, target, targets.choose(target, here, precision), here)
+    isas = _isas(target, tune_for, precision, here)
+    _check_tuning(isas, tune or tuning is not None)
     compiler = toolchain.find(cc)
 
     if isinstance(model, frontend.Model):
@@ -134,31 +139,37 @@ def compile(
     graphs = optimize(settled, dump, tell)
     signature = replace(signature, mask_input=settled.mask_input)
 
-    tell(_step(f"generating C for {isa.name}", 2 * len(graphs), len(graphs)))
-    emit = partial(
-        emit_buckets, graphs, signature, isa, loaded.name, batch_size, profile, padding=settled.kind
-    )
-    emission = emit(tilings)
-    if tune:
-        from sparsec.compiler.tune import tune as measure
-
-        lengths = [graph.tokens for graph in graphs]
-        tilings = measure(emission.classes, lengths, batch_size, isa, compiler, jobs, tell)
+    variants = []
+    for isa in isas:
+        tell(_step(f"generating C for {isa.name}", 2 * len(graphs), len(graphs)))
+        emit = partial(
+            emit_buckets,
+            graphs,
+            signature,
+            isa,
+            loaded.name,
+            batch_size,
+            profile,
+            padding=settled.kind,
+        )
         emission = emit(tilings)
-    _dump_plans(dump, emission)
+        if tune:
+            from sparsec.compiler.tune import tune as measure
+
+            lengths = [graph.tokens for graph in graphs]
+            tilings = measure(emission.classes, lengths, batch_size, isa, compiler, jobs, tell)
+            emission = emit(tilings)
+        _dump_plans(dump, emission, isa.name if len(isas) > 1 else "")
+        variants.append(Variant(isa, emission))
 
     with artifact.staging(destination) as stage:
-        tree = build.write_tree(stage / "c", emission, compiler, isa)
         kept = user_path(emit_c) if emit_c else None
-        if kept is not None:
-            with artifact.writing(kept):
-                shutil.copytree(tree.folder, kept, dirs_exist_ok=True)
-        libraries = build.compile_tree(tree, compiler, isa, jobs=jobs, progress=tell, kept=kept)
+        built = libraries_of(stage / "c", variants, compiler, jobs=jobs, progress=tell, kept=kept)
 
         tell(f"writing {destination}")
         folder = stage / "artifact"
         folder.mkdir()
-        for library in libraries:
+        for library in built.files:
             library.rename(folder / library.name)
         (folder / "sparsec.h").write_text(build.public_header(), encoding="utf-8")
         for name, path in artifact.companions_of(loaded).items():
@@ -171,28 +182,11 @@ def compile(
                 "sha256": loaded.sha256,
                 "dialect": frontend.dialect_name(loaded),
             },
-            target={
-                "name": isa.name,
-                "arch": isa.arch or targets.host_arch(),
-                "features": sorted(isa.features),
-                "tuned_for": isa.tuned_for,
-                "precision": isa.precision,
-            },
-            toolchain={
-                "compiler": compiler.kind,
-                "version": compiler.version,
-                "flags": list(compiler.flags(isa)),
-            },
             inputs=[_tensor_row(spec) for spec in signature.inputs],
             outputs=[_tensor_row(spec) for spec in signature.outputs],
             mask_input=signature.mask_input,
-            supports_lengths=all(source.supports_lengths for source in emission.buckets),
             padding={"kind": settled.kind, "reason": settled.reason},
-            buckets=[
-                {"length": length, "file": library, "kernels": list(source.kernels)}
-                for (length, library, _), source in zip(tree.buckets, emission.buckets, strict=True)
-            ],
-            layers=emission.layers,
+            variants=built.rows,
             tuning=tilings.to_json() if tilings else [],
         )
         artifact.seal(folder, manifest)
@@ -330,7 +324,30 @@ class _Dump:
             path.write_text(text, encoding="utf-8")
 
 
-def _dump_plans(folder: Path | None, emission: Emission) -> None:
+def _isas(
+    target: str | Sequence[str], tune_for: str, precision: str, here: CpuInfo
+) -> list[Target]:
+    """The targets, given as one, as several with commas, or as a list; fastest first."""
+    from sparsec import microarchitectures, targets
+
+    names = target.split(",") if isinstance(target, str) else list(target)
+    found = {}
+    for name in (str(name).strip() for name in names or ["auto"]):
+        isa = targets.choose(name, here, precision)
+        found[isa.name] = microarchitectures.choose(tune_for, name, isa, here)
+    return [found[row.name] for row in targets.TARGETS if row.name in found]
+
+
+def _check_tuning(isas: Sequence[Target], tuned: bool) -> None:
+    """Refuse to tune for several targets."""
+    if len(isas) > 1 and tuned:
+        raise InputError(
+            f"{argument('tune', True)} and {argument('tuning')} are for one target, not "
+            f"{', '.join(isa.name for isa in isas)}"
+        )
+
+
+def _dump_plans(folder: Path | None, emission: Emission, target: str = "") -> None:
     """Write what the code of each bucket does, as the step after the last pass."""
     from sparsec.compiler import passes
 
@@ -338,7 +355,8 @@ def _dump_plans(folder: Path | None, emission: Emission) -> None:
         return
     for bucket in emission.buckets:
         dump = _Dump(folder / f"bucket_{bucket.length}")
-        dump.write(len(passes.PIPELINE) + 1, "plan", bucket.plan.to_text())
+        step = f"plan-{target}" if target else "plan"
+        dump.write(len(passes.PIPELINE) + 1, step, bucket.plan.to_text())
 
 
 def _check_buckets(buckets: Sequence[int], signature: Signature) -> list[int]:

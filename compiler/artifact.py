@@ -233,35 +233,32 @@ def manifest_of(
     sparsec_version: str,
     abi: int,
     model: Mapping[str, str],
-    target: Mapping[str, Any],
-    toolchain: Mapping[str, Any],
     inputs: Sequence[Mapping[str, Any]],
     outputs: Sequence[Mapping[str, Any]],
     mask_input: str | None,
-    supports_lengths: bool,
     padding: Mapping[str, str],
-    buckets: Sequence[Mapping[str, Any]],
-    layers: Sequence[Mapping[str, Any]],
+    variants: Sequence[Mapping[str, Any]],
     tuning: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The manifest without its file list, which :func:`seal` adds.
 
     It holds no time and no path, so that the same input gives the same bytes.
+
+    Args:
+        variants: for each target, fastest first, what :data:`sparsec.interface.PER_TARGET` names.
     """
+    *faster, last = variants
     return {
         "format": FORMAT,
         "schema": SCHEMA,
         "abi": abi,
         "sparsec_version": sparsec_version,
         "model": dict(model),
-        "target": dict(target),
-        "toolchain": dict(toolchain),
         "inputs": [dict(row) for row in inputs],
         "outputs": [dict(row) for row in outputs],
         "mask_input": mask_input,
-        "supports_lengths": supports_lengths,
         "padding": dict(padding),
-        "buckets": [dict(row) for row in buckets],
-        "layers": [dict(row) for row in layers],
         "tuning": [dict(row) for row in tuning],
+        **last,
+        **({"variants": faster} if faster else {}),
     }

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from sparsec.runtime.cpu import usable_cores
 from sparsec.targets import Target
 
 if TYPE_CHECKING:
-    from sparsec.compiler.codegen import Emission
+    from sparsec.compiler.codegen import BucketSource, Emission
 
 Progress = Callable[[str], None]
 
@@ -45,17 +45,27 @@ class CTree:
         folder: its root.
         weights: stem of the weights library (``weights-<12 hex digits>``), None without constants.
         buckets: ``(length, library's file name, translation units)``.
+        needs: libraries of constants elsewhere, as seen from `folder`, or flags such as ``-ldl``.
     """
 
     folder: Path
     weights: str | None
     buckets: tuple[tuple[int, str, tuple[str, ...]], ...]
+    needs: tuple[str, ...] = ()
 
     @property
     def libraries(self) -> tuple[str, ...]:
         """File names of the libraries it builds."""
         weights = (f"{self.weights}.so",) if self.weights else ()
         return (*weights, *(library for _, library, _ in self.buckets))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """C files of a bucket's library by name, and the bucket's length."""
+
+    length: int
+    files: Mapping[str, str]
 
 
 def public_header() -> str:
@@ -83,25 +93,87 @@ def write_tree(folder: Path, emission: Emission, toolchain: Toolchain, target: T
     _write(folder / "sparsec.h", public_header())
     weights = None
     if emission.weights:
-        digest = hashlib.sha256(emission.weights).hexdigest()[:12]
-        weights = f"weights-{digest}"
-        symbol = f"sparsec_weights_{digest}"
-        (folder / "weights.bin").write_bytes(emission.weights)
-        _write(folder / "weights.S", _weights_assembly(symbol, len(emission.weights)))
+        weights, symbol = write_constants(folder, emission.weights)
         _write(folder / "weights.h", _weights_header(symbol))
     else:
         _write(folder / "weights.h", "/* This model has no constants. */\n")
+    tree = CTree(folder, weights, _write_buckets(folder, emission.buckets))
+    _write(folder / "Makefile", _makefile(tree, toolchain, target))
+    return tree
+
+
+def write_constants(folder: Path, data: bytes) -> tuple[str, str]:
+    """Write constants to a folder as what a library is made of; its stem, and its symbol."""
+    digest = hashlib.sha256(data).hexdigest()[:12]
+    symbol = f"sparsec_weights_{digest}"
+    (folder / "weights.bin").write_bytes(data)
+    _write(folder / "weights.S", _weights_assembly(symbol, len(data)))
+    return f"weights-{digest}", symbol
+
+
+def write_constants_tree(
+    folder: Path, data: bytes, toolchain: Toolchain, target: Target
+) -> tuple[CTree, str]:
+    """Write a C tree of nothing but constants, in a folder inside of `folder` that is called as the
+    library; the tree, and the constants' symbol."""
+    stem = f"weights-{hashlib.sha256(data).hexdigest()[:12]}"
+    (folder / stem).mkdir(exist_ok=True)
+    stem, symbol = write_constants(folder / stem, data)
+    tree = CTree(folder / stem, stem, ())
+    _write(tree.folder / "Makefile", _makefile(tree, toolchain, target))
+    return tree, symbol
+
+
+def write_variant_tree(
+    folder: Path,
+    sources: Sequence[Sources | BucketSource],
+    suffix: str,
+    weights: str,
+    needs: tuple[str, ...],
+    toolchain: Toolchain,
+    target: Target,
+) -> CTree:
+    """Write the C tree of a target whose constants are in libraries elsewhere.
+
+    Args:
+        folder: where to; created, files in it are overwritten.
+        sources: of its buckets.
+        suffix: of the names of the buckets' libraries.
+        weights: text of ``weights.h``.
+        needs: as for :class:`CTree`.
+        toolchain, target: what the Makefile's flags are for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "sparsec.h", public_header())
+    _write(folder / "weights.h", weights)
+    tree = CTree(folder, None, _write_buckets(folder, sources, suffix), needs)
+    _write(folder / "Makefile", _makefile(tree, toolchain, target))
+    return tree
+
+
+def write_common_makefile(folder: Path, trees: Sequence[CTree]) -> None:
+    """Write a Makefile that builds trees, in this order, and collects their libraries."""
+    lines = ["# Builds the libraries of all targets.", "all:"]
+    for tree in trees:
+        name = tree.folder.name
+        lines.append(f"\t$(MAKE) -C {name}")
+        lines += [f"\tcp {name}/{library} ." for library in tree.libraries]
+    _write(folder / "Makefile", "\n".join([*lines, "", ".PHONY: all", ""]))
+
+
+def _write_buckets(
+    folder: Path, sources: Sequence[Sources | BucketSource], suffix: str = ""
+) -> tuple[tuple[int, str, tuple[str, ...]], ...]:
+    """Write the C of buckets; `CTree.buckets`."""
     buckets = []
-    for bucket in emission.buckets:
-        name = f"bucket_{bucket.length}"
+    for bucket in sources:
+        name = f"bucket_{bucket.length}{suffix}"
         (folder / name).mkdir(exist_ok=True)
         for file, text in bucket.files.items():
             _write(folder / name / file, text)
         units = tuple(f"{name}/{file}" for file in sorted(bucket.files) if file.endswith(".c"))
         buckets.append((bucket.length, f"{name}.so", units))
-    tree = CTree(folder, weights, tuple(buckets))
-    _write(folder / "Makefile", _makefile(tree, toolchain, target))
-    return tree
+    return tuple(buckets)
 
 
 def compile_tree(
@@ -162,7 +234,7 @@ def compile_tree(
 def _links(tree: CTree) -> list[tuple[str, list[str], list[str]]]:
     """(library, its objects, libraries it needs), in the order to link them."""
     links: list[tuple[str, list[str], list[str]]] = []
-    needed: list[str] = []
+    needed = list(tree.needs)
     if tree.weights:
         needed = [f"{tree.weights}.so"]
         links.append((needed[0], [_object("weights.S")], []))
@@ -199,6 +271,7 @@ def _weights_header(symbol: str) -> str:
 /* The constants of all buckets; lives in a library of its own beside the bucket's. */
 extern const unsigned char {symbol}[] __attribute__((visibility("default")));
 #define SPARSEC_WEIGHTS {symbol}
+#define SPARSEC_WEIGHT(offset) (SPARSEC_WEIGHTS + (offset))
 #endif
 """
 
@@ -221,7 +294,8 @@ def _makefile(tree: CTree, toolchain: Toolchain, target: Target) -> str:
         ".PHONY: all",
     ]
     for library, objects, needed in _links(tree):
-        lines += ["", f"{library}: {' '.join([*objects, *needed])}"]
+        files = [name for name in (*objects, *needed) if not name.startswith("-")]
+        lines += ["", f"{library}: {' '.join(files)}"]
         lines += [recipe(toolchain.link_command(objects, library, needed))]
     if tree.weights:
         lines += ["", "weights.o: weights.S weights.bin"]

@@ -20,7 +20,6 @@ from sparsec.runtime._loader import load
 from sparsec.runtime.arrays import as_array
 from sparsec.runtime.artifact import Artifact, parse_manifest, read_manifest
 from sparsec.runtime.cpu import detect
-from sparsec.targets import prepare
 
 from cpython.buffer cimport PyBUF_STRIDED_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -938,8 +937,7 @@ def _open(path, cpu, buckets):
         before = read_manifest(folder)
         try:
             artifact = known if known is not None else Artifact.load(folder, verify=False)
-            artifact.check_hardware(cpu)
-            prepare(artifact.manifest.target.name)
+            artifact = artifact.best(cpu)
             lengths = _chosen_buckets(artifact, buckets)
             loaded = [load(artifact, length) for length in lengths]
             artifact.check_files()
@@ -947,7 +945,7 @@ def _open(path, cpu, buckets):
         except ArtifactError:
             if known is None and read_manifest(folder) != before:
                 continue
-            if known is not None and parse_manifest(before) != known.manifest:
+            if known is not None and parse_manifest(before).files != known.manifest.files:
                 raise ArtifactError(
                     f"{folder} was replaced after this Artifact was loaded: load it again"
                 ) from None

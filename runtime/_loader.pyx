@@ -131,15 +131,10 @@ def load(artifact, length):
     Raises:
         ArtifactError: a file is not what the manifest says, or cannot be loaded.
     """
-    manifest = artifact.manifest
-    buckets = {bucket.length: bucket.file for bucket in manifest.buckets}
-    # What is no bucket is there for the buckets: the library of constants.
-    shared = [
-        name for name in manifest.files if name.endswith(".so") and name not in buckets.values()
-    ]
+    (bucket,) = (bucket for bucket in artifact.manifest.buckets if bucket.length == length)
     with _lock:
-        needs = {name: _library(artifact, name, None) for name in shared}
-        return _library(artifact, buckets[length], needs)
+        needs = {name: _library(artifact, name, None) for name in bucket.needs}
+        return _library(artifact, bucket.file, needs)
 
 
 cdef Library _library(artifact, str name, dict needs):

@@ -7,11 +7,12 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, Union
 
+from sparsec import targets
 from sparsec.arguments import argument
 from sparsec.errors import ArtifactError, HardwareError
 from sparsec.interface import ELEMENTS, FORMAT, MANIFEST, PADDING, SCHEMA
@@ -101,10 +102,16 @@ class KernelInfo:
 
 @dataclass(frozen=True)
 class BucketInfo:
-    """One library; `length` is its sequence length, 0 for a model without a sequence axis."""
+    """One library.
+
+    Attributes:
+        length: its sequence length, 0 for a model without a sequence axis.
+        needs: the libraries of constants that it needs.
+    """
 
     length: int
     file: str
+    needs: tuple[str, ...]
     kernels: tuple[KernelInfo, ...]
 
 
@@ -150,8 +157,24 @@ class PaddingInfo:
 
 
 @dataclass(frozen=True)
+class VariantInfo:
+    """What an artifact has for one target; `buckets` are sorted by length."""
+
+    target: TargetInfo
+    toolchain: ToolchainInfo
+    supports_lengths: bool
+    buckets: tuple[BucketInfo, ...]
+    layers: tuple[LayerInfo, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`; see docs/architecture.md.  `buckets` are sorted by length."""
+    """`manifest.json`; see docs/architecture.md.  `buckets` are sorted by length.
+
+    Attributes:
+        variants: what there is for each target, fastest first; one of them is spread over the other
+            attributes: that of an Engine which runs it, else the last, which most machines can run.
+    """
 
     schema: int
     abi: int
@@ -167,6 +190,7 @@ class Manifest:
     buckets: tuple[BucketInfo, ...]
     layers: tuple[LayerInfo, ...]
     files: Mapping[str, FileInfo]
+    variants: tuple[VariantInfo, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only view of a dict cannot be pickled.
@@ -213,26 +237,51 @@ class Artifact:
             _check_file(root, self.path / name, info, verify)
 
     def check_hardware(self, cpu: CpuInfo | None = None) -> None:
-        """Make sure that a CPU (this one, unless given) has what the code needs.
+        """Make sure that a CPU (this one, unless given) has what the code of a target needs.
 
         Raises:
             HardwareError: naming the missing features and the targets that would run.
         """
-        cpu = cpu or detect()
-        target = self.manifest.target
-        if target.arch != cpu.arch:
+        self._runnable(cpu or detect())
+
+    def best(self, cpu: CpuInfo | None = None) -> Artifact:
+        """The artifact with the fastest of its targets that a CPU (this one, unless given) and this
+        process can run as the one that the manifest is about.
+
+        Raises:
+            HardwareError: there is none.
+        """
+        refused: HardwareError | None = None
+        for variant in self._runnable(cpu or detect()):
+            try:
+                targets.prepare(variant.target.name)
+            except HardwareError as error:
+                refused = refused or error
+                continue
+            return Artifact(self.path, replace(self.manifest, **vars(variant)))
+        assert refused is not None
+        raise refused
+
+    def _runnable(self, cpu: CpuInfo) -> list[VariantInfo]:
+        """What there is for targets that a CPU can run, fastest first: at least one."""
+        variants = self.manifest.variants
+        arches = sorted({variant.target.arch for variant in variants})
+        if cpu.arch not in arches:
             raise HardwareError(
-                f"{self.path} was compiled for {target.arch}, this machine is {cpu.arch}; "
+                f"{self.path} was compiled for {', '.join(arches)}, this machine is {cpu.arch}; "
                 f"compile the model again here"
             )
-        missing = [name for name in target.features if name not in cpu.features]
-        if missing:
+        found = [v for v in variants if v.target.arch == cpu.arch and not _missing(v, cpu)]
+        if not found:
+            names = ", ".join(variant.target.name for variant in variants)
+            lacks = "; ".join(", ".join(_missing(variant, cpu)) for variant in variants[-1:])
             raise HardwareError(
-                f"{self.path} was compiled for target {target.name}; this CPU"
-                f"{f' ({cpu.brand})' if cpu.brand else ''} lacks {', '.join(missing)}. "
+                f"{self.path} was compiled for target {names}; this CPU"
+                f"{f' ({cpu.brand})' if cpu.brand else ''} lacks {lacks}. "
                 f"Targets that run here: {', '.join(cpu.targets())}; compile the model again "
                 f"with {argument('target', cpu.targets()[0])}"
             )
+        return found
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -258,6 +307,11 @@ class Artifact:
         """Where the library of a bucket is, symbolic links resolved."""
         (name,) = (b.file for b in self.manifest.buckets if b.length == length)
         return Path(os.path.realpath(self.path / name))
+
+
+def _missing(variant: VariantInfo, cpu: CpuInfo) -> list[str]:
+    """CPU features that code needs and a CPU lacks."""
+    return [name for name in variant.target.features if name not in cpu.features]
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -414,10 +468,11 @@ class _Field:
     def array(self, read: Callable[[_Field], T]) -> tuple[T, ...]:
         if not isinstance(self.value, list):
             raise self.fail("an array")
-        return tuple(
-            read(_Field(value, self.file, f"{self.where}[{i}]"))
-            for i, value in enumerate(self.value)
-        )
+        return tuple(read(self.element(i)) for i in range(len(self.value)))
+
+    def element(self, index: int) -> _Field:
+        """One of an array's."""
+        return _Field(self.value[index], self.file, f"{self.where}[{index}]")
 
     def members(self) -> dict[str, _Field]:
         if not isinstance(self.value, dict):
@@ -468,6 +523,7 @@ def _bucket(field: _Field) -> BucketInfo:
     return BucketInfo(
         length=field["length"].integer(0),
         file=_file_name(field["file"]),
+        needs=field["needs"].array(_file_name),
         kernels=field["kernels"].array(kernel),
     )
 
@@ -529,7 +585,7 @@ def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{name} is damaged: {error}") from error
     schema, abi = _versions(document)
-    model, target, toolchain = (document[key] for key in ("model", "target", "toolchain"))
+    model = document["model"]
     inputs, outputs = (document[key].array(_tensor) for key in ("inputs", "outputs"))
     files = {
         _file_name(_Field(key, name, "the name of a file in files")): FileInfo(
@@ -537,13 +593,32 @@ def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
         )
         for key, info in document["files"].members().items()
     }
-    buckets = tuple(sorted(document["buckets"].array(_bucket), key=lambda b: b.length))
+    mine = _variant(document)
+    others = document["variants"].array(_variant) if "variants" in document.members() else ()
     mask = document["mask_input"].value
     manifest = Manifest(
         schema=schema,
         abi=abi,
         sparsec_version=document["sparsec_version"].text(),
         model=ModelInfo(model["name"].text(), model["sha256"].sha256(), model["dialect"].text()),
+        inputs=inputs,
+        outputs=outputs,
+        mask_input=None if mask is None else document["mask_input"].text(),
+        padding=_padding(document["padding"]),
+        files=MappingProxyType(files),
+        variants=(*others, mine),
+        **vars(mine),
+    )
+    _check_consistency(manifest, document)
+    for i, variant in enumerate(others):
+        _check_variant(manifest, variant, document["variants"].element(i), document["files"])
+    _check_variant(manifest, mine, document, document["files"])
+    return manifest
+
+
+def _variant(field: _Field) -> VariantInfo:
+    target, toolchain = field["target"], field["toolchain"]
+    return VariantInfo(
         target=TargetInfo(
             target["name"].text(),
             target["arch"].text(),
@@ -557,17 +632,10 @@ def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
             toolchain["version"].text(),
             toolchain["flags"].array(_Field.text),
         ),
-        inputs=inputs,
-        outputs=outputs,
-        mask_input=None if mask is None else document["mask_input"].text(),
-        supports_lengths=document["supports_lengths"].boolean(),
-        padding=_padding(document["padding"]),
-        buckets=buckets,
-        layers=document["layers"].array(_layer),
-        files=MappingProxyType(files),
+        supports_lengths=field["supports_lengths"].boolean(),
+        buckets=tuple(sorted(field["buckets"].array(_bucket), key=lambda b: b.length)),
+        layers=field["layers"].array(_layer),
     )
-    _check_consistency(manifest, document)
-    return manifest
 
 
 def _check_consistency(manifest: Manifest, document: _Field) -> None:
@@ -580,16 +648,27 @@ def _check_consistency(manifest: Manifest, document: _Field) -> None:
     names = [spec.name for spec in manifest.inputs]
     if manifest.mask_input is not None and manifest.mask_input not in names:
         raise document["mask_input"].fail(f"null or one of {', '.join(names)}")
-    if manifest.padding.kind == "lengths" and not manifest.supports_lengths:
-        raise document["padding"].fail("of another kind where supports_lengths is false")
-    if not manifest.buckets:
+    names = [variant.target.name for variant in manifest.variants]
+    if len(set(names)) < len(names):
+        raise document["variants"].fail("a list of different targets")
+
+
+def _check_variant(
+    manifest: Manifest, variant: VariantInfo, document: _Field, files: _Field
+) -> None:
+    """Checks of what there is for a target."""
+    if manifest.padding.kind == "lengths" and not variant.supports_lengths:
+        raise document["supports_lengths"].fail("true where padding is kept out by lengths")
+    lengths = [bucket.length for bucket in variant.buckets]
+    if not lengths:
         raise document["buckets"].fail("a list of at least one bucket")
-    lengths = [bucket.length for bucket in manifest.buckets]
     if len(set(lengths)) != len(lengths):
         raise document["buckets"].fail("a list without repeated lengths")
+    if lengths != [bucket.length for bucket in manifest.buckets]:
+        raise document["buckets"].fail("a list of the lengths that every target has")
     sequence = any("sequence" in s.shape for s in (*manifest.inputs, *manifest.outputs))
     if sequence and 0 in lengths:
         raise document["buckets"].fail("a list of lengths above 0 (the model has a sequence axis)")
-    for bucket in manifest.buckets:
-        if bucket.file not in manifest.files:
-            raise document["files"].fail(f"a list that has {bucket.file}, which a bucket needs")
+    for name in {name for b in variant.buckets for name in (b.file, *b.needs)}:
+        if name not in manifest.files:
+            raise files.fail(f"a list that has {name}, which a bucket needs")

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 #: fields.
 MANIFEST = "manifest.json"
 FORMAT = "sparsec-artifact"
-SCHEMA = 2
+SCHEMA = 3
+
+#: Fields of the manifest that an artifact for several targets has once for each.
+PER_TARGET = ("target", "toolchain", "supports_lengths", "buckets", "layers")
 
 
 @dataclass(frozen=True)

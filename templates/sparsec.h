@@ -8,6 +8,10 @@
  *
  * All functions are safe to call from many threads at once, each call with a workspace of its own.
  *
+ * In an artifact for several targets, bucket_N.so loads the library of the fastest that this machine can run,
+ * from its own folder; load nothing else.  If none can, sparsec_model_info() gives NULL, sparsec_run()
+ * SPARSEC_REFUSED.  The environment variable SPARSEC_CPU_FEATURES ("avx2,fma", "none") hides CPU features.
+ *
  * dlopen() knows libraries by their path: while one is open, the same path gives the same library, even
  * if the file has been replaced.  To change models in a running program, give each version a folder of
  * its own and open that; or dlclose() the old one first.  Never overwrite a library that is open:

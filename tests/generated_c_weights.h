@@ -2,3 +2,4 @@
  * AddressSanitizer sees reads past their end. */
 extern const unsigned char *driver_weights;
 #define SPARSEC_WEIGHTS driver_weights
+#define SPARSEC_WEIGHT(offset) (SPARSEC_WEIGHTS + (offset))

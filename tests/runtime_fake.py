@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparsec.interface import SCHEMA
 from sparsec.runtime import _engine
 
 HERE = Path(__file__).parent
@@ -104,7 +105,7 @@ def make_artifact(
         folder,
         {
             "format": "sparsec-artifact",
-            "schema": 2,
+            "schema": SCHEMA,
             "abi": _engine.ABI_VERSION,
             "sparsec_version": "0.1.0",
             "model": {"name": "fake", "sha256": "0" * 64, "dialect": "fp32"},
@@ -129,6 +130,7 @@ def make_artifact(
                 {
                     "length": length,
                     "file": f"bucket_{length}.so",
+                    "needs": [],
                     "kernels": [KERNEL_ROW],
                 }
                 for length in buckets

@@ -18,6 +18,8 @@ from fake_codegen import INPUTS, OUTPUTS, TABLE, emission
 
 from sparsec import targets
 from sparsec.compiler import artifact, build, toolchain
+from sparsec.compiler.fat import Variant
+from sparsec.compiler.libraries import libraries_of
 from sparsec.errors import ArtifactError, ModelError
 from sparsec.runtime import Artifact, Engine
 
@@ -29,28 +31,20 @@ def write(output: Path, *, force: bool = False, lengths: tuple[int, ...] = (4, 1
     made = emission(lengths)
     compiler = toolchain.find()
     with artifact.staging(output) as stage:
-        tree = build.write_tree(stage / "c", made, compiler, GENERIC)  # type: ignore[arg-type]
-        libraries = build.compile_tree(tree, compiler, GENERIC)
+        built = libraries_of(stage / "c", [Variant(GENERIC, made)], compiler)  # type: ignore[arg-type]
         folder = stage / "artifact"
         folder.mkdir()
-        for library in libraries:
+        for library in built.files:
             library.rename(folder / library.name)
         manifest = artifact.manifest_of(
             sparsec_version="0.0.0",
             abi=build.abi_version(),
             model={"name": "fake", "sha256": "0" * 64, "dialect": "float"},
-            target={"name": "generic", "arch": targets.host_arch(), "features": []},
-            toolchain={"compiler": compiler.kind, "version": compiler.version, "flags": []},
             inputs=INPUTS,
             outputs=OUTPUTS,
             mask_input=None,
-            supports_lengths=False,
             padding={"kind": "masked", "reason": ""},
-            buckets=[
-                {"length": n, "file": name, "kernels": list(source.kernels)}
-                for (n, name, _), source in zip(tree.buckets, made.buckets, strict=True)
-            ],
-            layers=made.layers,
+            variants=built.rows,
             tuning=[],
         )
         artifact.seal(folder, manifest)

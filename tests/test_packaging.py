@@ -16,8 +16,8 @@ import tarfile
 import urllib.request
 import venv
 import zipfile
-from dataclasses import dataclass
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest

@@ -41,12 +41,14 @@ class Emission:
         weights: the bytes behind ``SPARSEC_WEIGHTS``; may be empty.
         layers: one row per linear layer (those of the last bucket).
         classes: weights of a layer of each class.
+        parts: where constants begin in `weights`, ascending.
     """
 
     buckets: tuple[BucketSource, ...]
     weights: bytes
     layers: tuple[dict[str, Any], ...]
     classes: Mapping[LayerClass, np.ndarray[Any, Any]]
+    parts: tuple[int, ...] = ()
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def emit_buckets(
         plan = plan_bucket(graph, target, pool, plans, takes_lengths)
         buckets.append(render(plan, target, {**context, "weights": pool.size > 0}, profile))
     layers = buckets[-1].layers if buckets else ()
-    return Emission(tuple(buckets), pool.data(), layers, plans.classes)
+    return Emission(tuple(buckets), pool.data(), layers, plans.classes, pool.offsets())
 
 
 def plan_bucket(

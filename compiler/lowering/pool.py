@@ -30,6 +30,10 @@ class WeightPool:
             self.size += len(data) + padding
         return self._known[key]
 
+    def offsets(self) -> tuple[int, ...]:
+        """Where arrays begin."""
+        return tuple(self._known.values())
+
     def data(self) -> bytes:
         """Everything stored so far."""
         return b"".join(self._chunks)

@@ -50,9 +50,11 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     )
     parser.add_argument(
         "--target",
-        choices=("auto", *NAMES),
+        type=_targets,
         default="auto",
-        help="instructions to use; auto: the best that this machine has",
+        metavar="NAMES",
+        help=f"instructions to use: {', '.join(NAMES)}; several such as avx2,avx512_vnni make one "
+        "artifact of which the fastest that runs is loaded; auto: the best that this machine has",
     )
     parser.add_argument(
         "--tune-for",
@@ -108,6 +110,17 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
     return parser
 
 
+def _targets(text: str) -> str:
+    """Names of targets with commas, for argparse."""
+    from sparsec.targets import NAMES
+
+    for name in text.split(","):
+        if name.strip() not in ("auto", *NAMES):
+            choices = ", ".join(("auto", *NAMES))
+            raise argparse.ArgumentTypeError(f"there is no target {name!r}; choose of {choices}")
+    return text
+
+
 def run(args: argparse.Namespace) -> int:
     """Compile, and print where the artifact is."""
     import sparsec
@@ -134,7 +147,8 @@ def run(args: argparse.Namespace) -> int:
     if tell:
         size = sum(info.size for info in artifact.manifest.files.values())
         tell(
-            f"done: {artifact.path}, {size / 1e6:.1f} MB for {artifact.target.name}, "
+            f"done: {artifact.path}, {size / 1e6:.1f} MB for "
+            f"{', '.join(variant.target.name for variant in artifact.manifest.variants)}, "
             f"tuned for {artifact.target.tuned_for}"
         )
     # What a script reads; whoever looks at a terminal has been told.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sparsec import hub
 from sparsec.cli.common import HelpFormatter, positive, printable, progress
 from sparsec.errors import ArtifactError, UnsupportedError
-from sparsec.interface import MANIFEST
+from sparsec.interface import MANIFEST, PER_TARGET
 from sparsec.paths import input_path
 
 if TYPE_CHECKING:
@@ -114,19 +114,33 @@ def _part(path: str) -> str:
 
 def _artifact(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest, after the whole artifact was checked."""
-    from sparsec import targets
     from sparsec.errors import HardwareError
     from sparsec.runtime import Artifact
 
     artifact = Artifact.load(path)
     text = (artifact.path / MANIFEST).read_text(encoding="utf-8")
     report: dict[str, Any] = json.loads(text)
+    mine = {name: report[name] for name in PER_TARGET}
+    variants = [*report.pop("variants", ()), mine]
+    report["targets"] = [_target(variant, report["files"]) for variant in variants]
     try:
-        artifact.check_hardware()
-        targets.prepare(artifact.manifest.target.name)
+        name = artifact.best().target.name
     except HardwareError as error:
         return {"path": str(path), **report, "runs_here": False, "why_not": str(error)}
-    return {"path": str(path), **report, "runs_here": True}
+    chosen = next(variant for variant in variants if variant["target"]["name"] == name)
+    return {"path": str(path), **report, **chosen, "runs_here": True}
+
+
+def _target(variant: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
+    """What an artifact has for a target: its name, features, libraries and their bytes."""
+    own = [bucket["file"] for bucket in variant["buckets"]]
+    libraries = sorted({*own, *(name for b in variant["buckets"] for name in b["needs"])})
+    return {
+        "name": variant["target"]["name"],
+        "features": variant["target"]["features"],
+        "libraries": libraries,
+        "bytes": sum(files[name]["size"] for name in libraries),
+    }
 
 
 def _model(
@@ -244,6 +258,7 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
         f"  size     {size / 1e6:.1f} MB in {len(report['files'])} files, all intact",
         f"  padding  {_padding(report)}",
     ]
+    lines += _targets(report)
     lines += _tensors(report)
     lines.append("buckets:")
     for bucket in report["buckets"]:
@@ -267,10 +282,32 @@ def _file(report: Mapping[str, Any]) -> list[str]:
     if lengths:
         kind = f"the library for {lengths[0]} tokens" if lengths[0] else "the library"
     elif name.endswith(".so"):
-        kind = "the weights of all buckets"
+        users = [row["name"] for row in report["targets"] if name in row["libraries"]]
+        kind = f"a library for {', '.join(users)}" if users else "the library that chooses a target"
+        kind = "the weights of all buckets" if len(report["targets"]) == 1 else kind
     elif name == MANIFEST:
         kind = "the description"
     return [f"{name}: {kind} of the artifact {report['path']}, which is:"]
+
+
+def _targets(report: Mapping[str, Any]) -> list[str]:
+    """Of an artifact for several targets, a line for each."""
+    rows = report["targets"]
+    if len(rows) == 1:
+        return []
+    used = report["target"]["name"] if report["runs_here"] else ""
+    lines = ["targets, of which the first that runs is loaded:"]
+    for row in rows:
+        mark = "*" if row["name"] == used else " "
+        needs = ", ".join(row["features"]) or "nothing special"
+        lines.append(
+            f"  {mark} {row['name']:12} {row['bytes'] / 1e6:.1f} MB in {len(row['libraries'])} "
+            f"libraries; needs {needs}"
+        )
+    own = sum(row["bytes"] for row in rows)
+    libraries = {name for row in rows for name in row["libraries"]}
+    held = sum(report["files"][name]["size"] for name in libraries)
+    return [*lines, f"  {held / 1e6:.1f} MB together, {own / 1e6:.1f} MB if nothing was shared"]
 
 
 def _show_model(report: Mapping[str, Any]) -> list[str]:
