@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec import sentence_files
+from sparsec.arguments import argument
 from sparsec.errors import InputError
 from sparsec.serving.models import ModelFiles
 
@@ -80,7 +81,8 @@ def guess_task(files: ModelFiles) -> tuple[str, str]:
     if not task:
         raise InputError(
             f"nothing in the files of {files.path} says what it is for: no modules.json, no known "
-            f"architecture in config.json, and outputs that may be anything: name the task (--task)"
+            f"architecture in config.json, and outputs that may be anything: name the task "
+            f"({argument('task')})"
         )
     return task, why
 
