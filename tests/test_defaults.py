@@ -18,7 +18,7 @@ from sparsec.serving.defaults import MODELS, default_model, guess_task
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines import base
 from sparsec.serving.server import config
-from tests.pipelines_support import NER_LABELS, make
+from tests.pipelines_support import NER_LABELS, TEXTS, make
 from tests.server_support import TASKS, Server, TextModels
 from tests.shipped_models import MODELS as SHIPPED
 from tests.shipped_models import shipped
@@ -195,9 +195,14 @@ def test_serve_a_model(tmp_path: Path) -> None:
             "the task is token-classification: it gives scores for each token; --task" in line
             for line in server.lines
         )
-        answer = client.post("/predict", json={"inputs": "Mary is flying from Nairobi"}).json()
-    (found,) = answer["predictions"]
-    assert {row["entity"] for row in found} == {"LOC"}
+        answer = client.post("/predict", json={"inputs": TEXTS[0]}).json()
+    engine = {"tokenizer": tmp_path, "engine_type": "onnxruntime"}
+    wanted = {"aggregation_strategy": "simple", "ignore_labels": ["O", "PER"]}
+    with Pipeline.create("ner", folder, **engine, **wanted) as pipeline:
+        (want,) = pipeline(TEXTS[0]).predictions
+    with Pipeline.create("ner", folder, **engine, aggregation_strategy="simple") as pipeline:
+        assert pipeline(TEXTS[0]).predictions != [want]
+    assert [row["word"] for row in answer["predictions"][0]] == [row.word for row in want]
 
 
 @pytest.mark.parametrize(

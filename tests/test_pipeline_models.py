@@ -210,8 +210,6 @@ def test_default_lengths(model: Path, tmp_path: Path) -> None:
         given = {**config, "max_position_embeddings": positions}
         with create(model, config=given, engine_type="onnxruntime") as pipeline:
             assert pipeline.runner.buckets == buckets
-    with pytest.raises(InputError, match="model_path is needed"):
-        Pipeline.create("ner")
 
 
 def test_lengths_above_the_configuration(model: Path) -> None:

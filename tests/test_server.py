@@ -975,7 +975,7 @@ def test_failures_at_the_start(
         return done.returncode, done.stderr
 
     code, said = run()
-    assert code == 8 and "give --task and --model-path, or --config-file" in said
+    assert code == 8 and "say what to serve: a model" in said and "--config-file" in said
     code, said = run("--task", "ner", "--model-path", str(tmp_path / "nothing"))
     assert code != 0 and "does not exist" in said and "Traceback" not in said
     code, said = run("--task", "walk", "--model-path", str(text_models["token-classification"]))
@@ -985,7 +985,6 @@ def test_failures_at_the_start(
     code, said = run("--config-file", str(file))
     assert code == 8
     assert f"{file}:3: endpoints[0].modle: unknown key; did you mean model?" in said
-    assert f"{file}:2: endpoints[0].model: is missing" in said
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         model = str(text_models["token-classification"])

@@ -160,17 +160,6 @@ class EndpointConfig(_Strict):
                 raise ValueError(f"{name} is the server's, not an endpoint's")
         return kwargs
 
-    @model_validator(mode="before")
-    @classmethod
-    def _own_model(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("model", DEFAULT) != DEFAULT:
-            return values
-        if not isinstance(values.get("task"), str):
-            return values
-        from sparsec.serving.pipelines import base
-
-        return {**values, "model": str(default_model(base.find(values["task"]).task))}
-
     @model_validator(mode="after")
     def _lengths_once(self) -> EndpointConfig:
         if self.bucketing and self.sequence_length:
@@ -286,13 +275,14 @@ def clean_prefix(value: str) -> str | None:
 
 
 def complete(endpoints: Sequence[EndpointConfig]) -> list[EndpointConfig]:
-    """Endpoints with every name and route set.
+    """Endpoints with every name, route and model set.
 
     Names are ``TASK-NUMBER``.  The first endpoint without a route takes ``/predict`` unless another
     asks for it; the others take ``/predict/NAME``.
 
     Raises:
-        ValueError: two have the same name or route.
+        ValueError: two have the same name or route; or one has no model, and its task none by
+            default.
     """
     names = {e.name for e in endpoints if e.name}
     routes = {e.route for e in endpoints if e.route}
@@ -309,6 +299,8 @@ def complete(endpoints: Sequence[EndpointConfig]) -> list[EndpointConfig]:
             route = "/predict" if "/predict" not in routes else f"/predict/{name}"
             routes.add(route)
             changes["route"] = route
+        if endpoint.model == DEFAULT:
+            changes["model"] = _default_model(endpoint.task)
         done.append(endpoint.model_copy(update=changes) if changes else endpoint)
     for what in ("name", "route"):
         values = [getattr(endpoint, what) for endpoint in done]
@@ -316,6 +308,12 @@ def complete(endpoints: Sequence[EndpointConfig]) -> list[EndpointConfig]:
         if twice:
             raise ValueError(f"two endpoints have the {what} {twice[0]}")
     return done
+
+
+def _default_model(task: str) -> str:
+    from sparsec.serving.pipelines import base
+
+    return str(default_model(base.find(task).task))
 
 
 Path_ = tuple[Any, ...]
