@@ -197,7 +197,7 @@ def test_c_of_the_readme(tmp_path: Path) -> None:
     source = tmp_path / "snippet.c"
     source.write_text(
         '#include <dlfcn.h>\n#include <stdlib.h>\n#include "sparsec.h"\n'
-        "int run(const sparsec_tensor *inputs, sparsec_tensor *outputs, int64_t batch) {\n"
+        "int run(const void *const *inputs, void *const *outputs, int64_t batch) {\n"
         f"{snippet('C', 'c').text}\n(void)bucket, (void)info; return status;\n}}\n"
     )
     command = [*toolchain.find().command, "-std=c11", "-fsyntax-only", "-Wall", "-Werror"]
