@@ -981,10 +981,10 @@ def test_failures_at_the_start(
     code, said = run("--task", "walk", "--model-path", str(text_models["token-classification"]))
     assert code == 8 and "unknown task 'walk'" in said
     file = tmp_path / "c.yaml"
-    file.write_text("endpoints:\n  - task: ner\n    modle: x\n")
+    file.write_text("endpoints:\n  - task: ner\n    model: x\n    modle: x\n")
     code, said = run("--config-file", str(file))
     assert code == 8
-    assert f"{file}:3: endpoints[0].modle: unknown key; did you mean model?" in said
+    assert f"{file}:4: endpoints[0].modle: unknown key; did you mean model?" in said
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         model = str(text_models["token-classification"])

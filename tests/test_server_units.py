@@ -83,7 +83,7 @@ endpoints:
         ("endpoints:\n- task: qa\n  modle: m\n  model: m\n", 3, "unknown key; did you mean model?"),
         ("endpoints:\n- {task: qa,\n   zzz: 1, model: m}\n", 3, "there are batch_size"),
         ("num_worker: 2\n", 1, "num_worker: unknown key; did you mean num_workers?"),
-        ("endpoints:\n- task: qa\n", 2, "endpoints[0].model: is missing"),
+        ("endpoints:\n- route: /a\n", 2, "endpoints[0].task: is missing"),
         ("num_workers: 0\n", 1, "greater than or equal to 1"),
         ("num_workers: two\n", 1, "valid integer"),
         ("a: 1\na: 2\n", 2, "a is given twice"),
