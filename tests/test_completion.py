@@ -31,7 +31,6 @@ def test_bash(printed: Path, tmp_path: Path) -> None:
         "sparsec comp": {"compile"},
         "sparsec ": {command.__name__.rpartition(".")[2].replace("_", "-") for command in COMMANDS},
         "sparsec compile --tune-f": {"--tune-for"},
-        "sparsec compile --target avx512": {"avx512_vnni"},
         "sparsec compile a_": {"a_model.onnx", "a_folder"},
         "sparsec compile m.onnx --emit-c a_": {"a_folder"},
         "sparsec benchmark -s sy": {"sync"},

@@ -180,7 +180,7 @@ def test_bad_buckets(micro_model: Path, tmp_path: Path, buckets: list[int], mess
 
 
 def test_bad_numbers(micro_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(sparsec.InputError, match="batch size"):
+    with pytest.raises(sparsec.InputError, match="batch_size"):
         sparsec.compile(micro_model, buckets=[8], batch_size=0, output=tmp_path / "m.sparsec")
     with pytest.raises(sparsec.InputError, match="jobs"):
         sparsec.compile(micro_model, buckets=[8], jobs=0, output=tmp_path / "m.sparsec")

@@ -621,7 +621,7 @@ def test_models_that_do_not_match(models: Models, tmp_path: Path) -> None:
         compare(reference, reference, task="qa", texts=texts_for("question-answering"))
     with pytest.raises(InputError, match="no number, and the model gives numbers"):
         compare(models("regression"), models("regression"), labels=["x"] * 3)
-    with pytest.raises(InputError, match="max_length 500 is too long: the models take 128"):
+    with pytest.raises(InputError, match="max_length=500 is too long: the models take 128"):
         compare(reference, reference, max_length=500)
     with pytest.raises(InputError, match="pooling is for embeddings"):
         compare(reference, reference, pooling="cls")

@@ -927,7 +927,7 @@ def test_numbers_of_numpy(ner_model: Path, number: Any) -> None:
             assert all(type(n) is int for n in (*pipeline.runner.buckets, pipeline.stride))
     with create(ner_model, "embedding", emb_extraction_layer=number(0)) as pipeline:
         assert pipeline("Mary").embeddings
-    assert base._check_options(TextClassificationPipeline, {"top_k": number(2)}) == {"top_k": 2}
+    assert base.check_options(TextClassificationPipeline, {"top_k": number(2)}) == {"top_k": 2}
     for task, name in (
         ("qa", "doc_stride"), ("qa", "n_best_size"), ("fill-mask", "top_k"), ("ner", "batch_size"),
         ("ner", "sequence_length"), ("ner", "num_cores"), ("embedding", "emb_extraction_layer"),
@@ -936,7 +936,7 @@ def test_numbers_of_numpy(ner_model: Path, number: Any) -> None:
         for value in (True, np.True_):
             with pytest.raises(InputError, match=name):
                 create(ner_model, task, **{name: value})
-    assert base._check_options(TextClassificationPipeline, {"return_all_scores": np.True_}) == {
+    assert base.check_options(TextClassificationPipeline, {"return_all_scores": np.True_}) == {
         "return_all_scores": True
     }
 

@@ -361,7 +361,8 @@ def test_docs_work_without_a_network(server: Server, tmp_path: Path) -> None:
         block = "document.querySelector('#operations-Predictions-predict_ner')"
         browser.wait(lambda: browser.run(f"{block} !== null"))
         count = browser.run("document.querySelectorAll('.opblock').length")
-        assert count == 7 + 4 + 3 + 6 + 2  # predictions, server, protocol, endpoints
+        document = httpx.get(server.url + "/openapi.json").json()
+        assert count == sum(len(methods) for methods in document["paths"].values()) > 20
         browser.run(f"{block}.querySelector('.opblock-summary-control').click()")
         browser.wait(lambda: browser.run(f"{block}.querySelector('textarea') !== null"))
         assert "Nairobi" in browser.run(f"{block}.querySelector('textarea').value")
