@@ -42,6 +42,14 @@ class Features:
     length: int
 
 
+def _finite(array: Array) -> bool:
+    """Whether all are numbers.  The least and the greatest value say it without a copy; NaN wins in
+    both."""
+    if array.dtype.kind != "f" or not array.size:
+        return True
+    return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+
+
 def nonfinite(outputs: Sequence[Outputs], names: Sequence[str]) -> str:
     """What is wrong with a model's outputs: how many of their values are NaN or infinite, in one
     line; empty if all are numbers.
@@ -51,16 +59,19 @@ def nonfinite(outputs: Sequence[Outputs], names: Sequence[str]) -> str:
         names: the outputs that matter.
     """
     found = []
+    # Most are parts of what a call has returned: if all of that is numbers, they are.
+    wholes: dict[int, bool] = {}
     for name in names:
         nan = infinite = items = 0
         for output in outputs:
             array = output[name]
-            # The least and the greatest value say it without a copy; NaN wins in both.
-            if (
-                array.dtype.kind != "f"
-                or not array.size
-                or (np.isfinite(array.min()) and np.isfinite(array.max()))
-            ):
+            if isinstance(array.base, np.ndarray):
+                whole = id(array.base)
+                if whole not in wholes:
+                    wholes[whole] = _finite(array.base)
+                if wholes[whole]:
+                    continue
+            if _finite(array):
                 continue
             items += 1
             nan += int(np.isnan(array).sum())
@@ -286,22 +297,36 @@ class BatchingRunner(Runner):
 
     def _run(self, batch: Sequence[Features]) -> list[Outputs]:
         """One call: pad, run, cut."""
-        length = self._length(max(item.length for item in batch))
+        lengths = [item.length for item in batch]
+        length = self._length(max(lengths))
+        # All at once: a copy for each sequence takes longer than the copying.
+        real = np.arange(length) < np.array(lengths)[:, None]
         arrays = {}
         for name, dtype in self._inputs.items():
             array = np.full((len(batch), length), self._pad[name], dtype)
-            for row, item in zip(array, batch, strict=True):
-                row[: item.length] = item.arrays[name]
+            array[real] = np.concatenate([item.arrays[name] for item in batch])
             arrays[name] = array
         results: list[Outputs] = [{} for _ in batch]
         for (name, shape), output in zip(self._outputs.items(), self._call(arrays), strict=True):
-            for i, item in enumerate(batch):
-                index = tuple(
-                    i if extent == "batch" else slice(item.length if extent == "sequence" else None)
-                    for extent in shape
-                )
-                results[i][name] = output[index]
+            for row, cut in zip(results, _cut(output, shape, lengths), strict=True):
+                row[name] = cut
         return results
+
+
+def _cut(output: Array, shape: Sequence[int | str], lengths: Sequence[int]) -> list[Array]:
+    """What of an output is each sequence's, without padding."""
+    if shape[:1] == ("batch",) and "batch" not in shape[1:]:
+        if "sequence" not in shape:
+            return list(output)
+        if shape.index("sequence") == 1 and "sequence" not in shape[2:]:
+            return [one[:length] for one, length in zip(output, lengths, strict=True)]
+    return [
+        output[tuple(
+            i if extent == "batch" else slice(length if extent == "sequence" else None)
+            for extent in shape
+        )]
+        for i, length in enumerate(lengths)
+    ]  # fmt: skip
 
 
 class EngineRunner(BatchingRunner):

@@ -66,11 +66,11 @@ class Pooling:
         x = np.asarray(states, np.float32)
         skipped = prompt if not self.include_prompt and prompt < len(x) else 0
         parts = [_POOL[mode](x[skipped:], skipped) for mode in self.modes]
-        return np.asarray(np.concatenate(parts), np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _mean(x: NDArray[np.float32], skipped: int) -> Vector:
-    found: Vector = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    found: Vector = (np.add.reduce(x, 0, np.float64) / len(x)).astype(np.float32)
     return found
 
 
@@ -245,22 +245,29 @@ class SentenceSettings:
         return self.prompts[name]
 
     def vector(self, states: NDArray[Any], prompt: int = 0) -> Vector:
-        """The vector of a text.
+        """The vector of a text, float32 ``[channels]``; see :meth:`vectors`."""
+        found: Vector = self.vectors([states], prompt)[0]
+        return found
+
+    def vectors(self, states: Sequence[NDArray[Any]], prompt: int = 0) -> Vector:
+        """The vectors of texts.
 
         Args:
-            states: float ``[tokens, channels]`` without padding; or a vector that the model has
-                pooled itself, which is only scaled if the model says so.
-            prompt: tokens at the beginning that are the prompt's.
+            states: of each text float ``[tokens, channels]`` without padding; or vectors that the
+                model has pooled itself, which are only scaled if the model says so.
+            prompt: tokens at the beginning of each that are the prompt's.
 
         Returns:
-            float32 ``[channels]``.
+            float32 ``[texts, channels]``.
         """
-        if states.ndim == 1:
-            x = np.asarray(states, np.float32)
+        if not states:
+            return np.zeros((0, 0), np.float32)
+        if states[0].ndim == 1:
+            x = np.stack(states).astype(np.float32, copy=False)
             return unit(x) if any(isinstance(step, Normalize) for step in self.steps) else x
-        x = self.pooling(states, prompt)
+        x = np.stack([self.pooling(one, prompt) for one in states])
         for step in self.steps:
-            x = step(x)
+            x = step(x) if isinstance(step, Normalize) else np.stack([step(row) for row in x])
         return np.ascontiguousarray(x, np.float32)
 
 

@@ -21,6 +21,7 @@ from sparsec.errors import InputError, ModelError
 from sparsec.positions import Positions
 from sparsec.serving import tokenizer_files
 from sparsec.serving.models import ModelFiles
+from sparsec.serving.plain_text import PlainText
 from sparsec.serving.runner import Features, Role, roles
 
 # What tokens have for a space.
@@ -32,6 +33,11 @@ _TIGHT = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 # Characters of a text from which on it is tokenized as a batch of one: only for batches does the
 # library release the GIL.
 LONG = 4096
+
+# What most sequences have for token types and masks: parts of these, which nobody writes to.
+_ZEROS = np.zeros(4096, np.int64)
+_ONES = np.ones(4096, np.int64)
+_ZEROS.flags.writeable = _ONES.flags.writeable = False
 
 
 class Text:
@@ -71,8 +77,10 @@ class Text:
         self.tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(whole))
         bare = {**whole, "post_processor": None}
         self._bare: Tokenizer = Tokenizer.from_str(json.dumps(bare))
+        self._plain = PlainText.of(bare)
+        plain = () if self._plain is None else (self._plain.tokenizer,)
         # Which the serialized form does not have.
-        for made in (self.tokenizer, self._bare):
+        for made in (self.tokenizer, self._bare, *plain):
             made.encode_special_tokens = tokenizer.encode_special_tokens
         self._roles: tuple[Role, ...] = ()
         self._positions = Positions()
@@ -142,6 +150,56 @@ class Text:
                 "the text is not valid Unicode: it has a surrogate (U+D800 to U+DFFF) of its own"
             ) from None
 
+    def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of all tokens of each text, special ones and truncation left out.
+
+        Other threads run meanwhile, and several share the work where the tokenizer may use them.
+
+        Raises:
+            InputError: a text holds half a character.
+        """
+        if len(texts) == 1:
+            return [self.encode(texts[0]).ids]
+        if self._plain is None:
+            return self._batch(self._bare, texts)
+        forms = [self._plain.form(text) for text in texts]
+        plain = iter(self._batch(self._plain.tokenizer, [f for f in forms if f is not None]))
+        long_way = [text for text, form in zip(texts, forms, strict=True) if form is None]
+        others = iter(self._batch(self._bare, long_way))
+        return [next(others if form is None else plain) for form in forms]
+
+    def _batch(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        # The newer one leaves out what ids do not need: where tokens are in the text.
+        encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+        try:
+            return [one.ids for one in encode(texts, add_special_tokens=False)]
+        except TypeError:
+            # The one that it is says so.
+            return [self.encode(text).ids for text in texts]
+
+    def single(self, ids: Sequence[int], max_length: int) -> Features:
+        """What the model takes of one text, with special tokens, cut to `max_length` in all.
+
+        Args:
+            ids: as :meth:`all_ids` gives them.
+
+        Raises:
+            InputError: as for :meth:`features`.
+        """
+        room = max_length - self.special_tokens()
+        if len(ids) > room:
+            _check_room(room)
+            ids = ids[:room] if self._side == "right" else ids[len(ids) - room :]
+        before, after, types = self._frame
+        whole = [*before, *ids, *after]
+        kinds = _ZEROS[: len(whole)]
+        if any(types) or len(whole) > len(_ZEROS):
+            first, middle, last = types
+            kinds = np.repeat(np.array([first, middle, last]), [len(before), len(ids), len(after)])
+        return self._features(np.array(whole, np.int64), kinds)
+
     def join(self, first: Encoding, second: Encoding | None = None) -> Encoding:
         """Put the special tokens around one or two encodings."""
         return self.tokenizer.post_process(first, second)
@@ -206,6 +264,21 @@ class Text:
             special = np.array([row[2] for row in group], np.int64)
             parts.append((special if sequence is None else sequence, kind))
         return parts
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int], tuple[int, int, int]]:
+        """Special tokens before and behind a single text; token types of those, with that of the
+        text between."""
+        texts = itertools.chain("a0.", self.tokenizer.get_vocab())
+        one = next((text for text in texts if len(self.encode(text))), None)
+        if one is None:
+            raise ModelError("the tokenizer makes no token of any text: it is damaged")
+        joined = self.tokenizer.encode(one)
+        own = [i for i, number in enumerate(joined.sequence_ids) if number is not None]
+        first, last = own[0], own[-1] + 1
+        types = joined.type_ids
+        kinds = (types[0], types[first], types[-1])
+        return joined.ids[:first], joined.ids[last:], kinds
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Tokens as text."""
@@ -282,7 +355,8 @@ class Text:
 
     def _features(self, ids: NDArray[np.int64], types: NDArray[np.int64]) -> Features:
         size = self._vocabulary
-        if size is not None and ids.size and (worst := int(ids.max())) >= size:
+        count = len(ids)
+        if size is not None and count and (worst := int(ids.max())) >= size:
             raise InputError(
                 f"the text has the token {self.tokenizer.id_to_token(worst)!r} with the id "
                 f"{worst}, and the model knows {size} tokens (vocab_size of config.json): the "
@@ -297,8 +371,9 @@ class Text:
             elif role.kind == "positions":
                 arrays[role.name] = self._positions.of(ids)
             else:
-                arrays[role.name] = np.ones(len(ids), np.int64)
-        return Features(arrays, len(ids))
+                known = count <= len(_ONES)
+                arrays[role.name] = _ONES[:count] if known else np.ones(count, np.int64)
+        return Features(arrays, count)
 
 
 def _check_room(length: int) -> None:

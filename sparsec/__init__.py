@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sparsec.pruning.outcome import Sparsified
     from sparsec.pruning.run import sparsify
     from sparsec.runtime import Artifact
+    from sparsec.serving.bulk import RunSummary, run
     from sparsec.serving.encoders import CrossEncoder, SentenceTransformer
     from sparsec.serving.pipelines import Pipeline
     from sparsec.session import InferenceSession
@@ -55,6 +56,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "Pipeline",
+    "RunSummary",
     "SentenceTransformer",
     "SparsecError",
     "Sparsified",
@@ -65,6 +67,7 @@ __all__ = [
     "compile",
     "evaluate",
     "generate_random_inputs",
+    "run",
     "sparsify",
 ]
 
@@ -75,16 +78,24 @@ _LAZY = {
     "Evaluation": "sparsec.pruning.evaluation",
     "InferenceSession": "sparsec.session",
     "Pipeline": "sparsec.serving.pipelines",
+    "RunSummary": "sparsec.serving.bulk",
     "SentenceTransformer": "sparsec.serving.encoders",
     "Sparsified": "sparsec.pruning.outcome",
     "compile": "sparsec.compiler",
     "evaluate": "sparsec.pruning.evaluation",
     "generate_random_inputs": "sparsec.facade",
+    "run": "sparsec.serving.bulk",
     "sparsify": "sparsec.pruning.run",
 }
 
 
+# Modules that are loaded when they are first used.
+_MODULES = ("ray",)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"sparsec.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'sparsec' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
@@ -93,4 +104,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

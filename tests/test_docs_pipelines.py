@@ -15,6 +15,7 @@ DOCS = ROOT / "docs"
 PAGES = [
     *sorted((DOCS / "pipelines").glob("*.md")),
     DOCS / "buckets.md",
+    DOCS / "run.md",
     DOCS / "migrating-from-deepsparse.md",
 ]
 

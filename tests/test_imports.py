@@ -29,7 +29,7 @@ BASE = {
 }
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}
 EVERYTHING = ABOVE_COMPILER | {
-    *("cache", "ort", "facade", "session", "serving", "pruning", "templates", "cli"),
+    *("cache", "ort", "facade", "session", "serving", "pruning", "templates", "ray", "cli"),
 }
 
 ALLOWED: dict[str, set[str]] = {
@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": ABOVE_COMPILER | {"facade"},
     "serving": ABOVE_COMPILER | {"cache", "ort", "facade"},
     "pruning": ABOVE_COMPILER | {"cache", "ort", "facade", "serving"},
+    "ray": ABOVE_COMPILER | {"cache", "ort", "facade", "serving"},
     "cli": EVERYTHING,
     "__main__": {"cli"},
     "": EVERYTHING - {"cli"},  # sparsec itself

@@ -444,6 +444,21 @@ class Pipeline(abc.ABC):
         self.admit(job, len(encoding) + self.text.special_tokens(), where)
         return self.text.fit(encoding, self.max_length)
 
+    def sequences(self, job: Job, texts: Sequence[str], where: str) -> None:
+        """Add an item for each text to a job, cut to `max_length` if the job may.
+
+        Args:
+            texts: the texts.
+            where: what names them in an error, such as ``inputs``.
+
+        Raises:
+            TooLongError: as for :meth:`fit`.
+        """
+        special = self.text.special_tokens()
+        for i, ids in enumerate(self.text.all_ids(texts) if texts else ()):
+            self.admit(job, len(ids) + special, f"{where}.{i}")
+            job.items.append(self.text.single(ids, self.max_length))
+
     def pair(
         self,
         job: Job,

@@ -178,9 +178,7 @@ class SentenceEmbeddingPipeline(Pipeline):
         if isinstance(inputs, SentenceEmbeddingTokens) and inputs.ids is not None:
             job.items += [self._given(job, ids, f"inputs.{i}") for i, ids in enumerate(inputs.ids)]
             return job
-        for i, text in enumerate(texts):
-            encoding = self.fit(job, self.text.encode(self._case(before + text)), f"inputs.{i}")
-            job.items.append(self.text.features(encoding))
+        self.sequences(job, [self._case(before + text) for text in texts], "inputs")
         return job
 
     def _given(self, job: Job, ids: list[int], where: str) -> Features:
@@ -203,8 +201,7 @@ class SentenceEmbeddingPipeline(Pipeline):
 
     def finish(self, job: Job, outputs: list[Outputs]) -> SentenceEmbeddingOutput:
         assert isinstance(job, SentenceEmbeddingJob)
-        rows = [self.settings.vector(output[self._output], job.prompt) for output in outputs]
-        vectors = np.stack(rows) if rows else np.zeros((0, 0), np.float32)
-        if rows:
+        vectors = self.settings.vectors([output[self._output] for output in outputs], job.prompt)
+        if outputs:
             vectors = truncated(vectors, job.dimensions, job.normalize)
         return SentenceEmbeddingOutput.model_construct(embeddings=vectors)

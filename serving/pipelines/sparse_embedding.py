@@ -82,9 +82,7 @@ class SparseEmbeddingPipeline(Pipeline):
         assert isinstance(inputs, SparseEmbeddingInput)
         texts = [inputs.inputs] if isinstance(inputs.inputs, str) else inputs.inputs
         job = Job(truncate=self.may_cut(inputs))
-        for i, text in enumerate(texts):
-            encoding = self.fit(job, self.text.encode(text), f"inputs.{i}")
-            job.items.append(self.text.features(encoding))
+        self.sequences(job, texts, "inputs")
         return job
 
     def finish(self, job: Job, outputs: list[Outputs]) -> SparseEmbeddingOutput:

@@ -132,6 +132,10 @@ class TextClassificationPipeline(Pipeline):
         job = Job(truncate=self.may_cut(inputs))
         tokens: dict[str, NDArray[np.int64]] = {}
         texts: Sequence[str | list[str]] = [given] if isinstance(given, str) else given
+        alone = [text for text in texts if isinstance(text, str)]
+        if len(alone) == len(texts):
+            self.sequences(job, alone, "sequences")
+            return job
         for i, text in enumerate(texts):
             parts = [text] if isinstance(text, str) else text
             where = f"sequences.{i}"

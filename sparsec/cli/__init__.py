@@ -26,6 +26,7 @@ from sparsec.cli import (
     compile,
     evaluate,
     inspect,
+    run,
     serve,
     sparsify,
 )
@@ -34,7 +35,7 @@ from sparsec.cli.completion import SHELLS, PrintCompletion
 from sparsec.console import say
 from sparsec.errors import SparsecError
 
-COMMANDS = (compile, inspect, benchmark, sparsify, evaluate, buckets, serve, check_hardware)
+COMMANDS = (compile, inspect, benchmark, sparsify, evaluate, buckets, run, serve, check_hardware)
 
 INTERRUPTED = 128 + signal.SIGINT
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)

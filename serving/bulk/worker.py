@@ -1,0 +1,238 @@
+"""Rows of a part answered: batches of rows of like length, each tokenized, run and finished by one
+thread, as many at once as there are cores."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsec.errors import InputError, NonFiniteError
+from sparsec.serving.bulk.fields import Answers, Fields, Row
+from sparsec.serving.bulk.rows import Rows
+from sparsec.serving.pipelines import Pipeline
+
+logger = logging.getLogger("sparsec")
+
+# Characters, and rows, of a batch: enough for full blocks of rows, and little memory.
+BATCH_CHARACTERS = 1 << 14
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A row without an answer, and why."""
+
+    index: int
+    error: InputError | NonFiniteError
+
+
+@dataclass
+class Answered:
+    """Rows of a part and what they are answered.
+
+    Attributes:
+        rows: the rows.
+        good: indices of those that have an answer, in order.
+        columns: the answers, one for each of `good`.
+        bad: the others, in order.
+        cut: texts that were cut.
+    """
+
+    rows: Rows
+    good: list[int] = field(default_factory=list)
+    columns: Answers = field(default_factory=dict)
+    bad: list[Bad] = field(default_factory=list)
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    indices: Sequence[int]
+    columns: Answers
+    bad: Sequence[Bad]
+    cut: int
+
+
+class Worker:
+    """Answers rows.  A context manager.
+
+    Args:
+        pipeline: made for one core: each call takes one, and there are `cores` calls at a time.
+        fields: what the task reads and adds.
+        columns: the column of each field that is read.
+        cores: calls that run at once.
+        done: called with the number of rows of each batch that is done.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        fields: Fields,
+        columns: Mapping[str, str],
+        cores: int,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._pipeline = pipeline
+        pipeline.arrays = True
+        self._fields = fields
+        self._columns = dict(columns)
+        self._together = fields.together and not set(fields.apart) & set(columns)
+        self._done = done
+        # One more than may run the model: it has the next batch ready when a core is free.
+        self._pool = ThreadPoolExecutor(cores + 1, "answering")
+        self._running = threading.Semaphore(cores)
+
+    def submit(self, rows: Rows) -> Pending:
+        """Begin to answer rows."""
+        broken = rows.broken()
+        bad = [Bad(i, InputError(why.why)) for i, why in broken.items()]
+        values = {name: rows.column(column) for name, column in self._columns.items()}
+        names = list(values)
+        lengths = [sum(map(_length, row)) for row in zip(*values.values(), strict=True)]
+        order = sorted((i for i in range(len(rows)) if i not in broken), key=lambda i: -lengths[i])
+        self._done(len(bad))
+        futures = []
+        for batch in _batches(order, lengths):
+            taken = [{name: values[name][i] for name in names} for i in batch]
+            futures.append(self._pool.submit(self._run, batch, taken))
+        return Pending(rows, bad, futures)
+
+    def _run(self, indices: Sequence[int], rows: Sequence[Row]) -> _Batch:
+        found = self._answer(indices, rows)
+        self._done(len(indices))
+        return found
+
+    def _answer(self, indices: Sequence[int], rows: Sequence[Row]) -> _Batch:
+        """Answers of rows; where one is bad, of each half."""
+        try:
+            return self._answer_all(indices, rows)
+        except (InputError, NonFiniteError) as error:
+            if len(rows) == 1:
+                # Places within a batch mean nothing outside.
+                said = type(error)(str(error).replace(".0: ", ": ", 1))
+                return _Batch((), {}, (Bad(indices[0], said),), 0)
+        half = len(rows) // 2
+        one = self._answer(indices[:half], rows[:half])
+        two = self._answer(indices[half:], rows[half:])
+        names = one.columns or two.columns
+        return _Batch(
+            (*one.indices, *two.indices),
+            {name: one.columns.get(name, []) + two.columns.get(name, []) for name in names},
+            (*one.bad, *two.bad),
+            one.cut + two.cut,
+        )
+
+    def _answer_all(self, indices: Sequence[int], rows: Sequence[Row]) -> _Batch:
+        pipeline, fields = self._pipeline, self._fields
+        for row in rows:
+            self._check(row)
+        groups = [rows] if self._together else [[row] for row in rows]
+        jobs = [pipeline.prepare(pipeline.validate(fields.request(group))) for group in groups]
+        items = [item for job in jobs for item in job.items]
+        with self._running:
+            outputs = pipeline.runner.infer(items)
+        if wrong := pipeline.examine(outputs):
+            if pipeline.on_nonfinite == "error":
+                raise wrong
+            logger.warning("%s", wrong)
+        columns: Answers = {}
+        start = 0
+        for job, group in zip(jobs, groups, strict=True):
+            end = start + len(job.items)
+            found = fields.answers(pipeline, pipeline.finish(job, outputs[start:end]), group)
+            for name, values in found.items():
+                columns.setdefault(name, []).extend(values)
+            start = end
+        return _Batch(indices, columns, (), sum(job.cut for job in jobs))
+
+    def _check(self, row: Row) -> None:
+        for name, value in row.items():
+            if value is None and name in self._fields.needed:
+                raise InputError(f"{self._columns[name]} is empty")
+            if self._fields.texts and not isinstance(value, (str, list)):
+                raise InputError(f"{self._columns[name]} is {value!r:.80}: a text is needed")
+
+    def close(self) -> None:
+        """Stop after the batches that run."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Rows that are being answered."""
+
+    rows: Rows
+    broken: Sequence[Bad]
+    futures: Sequence[Future[_Batch]]
+
+    def wait(self) -> None:
+        """Wait until all is answered; errors are for :meth:`result`."""
+        wait(self.futures)
+
+    def result(self) -> Answered:
+        """Wait, and put everything in the rows' order."""
+        found = Answered(self.rows, bad=list(self.broken))
+        places: list[tuple[int, _Batch, int]] = []
+        for future in self.futures:
+            batch = future.result()
+            places += [(index, batch, k) for k, index in enumerate(batch.indices)]
+            found.bad += batch.bad
+            found.cut += batch.cut
+        places.sort(key=lambda place: place[0])
+        found.bad.sort(key=lambda bad: bad.index)
+        found.good = [place[0] for place in places]
+        names = places[0][1].columns if places else ()
+        found.columns = {name: [b.columns[name][k] for _, b, k in places] for name in names}
+        return found
+
+
+def _length(value: Any) -> int:
+    """Characters of a text, or of those in a list."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, (list, tuple)):
+        return sum(len(part) + 1 for part in value if isinstance(part, str))
+    return 0
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows in batches, the longest first."""
+    batch: list[int] = []
+    room = 0
+    for i in order:
+        if batch and (len(batch) == BATCH_ROWS or room < lengths[i]):
+            yield batch
+            batch = []
+        if not batch:
+            room = BATCH_CHARACTERS
+        batch.append(i)
+        room -= max(lengths[i], 1)
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def serial_tokenizers() -> Iterator[None]:
+    """Keep the tokenizer from starting threads of its own: batches run in parallel already."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

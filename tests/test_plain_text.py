@@ -1,0 +1,70 @@
+"""The shorter way of tokenizing ASCII gives what the long one gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, normalizers
+
+from sparsec.serving.text import Text
+from tests import pipelines_support
+
+ASCII = st.text(st.characters(min_codepoint=0, max_codepoint=127), max_size=60)
+WORDS = st.lists(
+    st.sampled_from(["Mary", "FLYING", "[SEP]", "[sep]", " ", "\t", "é", "東", "<new>", "a\x00b"]),
+    max_size=8,
+).map(" ".join)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["lower", "cased"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Text:
+    path = pipelines_support.word_piece(tmp_path_factory.mktemp("plain") / "tokenizer.json")
+    made = Tokenizer.from_file(str(path))
+    made.no_truncation()
+    made.no_padding()
+    made.normalizer = normalizers.BertNormalizer(lowercase=request.param)
+    made.add_tokens([AddedToken("<New>", normalized=True, lstrip=True)])
+    return Text(made)
+
+
+@given(st.lists(ASCII | WORDS | st.text(max_size=20), min_size=2, max_size=6))
+def test_both_ways_give_the_same(tokenizer: Text, texts: list[str]) -> None:
+    assert tokenizer._plain is not None
+    assert tokenizer.all_ids(texts) == [tokenizer.encode(text).ids for text in texts]
+    taken = [text for text in texts if tokenizer._plain.form(text) is not None]
+    assert all(text.isascii() and "[" not in text for text in taken)
+
+
+def test_which_tokenizers_have_it(tmp_path: Path) -> None:
+    made = Tokenizer.from_file(str(pipelines_support.word_piece(tmp_path / "a.json")))
+    assert Text(made)._plain is not None
+    # Added tokens that begin with a letter may be anywhere in a text.
+    made.add_tokens(["Acme"])
+    assert Text(made)._plain is None
+    other = Tokenizer.from_file(str(pipelines_support.byte_level(tmp_path / "b.json")))
+    assert Text(other)._plain is None
+
+
+def test_a_sequence_of_ids_is_what_the_tokenizer_makes(tmp_path: Path) -> None:
+    """`single` puts special tokens where the post-processor does, and cuts as `fit` does."""
+    for kind in (pipelines_support.word_piece, pipelines_support.byte_level):
+        made = Tokenizer.from_file(str(kind(tmp_path / "t.json")))
+        made.no_truncation()
+        made.no_padding()
+        for left in (False, True):
+            text = Text(made, cut_left=left)
+            text._roles = ()
+            for words in ("", "mary is flying", "mary is flying to new york " * 5):
+                (ids, _) = text.all_ids([words, "a"])
+                whole = text.fit(text.encode(words), 16)
+                before, after, types = text._frame
+                kept = text.single(ids, 16)
+                assert kept.length == len(whole)
+                middle = len(whole) - len(before) - len(after)
+                assert whole.ids[: len(before)] == before
+                assert whole.type_ids == [
+                    *[types[0]] * len(before), *[types[1]] * middle, *[types[2]] * len(after),
+                ]  # fmt: skip
