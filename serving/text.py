@@ -191,7 +191,7 @@ class Text:
         room = max_length - self.special_tokens()
         if len(ids) > room:
             _check_room(room)
-            ids = ids[:room] if self._side == "right" else ids[len(ids) - room :]
+            ids = ids[:room] if self.side == "right" else ids[len(ids) - room :]
         before, after, types = self._frame
         whole = [*before, *ids, *after]
         kinds = _ZEROS[: len(whole)]

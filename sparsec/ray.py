@@ -168,14 +168,16 @@ class _Replica:
             return Response(json.dumps(body), shown.status, shown.headers, "application/json")
 
     async def _answer(self, body: bytes) -> tuple[bytes, dict[str, str]]:
-        from sparsec.serving.server import inference, json_text
+        from sparsec.serving.server import forms, inference, json_text
         from sparsec.serving.server.errors import HttpError
 
         if len(body) > self._limits.body_bytes:
             raise HttpError(413, f"the body exceeds {self._limits.body_bytes} bytes")
-        inputs = inference.parse(self._endpoint, body)
-        answer = await inference.predict(self._endpoint, [inputs], self._limits)
-        return json_text.dumps(answer.results[0]), answer.headers
+        asked = forms.any_of_both(self._endpoint, body)
+        found = await inference.predict(
+            self._endpoint, asked.inputs, self._limits, pipeline=asked.pipeline
+        )
+        return json_text.dumps(asked.answer(found.results)), found.headers
 
 
 def _log(endpoint: Endpoint, error: Exception) -> None:

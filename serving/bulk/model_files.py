@@ -53,7 +53,11 @@ class Packed:
             raise InputError("other machines run models with sparsec only: leave engine_type out")
         artifact = pipeline.runner.engine.artifact.path
         model = pipeline.model
-        found = {f"{_ARTIFACT}/{file.name}": file for file in artifact.iterdir() if file.is_file()}
+        found = {
+            f"{_ARTIFACT}/{file.relative_to(artifact)}": file
+            for file in artifact.rglob("*")
+            if file.is_file()
+        }
         names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
         beside = [model.tokenizer, *(model.tokenizer.with_name(name) for name in names)]
         found |= {f"tokenizer/{file.name}": file for file in beside if file.is_file()}

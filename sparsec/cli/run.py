@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from sparsec.cli.common import HelpFormatter, lengths, positive
+from sparsec.cli.common import HelpFormatter, lengths, option, positive
 from sparsec.console import say
 
 if TYPE_CHECKING:
@@ -94,7 +93,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--option", action="append", default=[], type=option, metavar="NAME=VALUE",
-        help="an option of the task, such as top_k=3; lists and the like as JSON; may be repeated",
+        help="an option of the task, such as top_k=3; lists as JSON or with commas; may be "
+        "repeated",
     )  # fmt: skip
     model.add_argument(
         "--truncate", action="store_true", help="cut texts that are too long for the model"
@@ -118,17 +118,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def option(text: str) -> tuple[str, Any]:
-    """``name=value``, for argparse; the value as JSON where it is that, else as it stands."""
-    name, mark, value = text.partition("=")
-    if not mark or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like top_k=3")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
 def _pair(text: str) -> tuple[str, str]:
     field, mark, column = text.partition("=")
     return (field, column) if mark else ("", text)
@@ -137,9 +126,12 @@ def _pair(text: str) -> tuple[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Answer all rows; prints what was done."""
     import sparsec
+    from sparsec.serving.pipelines import base
 
     lines = _Lines(args)
-    options = {"engine_type": args.engine_type, **dict(args.option)}
+    options = {
+        "engine_type": args.engine_type, **base.parse_options(base.find(args.task), args.option),
+    }  # fmt: skip
     for name in ("tokenizer", "sequence_length"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
