@@ -34,6 +34,7 @@ COMMANDS = (
     "compile",
     "inspect",
     "benchmark",
+    "run",
     "sparsify",
     "evaluate",
     "buckets",

@@ -81,7 +81,7 @@ def test_every_flag_that_an_error_may_name_is_one() -> None:
 
     flags = {flag for parser in all_parsers() for a in parser._actions for flag in a.option_strings}
     # What only programs can say: options of classes that no command makes.
-    programs = {"layer", "length", "sess_options.intra_op_num_threads"}
+    programs = {"layer", "length", "num_replicas", "sess_options.intra_op_num_threads"}
     calls = re.compile(r"""(?<!\w)(?:argument|whole|wholes|number)\(\s*["']([\w.]+)["']""")
     names = {
         name

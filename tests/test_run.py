@@ -558,7 +558,7 @@ def test_what_is_there_is_not_replaced(sentiment: Path, tmp_path: Path) -> None:
     for name in ("out.jsonl", "folder"):
         out = tmp_path / name
         sparsec.run(path, out, **options)
-        with pytest.raises(InputError, match="--force"):
+        with pytest.raises(InputError, match="force=True"):
             sparsec.run(other, out, **options)
         sparsec.run(other, out, force=True, **options)
         file = out if out.is_file() else out / "part-00000.jsonl"

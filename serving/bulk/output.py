@@ -24,6 +24,7 @@ import orjson
 import pyarrow as pa
 from pyarrow import parquet
 
+from sparsec.arguments import argument
 from sparsec.errors import InputError
 from sparsec.serving.bulk.fields import Answers
 from sparsec.serving.bulk.files import COMPRESSIONS, Location, Source, suffix_kind
@@ -409,15 +410,15 @@ class Output:
         if unfinished:
             raise InputError(
                 f"{self._state.place.name} has the work of another command, or of one on other "
-                f"inputs: repeat that to go on with it, or replace it with force (--force)"
+                f"inputs: repeat that to go on with it, or replace it with {argument('force', True)}"
             )
         there = self.place.fs.exists(self.place.path)
         if there and (self.single or self._parts.names() - {_STATE}):
             raise InputError(
-                f"{self.place.name} exists: replace it with force (--force), or choose another"
+                f"{self.place.name} exists: replace it with {argument('force', True)}, or choose another"
             )
         if self.bad is not None and self.bad.fs.exists(self.bad.path):
-            raise InputError(f"{self.bad.name} exists: replace it with force (--force)")
+            raise InputError(f"{self.bad.name} exists: replace it with {argument('force', True)}")
 
     def _take_lock(self) -> None:
         if not self.place.local:

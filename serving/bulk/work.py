@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sparsec.arguments import argument
 from sparsec.serving.bulk.files import Source
 from sparsec.serving.bulk.output import Encoded, Schema, encode
 from sparsec.serving.bulk.worker import Pending
@@ -39,8 +40,8 @@ class Work:
             first = found.bad[0]
             name = self.sources[found.rows.source(first.index)].name
             raise type(first.error)(
-                f"{name}, row {found.rows.number(first.index)}: {first.error} (bad_rows, at the "
-                f"command line --bad-rows FILE, puts such rows aside)"
+                f"{name}, row {found.rows.number(first.index)}: {first.error} "
+                f"({argument('bad_rows')} puts such rows aside)"
             )
         found.columns = {self.prefix + name: values for name, values in found.columns.items()}
         return encode(found, self.schema, self.sources)
