@@ -95,6 +95,7 @@ def test_help_shows_defaults(command: str, capsys: pytest.CaptureFixture[str]) -
         "compile": ["(default: auto)", "--emit-c DIR", "--dump-ir DIR", "(default: 1)"],
         "inspect": ["(default: 128, or", "--json"],
         "benchmark": ["(default: 10.0)", "(default: 2.0)", "(default: async)", "-nstreams N"],
+        "run": ["(default: text)", "--task TASK", "--bad-rows FILE", "--ray ADDRESS"],
         "sparsify": ["(default: auto)", "--texts FILE", "--speedup X"],
         "evaluate": ["(default: 5.0)", "--against REFERENCE", "--at-least METRIC=VALUE"],
         "buckets": ["(default: 4)", "--plot FILE", "--tokenizer PATH"],

@@ -466,7 +466,7 @@ def test_the_first_bad_row_stops(sentiment: Path, tmp_path: Path) -> None:
     rows = [{"text": "good"}] * 10 + [{"text": LONG}, {"text": 1}]
     path = write_lines(tmp_path / "in.jsonl", rows)
     options = {"task": "sentiment", "model": sentiment, "part_rows": 4}
-    with pytest.raises(TooLongError, match=r"in\.jsonl, row 11: .*102 tokens.*--bad-rows"):
+    with pytest.raises(TooLongError, match=r"in\.jsonl, row 11: .*102 tokens.*bad_rows"):
         sparsec.run(path, tmp_path / "out.jsonl", **options)
     assert not (tmp_path / "out.jsonl").exists()
     # What was done stays done, and what was wrong may be said to be right.

@@ -410,12 +410,14 @@ class Output:
         if unfinished:
             raise InputError(
                 f"{self._state.place.name} has the work of another command, or of one on other "
-                f"inputs: repeat that to go on with it, or replace it with {argument('force', True)}"
+                f"inputs: repeat that to go on with it, or give {argument('force', True)} to "
+                f"replace it"
             )
         there = self.place.fs.exists(self.place.path)
         if there and (self.single or self._parts.names() - {_STATE}):
             raise InputError(
-                f"{self.place.name} exists: replace it with {argument('force', True)}, or choose another"
+                f"{self.place.name} exists: replace it with {argument('force', True)}, or choose "
+                f"another"
             )
         if self.bad is not None and self.bad.fs.exists(self.bad.path):
             raise InputError(f"{self.bad.name} exists: replace it with {argument('force', True)}")
