@@ -252,7 +252,7 @@ def test_no_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ToolchainError, match="cc names .no-such-cc."):
+    with pytest.raises(ToolchainError, match=r"cc names .no-such-cc."):
         toolchain.find("no-such-cc")
     monkeypatch.setenv("CC", "no-such-cc")
     with pytest.raises(ToolchainError, match=r"\$CC names 'no-such-cc'"):
