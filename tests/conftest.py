@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,18 @@ from tests.server_support import TextModels
 
 settings.register_profile("sparsec", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("sparsec")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With SPARSEC_ZOO_SHARE=N, of the zoo's slow cells each N-th: other ones each day."""
+    share = int(os.environ.get("SPARSEC_ZOO_SHARE", "1"))
+    day = datetime.datetime.now(datetime.timezone.utc).date().toordinal()
+    zoo = [item for item in items if item.path.name == "test_zoo.py"]
+    cells = [item for item in zoo if item.get_closest_marker("slow")]
+    left = {item for i, item in enumerate(cells) if i % share != day % share}
+    if left:
+        config.hook.pytest_deselected(items=list(left))
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(autouse=True)
