@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -277,7 +278,7 @@ class Reader:
         self.close()
 
 
-class _Cursor:
+class _Cursor(abc.ABC):
     """A place in a file.
 
     Attributes:
@@ -289,9 +290,9 @@ class _Cursor:
         self.source, self.at = index, at
         self._stream = source.open()
 
+    @abc.abstractmethod
     def take(self, rows: int) -> tuple[Any, int]:
         """(the next rows, how many they are: fewer at the end of the file)."""
-        raise NotImplementedError
 
     def close(self) -> None:
         self._stream.close()
