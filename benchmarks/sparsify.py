@@ -31,7 +31,7 @@ from benchmarks.harness import corpora, dense_models, machine, report  # noqa: E
 from benchmarks.harness.dense_models import Labelled  # noqa: E402
 
 WORK = ROOT / "build" / "sparsify"
-TRAINING_TEXTS, HELD_OUT_TEXTS = 20_000, 1000
+TRAINING_TEXTS, HELD_OUT_TEXTS = 80_000, 1000
 MAIL_CHARACTERS = 600
 
 

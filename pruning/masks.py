@@ -78,7 +78,7 @@ def input_scores(
         damping: as a share of the mean diagonal.
     """
     hessian = second_moment.detach().double()
-    hessian = hessian + damping * hessian.diagonal().mean() * torch.eye(
+    hessian = hessian + damping * hessian.diagonal().mean().clamp_min(1e-12) * torch.eye(
         len(hessian), dtype=hessian.dtype, device=hessian.device
     )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))

@@ -18,8 +18,9 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from sparsec.errors import InputError, NonFiniteError  # noqa: E402
+from sparsec.pruning.least_squares import solve_rows  # noqa: E402
 from sparsec.pruning.ranges import Range  # noqa: E402
-from sparsec.pruning.training import checkpoint, losses, masks, observe, plan  # noqa: E402
+from sparsec.pruning.training import checkpoint, losses, masks, observe, plan, remembered  # noqa: E402
 from sparsec.pruning.training.batches import (  # noqa: E402
     GRAIN,
     Batches,
@@ -406,7 +407,36 @@ def test_what_is_left_makes_up_for_what_went() -> None:
     assert bool((settled[~mask] == 0).all())
     far = [float((x @ (w - weight).T).square().mean()) for w in (weight * mask, settled)]
     assert far[1] < 0.2 * far[0]
-    assert masks.settling_work(mask) == pytest.approx(float((mask.sum(1) ** 3).sum()) / 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9), st.integers(1, 40), st.floats(0, 1), st.floats(0, 4), st.integers(0, 999)
+)
+def test_settling_comes_near_the_exact_optimum(
+    rows: int, columns: int, share: float, spread: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = 10 ** (spread * torch.rand(columns, generator=generator) - spread / 2)
+    x = torch.randn(max(2, columns), columns, generator=generator) * sizes
+    x[:, 0] = 0  # an input that carries nothing
+    moments = x.T @ x / len(x)
+    weight = torch.randn(rows, columns, generator=generator) / sizes
+    every = torch.ones(rows, columns, dtype=torch.bool)
+    mask = masks.choose(weight, moments, every, share)
+    settled = masks.settle(weight, moments, mask)
+    assert bool(settled.isfinite().all()) and bool((settled[~mask] == 0).all())
+    hessian = moments.double()
+    strength = masks.DAMPING * max(1e-12, float(hessian.diagonal().mean()))
+    hessian = hessian + strength * torch.eye(columns, dtype=torch.float64)
+
+    def loss(weights: torch.Tensor) -> float:
+        far = weights.double() - weight.double()
+        return float(((far @ hessian) * far).sum())
+
+    exact = loss(solve_rows(hessian, weight, mask))
+    start = loss(weight * mask)
+    assert loss(settled) <= exact + 0.05 * (start - exact) + 1e-6 * loss(weight * 0)
 
 
 def test_outputs_that_the_loss_sees_keep_more() -> None:
@@ -486,16 +516,16 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 @pytest.mark.parametrize("stop", [3, 17, 36])
 def test_a_training_that_was_stopped_goes_on_as_if_it_was_not(stop: int, tmp_path: Path) -> None:
     options = Options(steps=40, learning_rate=5e-3)
-    whole = trainer(options).train()
+    whole = trainer(options, tmp_path / "whole").train()
     stopped = trainer(options, tmp_path)
     real, calls = stopped._gradients, 0
 
-    def interrupted(batch):  # type: ignore[no-untyped-def]
+    def interrupted(batch, told):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
         if calls > stop:
             raise KeyboardInterrupt
-        return real(batch)
+        return real(batch, told)
 
     stopped._gradients = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
@@ -541,11 +571,11 @@ def test_nan_goes_back_and_slows_down() -> None:
     one = trainer(Options(steps=60, learning_rate=5e-3), lines=lines)
     real, broken = one._gradients, [25, 26, 30]
 
-    def sometimes(batch):  # type: ignore[no-untyped-def]
+    def sometimes(batch, told):  # type: ignore[no-untyped-def]
         if one._state.step in broken:
             broken.remove(one._state.step)
             return None
-        return real(batch)
+        return real(batch, told)
 
     one._gradients = sometimes  # type: ignore[method-assign]
     made = one.train()
@@ -561,8 +591,8 @@ def test_numbers_that_do_not_come_back_end_it(tmp_path: Path) -> None:
     one = trainer(Options(steps=30), tmp_path)
     real = one._gradients
 
-    def always(batch):  # type: ignore[no-untyped-def]
-        return real(batch) if one._state.step < 5 else None
+    def always(batch, told):  # type: ignore[no-untyped-def]
+        return real(batch, told) if one._state.step < 5 else None
 
     one._gradients = always  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match=r"at step 5\), and going back"):
@@ -595,10 +625,97 @@ def test_minutes_become_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {n: p.detach().clone() for n, p in one.student.named_values().items()}
     one._pace()
     assert all(torch.equal(before[n], p) for n, p in one.student.named_values().items())
-    monkeypatch.setattr(one, "_pace", lambda: 0.03)
+    monkeypatch.setattr(one, "_pace", lambda: (0.03, 0.01))
     assert plan.total(one._plan()) == 100
     made = one.train()
     assert made.steps <= 100 and "100 steps in 0.05 minutes" in lines[0]
+
+
+def test_answers_that_are_kept_make_room_for_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(Options(minutes=0.05), tmp_path)
+    assert 6 <= one._batches.per_epoch <= 20
+    monkeypatch.setattr(one, "_pace", lambda: (0.03, 0.01))
+    seconds = 3 - 0.01 * one._batches.per_epoch
+    assert plan.total(one._plan()) == plan.steps_in(seconds, 0.02) > 100
+    # Too few steps to ask twice.
+    monkeypatch.setattr(one, "_pace", lambda: (1.0, 0.1))
+    assert plan.total(one._plan()) == 3
+
+
+# ---- the teacher's answers -----------------------------------------------------------------------
+
+
+def test_answers_are_those_of_the_teacher(tmp_path: Path) -> None:
+    one = trainer(Options(steps=40), tmp_path)
+    made = remembered.remember(tmp_path / "kept", one._batches, one._told, KINDS, "a")
+    assert made is not None
+    for step in (0, 1, one._batches.per_epoch, one._batches.per_epoch + 3):
+        batch = one._batches.batch(step)
+        told, kept = one._told(batch), made.result(batch)
+        assert list(kept.outputs) == list(KINDS)
+        mask = torch.from_numpy(batch.mask)
+        pairs = [(told.outputs[name], kept.outputs[name]) for name in KINDS]
+        pairs += list(zip(told.states, kept.states, strict=True))
+        for wanted, got in pairs:
+            assert got.shape == wanted.shape and got.dtype == torch.float32
+            by_token = wanted.shape[:2] == mask.shape
+            real = (wanted[mask], got[mask]) if by_token else (wanted, got)
+            assert torch.allclose(*real, rtol=1e-3, atol=1e-3)
+            assert not by_token or not got[~mask].any()
+
+
+def test_answers_are_computed_once(tmp_path: Path) -> None:
+    one = trainer(Options(steps=40), tmp_path)
+    calls = []
+
+    def run(batch):  # type: ignore[no-untyped-def]
+        calls.append(batch)
+        return one._told(batch)
+
+    for fingerprint, count in (("a", 1), ("a", 1), ("b", 2)):
+        found = remembered.remember(tmp_path / "kept", one._batches, run, KINDS, fingerprint)
+        assert found is not None and len(calls) == count * one._batches.per_epoch
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("why", ["large", "disk", "numbers", "broken"])
+def test_answers_that_cannot_be_kept(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(Options(steps=40), tmp_path)
+    kinds = dict(KINDS)
+
+    def run(batch):  # type: ignore[no-untyped-def]
+        found = one._told(batch)
+        if why == "broken":
+            raise OSError(28, "No space left on device")
+        return losses.Result(found.outputs, [s * 1e6 for s in found.states])
+
+    if why == "disk":
+        monkeypatch.setattr(remembered, "SHARE", 0.0)
+    if why == "numbers":
+        kinds["more"] = losses.Kind.NUMBERS
+    if why == "broken":
+        with pytest.raises(OSError, match="No space"):
+            remembered.remember(tmp_path / "kept", one._batches, run, kinds, "a")
+    else:
+        assert remembered.remember(tmp_path / "kept", one._batches, run, kinds, "a") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_teacher_to_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remembered, "_write", full)
+    lines: list[str] = []
+    made = trainer(Options(steps=40), tmp_path, lines).train()
+    assert made.steps == 40
+    assert [line for line in lines if line.endswith("anew each time (No space left on device)")]
 
 
 # ---- labels --------------------------------------------------------------------------------------

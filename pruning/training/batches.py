@@ -6,7 +6,7 @@ share a batch, and a batch has about the same number of tokens whatever their le
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +51,13 @@ class Batch:
         inputs: by name, int64 `[B, S]`, filled up with zeros at the end.
         mask: bool `[B, S]`, which tokens are real.
         targets: by output, `[B]`, `[B, S]` or `[B, L]`; empty: not known.
+        numbers: which examples they are, `B` of them.
     """
 
     inputs: Mapping[str, Array]
     mask: Array
     targets: Mapping[str, Array]
+    numbers: Sequence[int]
 
     @property
     def length(self) -> int:
@@ -105,6 +107,7 @@ class Batches:
     Attributes:
         buckets: the lengths that batches have.
         tokens: as given.
+        starts: how many tokens the examples before each have, int64 `[examples + 1]`.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class Batches:
         self._seed = seed
         self._ignore = ignore
         lengths = np.array([example.length for example in examples])
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.buckets = tuple(sorted(buckets)) if buckets else choose_buckets(lengths.tolist())
         if lengths.max() > self.buckets[-1]:
             raise InputError(
@@ -148,6 +152,10 @@ class Batches:
         if self._epoch[0] != epoch:
             self._epoch = epoch, self._order(epoch)
         return self.collate(self._epoch[1][index])
+
+    def epoch(self) -> Iterator[Batch]:
+        """The batches of the first epoch."""
+        return (self.batch(step) for step in range(self.per_epoch))
 
     def _order(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch, as numbers of examples."""
@@ -184,7 +192,7 @@ class Batches:
             for name, values in example.inputs.items():
                 inputs[name][row, : example.length] = values
         targets = {name: self._targets(name, chosen, length) for name in chosen[0].targets}
-        return Batch(inputs, mask, targets)
+        return Batch(inputs, mask, targets, tuple(numbers))
 
     def _targets(self, name: str, chosen: Sequence[Example], length: int) -> Array:
         """An output's targets, those of tokens filled up."""

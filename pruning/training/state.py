@@ -67,7 +67,7 @@ def new_optimizer(student: Student, rate: float) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [{"params": list(student.values)}]
     if student.ranges is not None:
         groups.append({"params": list(student.ranges.parameters())})
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True)
 
 
 def snapshot(student: Student, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from torch import Tensor
 from sparsec.errors import NonFiniteError
 from sparsec.progress import Step
 from sparsec.pruning.ranges import Rounding
-from sparsec.pruning.training import checkpoint, losses, masks, observe, plan
+from sparsec.pruning.training import checkpoint, losses, masks, observe, plan, remembered
 from sparsec.pruning.training.batches import Batch, Batches
 from sparsec.pruning.training.losses import Kind, Result
 from sparsec.pruning.training.network import Network, Student
 from sparsec.pruning.training.plan import Cycle
+from sparsec.pruning.training.remembered import Remembered
 from sparsec.pruning.training.state import Point, State, new_optimizer, restore, snapshot
 
 OBSERVED = 12
@@ -41,8 +42,8 @@ RETRIES = 4
 GRADIENT_LIMIT = 1.0
 """Norm that gradients are clipped to."""
 
-SETTLING = 0.3
-"""Work on solving for the weights that are left, at most, as a share of that of the cycle."""
+EPOCHS = 2
+"""Epochs from which on the teacher's answers are kept rather than computed anew."""
 
 LATE = 1.15
 """Time over budget, as a share of it, that is expected before the plan is shortened."""
@@ -144,6 +145,7 @@ class Trainer:
         self._optimizer = new_optimizer(student, options.learning_rate)
         self._state = State()
         self._good: dict[str, Any] = {}
+        self._remembered: Remembered | None = None
 
     # ---- the whole ---------------------------------------------------------------------------
 
@@ -162,6 +164,7 @@ class Trainer:
             self._keep_good()
         began, saved, measured = (time.monotonic() - state.seconds, *[time.monotonic()] * 2)
         try:
+            self._remember()
             while state.step < plan.total(state.cycles):
                 index, within = plan.locate(state.cycles, state.step)
                 if index != state.cycle:
@@ -215,22 +218,57 @@ class Trainer:
         options = self._options
         steps = options.steps
         if steps is None:
-            pace = self._pace()
-            steps = plan.steps_in(60 * options.minutes, pace)
+            pace, taught = self._pace()
+            seconds, epoch = 60 * options.minutes, self._batches.per_epoch
+            steps = plan.steps_in(seconds, pace)
+            if self._folder is not None and remembered.can_be(self._kinds):
+                fewer = plan.steps_in(seconds - epoch * taught, pace - taught)
+                steps, pace = (fewer, pace - taught) if fewer >= EPOCHS * epoch else (steps, pace)
             self._say(f"{pace:.2f} s a step: {steps} steps in {options.minutes:g} minutes")
         return plan.make(steps, prune=bool(self._targets), quantize=options.quantize)
 
-    def _pace(self) -> float:
-        """Seconds that a step takes, the median of some that are undone."""
+    def _pace(self) -> tuple[float, float]:
+        """Seconds that a step takes, the median of some that are undone, and how many of them the
+        teacher takes."""
         kept = self._snapshot()
         times = []
         for step in range(TIMED + 1):
+            batch = self._batches.batch(step)
             start = time.perf_counter()
-            self._gradients(self._batches.batch(step))
+            told = self._told(batch)
+            between = time.perf_counter()
+            self._gradients(batch, told)
             self._optimizer.step()
-            times.append(time.perf_counter() - start)
+            times.append((time.perf_counter() - start, between - start))
         self._restore(kept)
         return sorted(times[1:])[TIMED // 2]
+
+    def _remember(self) -> None:
+        """Keep the teacher's answers where each is asked for several times."""
+        folder, state = self._folder, self._state
+        asked = plan.total(state.cycles) / self._batches.per_epoch
+        if folder is None or asked < EPOCHS:
+            return
+        self._say(f"the dense model reads all {self._batches.per_epoch} batches, once")
+        try:
+            self._remembered = remembered.remember(
+                folder / remembered.FOLDER, self._batches, self._told, self._kinds,
+                self._fingerprint,
+            )  # fmt: skip
+        except OSError as error:
+            self._say(f"the teacher's answers are computed anew each time ({error.strerror})")
+
+    def _told(self, batch: Batch) -> Result:
+        """What the teacher says of a batch."""
+        if self._remembered is not None:
+            found = self._remembered.result(batch)
+            to = self._device
+            return Result(
+                {name: value.to(to) for name, value in found.outputs.items()},
+                [value.to(to) for value in found.states],
+            )
+        with self._autocast(), torch.no_grad():
+            return self.teacher.run(self._tensors(batch)[0], {})
 
     # ---- cycles and steps --------------------------------------------------------------------
 
@@ -271,24 +309,10 @@ class Trainer:
             )
         places = {layer.weight: layer.place for layer in student.network.layers}
         settled = {
-            name: masks.settle(named[name].detach(), moments[places[name]], made[name])
-            for name in self._worth_settling(made, cycle)
+            name: masks.settle(named[name].detach(), moments[places[name]], mask)
+            for name, mask in made.items()
         }
         student.prune(made, settled)
-
-    def _worth_settling(self, found: Mapping[str, Tensor], cycle: Cycle) -> list[str]:
-        """The layers whose remaining weights are solved for: as many as take little time beside
-        the cycle's steps, cheapest first."""
-        weights = sum(mask.numel() for mask in found.values())
-        # Forward, backward, and the teacher's forward.
-        left = SETTLING * 4 * weights * self._batches.tokens * cycle.steps
-        chosen = []
-        for name in sorted(found, key=lambda name: masks.settling_work(found[name])):
-            left -= masks.settling_work(found[name])
-            if left < 0:
-                break
-            chosen.append(name)
-        return chosen
 
     def _observed(self) -> int:
         return min(OBSERVED, self._batches.per_epoch)
@@ -314,7 +338,8 @@ class Trainer:
             self._optimizer.param_groups, (options.learning_rate, options.range_rate), strict=False
         ):
             group["lr"] = top * rate
-        loss = self._gradients(self._batches.batch(state.step))
+        batch = self._batches.batch(state.step)
+        loss = self._gradients(batch, self._told(batch))
         if loss is None:
             self._go_back(rate * options.learning_rate)
             return
@@ -325,7 +350,7 @@ class Trainer:
             self._keep_good()
         self._tell()
 
-    def _gradients(self, batch: Batch) -> float | None:
+    def _gradients(self, batch: Batch, told: Result) -> float | None:
         """Gradients of a batch, clipped, and its loss; None: they are no numbers."""
         inputs, mask = self._tensors(batch)
         targets = {
@@ -333,8 +358,6 @@ class Trainer:
             for name, values in batch.targets.items()
         }
         with self._autocast():
-            with torch.no_grad():
-                told = self.teacher.run(inputs, {})
             got = self.student(inputs)
             loss = losses.total_loss(
                 self._kinds, self._options.weights, got, told, mask, targets or None
