@@ -410,9 +410,7 @@ def test_what_is_left_makes_up_for_what_went() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 9), st.integers(1, 40), st.floats(0, 1), st.floats(0, 4), st.integers(0, 999)
-)
+@given(st.integers(1, 9), st.integers(1, 40), st.floats(0, 1), st.floats(0, 4), st.integers(0, 999))
 def test_settling_comes_near_the_exact_optimum(
     rows: int, columns: int, share: float, spread: float, seed: int
 ) -> None:

@@ -154,9 +154,7 @@ def _tensors(result: Result, kinds: Mapping[str, Kind]) -> dict[str, Tensor]:
     return {name: value.float().cpu() for name, value in found.items()}
 
 
-def _make(
-    folder: Path, values: Tensors, batch: Batch, batches: Batches
-) -> dict[str, _Kept] | None:
+def _make(folder: Path, values: Tensors, batch: Batch, batches: Batches) -> dict[str, _Kept] | None:
     """Empty files; None: they would be too large."""
     shapes = {}
     for name, value in values.items():
