@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | bench | docs | examples-models
+# make demo | test | test-slow | test-pythons | wheels | lint | bench | docs | examples-models
 # Everything happens in .venv, which is made on first use.
 
 .DEFAULT_GOAL := help
@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 
 # The first Python that is new enough.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
 # Relative, since make cannot quote names: the path to the clone may hold spaces.
@@ -34,6 +34,8 @@ help:
 	@echo "make demo       build, compile and run a small real model"
 	@echo "make test       tests (a few minutes)"
 	@echo "make test-slow  the slow tests: packaging, large models"
+	@echo "make test-pythons  what depends on Python, on each Python that is here"
+	@echo "make wheels     the sdist and wheels of HEAD, in dist, for each Python that is here"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks"
 	@echo "make bench-peers  sparsec beside DeepSparse, OpenVINO, ONNX Runtime"
@@ -74,6 +76,14 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow --ignore tests/test_zoo.py
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m slow tests/test_zoo.py
 
+# make test-pythons VERSIONS="3.10 3.14"
+test-pythons: $(READY)
+	$(BIN)/python -m release.pythons $(VERSIONS)
+
+wheels: $(READY)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[wheels]"
+	$(BIN)/python -m release.wheels $(VERSIONS)
+
 lint: $(READY) tree
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -112,4 +122,4 @@ docs: $(READY)
 	$(BIN)/python setup.py -q build_man
 	@ls build/man
 
-.PHONY: help demo examples-models test test-slow lint tree bench bench-serve bench-peers bench-table docs
+.PHONY: help demo examples-models test test-slow test-pythons wheels lint tree bench bench-serve bench-peers bench-table docs

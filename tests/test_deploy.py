@@ -80,7 +80,97 @@ def test_codes_and_labels() -> None:
     for text in expressions():
         for code in re.findall(r'code="(\w+)"', text):
             assert f'"{code}"' in source
-        assert text.count("(") == text.count(")")
+
+
+def test_expressions_are_promql() -> None:
+    promql = pytest.importorskip("promql_parser", reason="pip install .[clients]")
+    for text in expressions():
+        promql.parse(text.replace("$__rate_interval", "5m"))  # as Grafana fills it in
+    with pytest.raises(ValueError):
+        promql.parse("sum(rate(sparsec_errors_total[5m]) > 0")
+
+
+def test_prometheus_takes_rules_and_scrapes() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("there is no promtool: it is in Debian's package prometheus")
+    for what, name in (("rules", "alerts"), ("config", "scrape")):
+        path = DEPLOY / "prometheus" / f"{name}.yaml"
+        subprocess.run(["promtool", "check", what, str(path)], check=True, capture_output=True)
+
+
+def typed(value: Any, kind: str, models: tuple[Any, ...], at: str = "") -> None:
+    """Fail unless a document is of a type of the API, as the official clients declare them."""
+    if inner := re.fullmatch(r"[Ll]ist\[(.*)\]|[Dd]ict[\[(]str, (.*)[\])]", kind):
+        assert isinstance(value, list if inner[1] else dict), at
+        for i, item in value.items() if isinstance(value, dict) else enumerate(value):
+            typed(item, inner[1] or inner[2], models, f"{at}.{i}")
+        return
+    plain = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": object}
+    if kind in plain:
+        assert isinstance(value, plain[kind]), f"{at}: {value!r} is no {kind}"
+        return
+    # Where models of KServe name those of Kubernetes, they have their own for some.
+    model = next(getattr(module, kind) for module in models if hasattr(module, kind))
+    if hasattr(model, "model_validate"):  # newer ones check themselves
+        model.model_validate(value)
+        return
+    names = {name: field for field, name in model.attribute_map.items()}
+    assert isinstance(value, dict) and set(value) <= set(names), f"{at}: {set(value) - set(names)}"
+    fields = {names[name]: item for name, item in value.items()}
+    model(**fields)  # what is required is there
+    for name, item in value.items():
+        typed(item, model.openapi_types[names[name]], models, f"{at}.{name}")
+
+
+def test_manifests_are_what_the_apis_take() -> None:
+    kubernetes = pytest.importorskip("kubernetes.client", reason="pip install .[clients]")
+    kserve = pytest.importorskip("kserve.models", reason="pip install .[clients]")
+    checked = []
+    for document in manifests():
+        if "apiVersion" not in document or document["kind"] == "Kustomization":
+            continue
+        version = document["apiVersion"].rpartition("/")[2].capitalize()
+        typed(document, version + document["kind"], (kubernetes, kserve))
+        checked.append(document["kind"])
+    assert set(checked) == {
+        *("Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"),
+        *("ServingRuntime", "InferenceService"),
+    }
+    for kind, version in (("Deployment", "V1"), ("ServingRuntime", "V1alpha1")):
+        for wrong in ("image_name", "metdata"):
+            document = of_kind(kind)
+            pod = document["spec"].get("template", document)["spec"]
+            (pod["containers"][0] if wrong == "image_name" else document)[wrong] = "x"
+            with pytest.raises((AssertionError, ValueError), match=wrong):
+                typed(document, version + kind, (kubernetes, kserve))
+    document = of_kind("Deployment")
+    del document["spec"]["selector"]
+    with pytest.raises(ValueError, match="selector"):
+        typed(document, "V1Deployment", (kubernetes, kserve))
+
+
+def test_dashboard() -> None:
+    """Panels that Grafana draws: of a type, a place of their own, a source that is there."""
+    board = json.loads((DEPLOY / "grafana.json").read_text(encoding="utf-8"))
+    assert board["schemaVersion"] >= 36 and board["uid"] and board["title"]
+    (source,) = board["templating"]["list"]
+    assert (source["type"], source["query"]) == ("datasource", "prometheus")
+    taken: set[tuple[int, int]] = set()
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    for panel in board["panels"]:
+        assert panel["type"] in {"timeseries", "stat", "gauge", "bargauge", "heatmap", "table"}
+        place = panel["gridPos"]
+        cells = {
+            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
+        }
+        assert place["x"] + place["w"] <= 24 and not cells & taken
+        taken |= cells
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == f"${{{source['name']}}}"
+            labels = set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")))
+            by = re.findall(r"by \(([^)]*)\)", target["expr"])
+            kept = {label.strip() for group in by for label in group.split(",")}
+            assert labels <= kept or not by
 
 
 def test_paths_and_ports() -> None:

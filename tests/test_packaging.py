@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -92,7 +93,7 @@ def test_sdist_holds_all_sources(sdist: Path) -> None:
     listing = checked(["git", "ls-files"], cwd=ROOT).splitlines()
     folders = (
         *("sparsec/", "compiler/", "templates/", "runtime/", "serving/", "pruning/"),
-        *("tests/", "examples/"),
+        *("tests/", "examples/", "release/"),
     )
     missing = [
         name
@@ -335,6 +336,34 @@ COMPILERS = [
         ),
     ),
 ]
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("auditwheel", "ziglang"))),
+    reason="wheels need auditwheel and ziglang: pip install .[wheels]",
+)
+def test_wheel_for_any_linux(sdist: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+    """It needs no symbol that glibc of 2014 lacks, and no CPU but x86-64's first."""
+    out = tmp_path / "dist"
+    command = [sys.executable, "-m", "release.wheels", "--no-isolation", "--sdist", str(sdist)]
+    said = checked([*command, "-o", str(out)], cwd=ROOT)
+    (wheel,) = out.iterdir()
+    assert said.split()[-1] == str(wheel)
+    assert f"manylinux2014_{platform.machine()}" in wheel.name
+    report = checked([sys.executable, "-m", "auditwheel", "show", str(wheel)])
+    assert f'following platform tag:\n"manylinux_2_17_{platform.machine()}"' in report
+    needed = {tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_([\d.]+)", report)}
+    assert (2, 2, 5) in needed and max(needed) <= (2, 17)
+    with zipfile.ZipFile(wheel) as archive:
+        objects = [name for name in archive.namelist() if name.endswith(".so")]
+    assert len(objects) == 2 and wheel.stat().st_size < 3_000_000
+
+    python, env, site = environment(tmp_path / "env")
+    checked([str(python), *INSTALL, str(wheel)], cwd=tmp_path, env=env)
+    code = "import sys, sparsec; x = sparsec.generate_random_inputs(sys.argv[1])\n"
+    code += "with sparsec.Engine(sys.argv[1]) as e: print(sparsec.__file__, e.run(x)[0].shape)"
+    answer = checked([str(python), "-c", code, str(tiny_artifact)], cwd=tmp_path, env=env)
+    assert answer.startswith(str(site)) and "(1, " in answer
 
 
 @pytest.mark.parametrize("compiler", COMPILERS, ids=["system", "zig"])
