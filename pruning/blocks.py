@@ -120,7 +120,21 @@ def prune(
         importance: [N], what a squared error of each output counts: how rows share the blocks of a
             layer; absent: 1.
     """
-    keep = choose_support(problem, sparsity, block, scope, importance)
-    if sweeps:
-        keep = refine(problem, keep, block, sweeps)
+    keep = support(
+        problem, sparsity, block=block, scope=scope, sweeps=sweeps, importance=importance
+    )
     return solve(problem, keep, block)
+
+
+def support(
+    problem: Problem,
+    sparsity: float,
+    *,
+    block: int = BLOCK,
+    scope: Scope = "layer",
+    sweeps: int = 0,
+    importance: Tensor | None = None,
+) -> Tensor:
+    """The blocks that :func:`prune` keeps: bool [N, blocks]."""
+    keep = choose_support(problem, sparsity, block, scope, importance)
+    return refine(problem, keep, block, sweeps) if sweeps else keep

@@ -32,7 +32,7 @@ from sparsec.pruning.layers import Layer
 from sparsec.pruning.learn import Lesson, learn
 from sparsec.pruning.made import Made
 from sparsec.pruning.outcome import CurvePoint, LayerOutcome, Sparsified
-from sparsec.pruning.planner import Best, Blocks, Channels, Plan, Planner
+from sparsec.pruning.planner import Blocks, Channels, Mixed, Plan, Planner
 from sparsec.pruning.prepare import prepared
 from sparsec.pruning.report import render
 from sparsec.pruning.shrink import fewer_heads
@@ -242,19 +242,18 @@ class Job:
 
     def _planner(self) -> Planner:
         """What makes plans of the form that is asked for."""
-        planners: list[Planner] = []
         form = self.wanted.form
-        if form in ("auto", "blocks"):
-            planners.append(Blocks(self._survey(), self._milliseconds))
-        if form == "channels" or (form == "auto" and self.sites):
-            at_sites = {n for site in self.sites for n in (site.reader, *site.makers)}
-            rest = sum(
-                self._milliseconds(layer.outputs, layer.inputs, 1.0)
-                for layer in self.pruned
-                if layer.name not in at_sites
-            )
-            planners.append(Channels(self._survey_sites(), self._milliseconds, rest))
-        return planners[0] if len(planners) == 1 else Best(planners)
+        if form == "blocks" or not self.sites:
+            return Blocks(self._survey(), self._milliseconds)
+        if form == "auto":
+            return Mixed(self._survey(), self._survey_sites(), self._milliseconds)
+        at_sites = {n for site in self.sites for n in (site.reader, *site.makers)}
+        rest = sum(
+            self._milliseconds(layer.outputs, layer.inputs, 1.0)
+            for layer in self.pruned
+            if layer.name not in at_sites
+        )
+        return Channels(self._survey_sites(), self._milliseconds, rest)
 
     def _plan(self) -> Plan:
         """The plan for the goal."""
@@ -314,7 +313,7 @@ class Job:
 
     def _sketches(self) -> Sketches:
         return Sketches(
-            self.output, self.layers, self.model.weights,
+            self.output, self.layers, self.model.weights, self._forms,
             lambda made, folder: self.write(made, folder, sketch=True), self._measure,
         )  # fmt: skip
 
@@ -328,12 +327,7 @@ class Job:
 
     def _forms(self, chosen: Plan) -> dict[str, oneshot.Form]:
         """What becomes of each layer."""
-        if chosen.kept:
-            return units.forms(self.sites, chosen.kept, self.layers)
-        return {
-            layer.name: oneshot.Form(chosen.sparsities.get(layer.name, 0.0))
-            for layer in self.layers
-        }
+        return units.forms(self.sites, chosen.kept, self.layers, chosen.sparsities)
 
     def _make(self, chosen: Plan, train: bool) -> Made:
         """Layers after a plan."""
@@ -365,7 +359,7 @@ class Job:
     def _train(self, chosen: Plan) -> Made:
         lesson = Lesson(self.samples, self.items, self.held, self.held_items, self.labelled)
         learnt = learn(
-            self.model, self.found, lesson, chosen.sparsities, self.layers,
+            self.model, self.found, lesson, self.layers,
             forms=self._forms(chosen), minutes=self.wanted.minutes, steps=self.wanted.steps,
             max_length=self.longest, pad=self.pad, seed=self.wanted.seed,
             per_channel=export.per_channel(self.ready, self.wanted.dialect),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsec.errors import InputError
+from sparsec.pruning.blocks import BLOCK
 from sparsec.pruning.engine import TorchModel
 from sparsec.pruning.evaluation import tasks
 from sparsec.pruning.evaluation.models import Found
@@ -73,7 +74,6 @@ def learn(
     model: TorchModel,
     found: Found,
     lesson: Lesson,
-    sparsities: Mapping[str, float],
     layers: Sequence[Layer],
     *,
     forms: Mapping[str, Form],
@@ -90,16 +90,17 @@ def learn(
     """Train a student that loses blocks step by step.
 
     Args:
-        sparsities: of each layer, in the end.
         layers: those that are to compute with bytes.
-        forms: whose channels are gone from the start.
+        forms: what becomes of them: channels are gone from the start, blocks go step by step.
 
     Raises:
         NonFiniteError, InputError, KeyboardInterrupt: as
             :meth:`~sparsec.pruning.training.trainer.Trainer.train`.
     """
     network = ModelNetwork(model)
-    student = Student(network, _masks(layers, forms), frozen=network.tables)
+    student = Student(
+        network, _masks(layers, forms), frozen=network.tables, orders=_orders(layers, forms)
+    )
     task = tasks.of_model(found)
     kinds = {
         spec.name: kind_of(task, spec.shape)
@@ -118,10 +119,11 @@ def learn(
             (lesson.samples, lesson.items), (lesson.held_samples, lesson.held_items),
         )
     )  # fmt: skip
+    shares = {layer.name: _share(layer, forms[layer.name]) for layer in layers}
     trainer = Trainer(
-        network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds,
-        sparsities, Options(minutes=minutes, steps=steps, seed=seed), folder=folder,
-        fingerprint=fingerprint, say=say,
+        network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds, shares,
+        Options(minutes=minutes, steps=steps, seed=seed), folder=folder, fingerprint=fingerprint,
+        say=say,
     )  # fmt: skip
     return _learnt(model, network, trainer.train(), layers, per_channel)
 
@@ -130,19 +132,35 @@ def _masks(layers: Sequence[Layer], forms: Mapping[str, Form]) -> dict[str, Tens
     """Weights [N, K] that are not gone with a channel."""
     made = {}
     for layer in layers:
-        form = forms[layer.name]
-        mask = torch.ones(layer.outputs, layer.inputs, dtype=torch.bool)
-        if form.keep_outputs is not None:
-            rows = torch.zeros(layer.outputs, dtype=torch.bool)
-            rows[list(form.keep_outputs)] = True
-            mask &= rows[:, None]
-        if form.keep_inputs is not None:
-            columns = torch.zeros(layer.inputs, dtype=torch.bool)
-            columns[list(form.keep_inputs)] = True
-            mask &= columns
+        rows, columns = forms[layer.name].places((layer.outputs, layer.inputs))
+        mask = torch.zeros(layer.outputs, layer.inputs, dtype=torch.bool)
+        mask[rows[:, None], columns] = True
         if not bool(mask.all()):
             made[layer.name] = mask
     return made
+
+
+def _orders(layers: Sequence[Layer], forms: Mapping[str, Form]) -> dict[str, Tensor]:
+    """Inputs [K] of layers of which some go, those that stay first: in the file these lie side by
+    side, and so they do in blocks."""
+    made = {}
+    for layer in layers:
+        keep = forms[layer.name].keep_inputs
+        if keep is not None:
+            stay = torch.zeros(layer.inputs, dtype=torch.bool)
+            stay[list(keep)] = True
+            made[layer.name] = (~stay).to(torch.uint8).argsort(stable=True)
+    return made
+
+
+def _share(layer: Layer, form: Form) -> float:
+    """Share of all of a layer's blocks that goes with channels or alone; 0 where no block goes
+    alone."""
+    if form.sparsity <= 0:
+        return 0.0
+    rows, columns = form.places((layer.outputs, layer.inputs))
+    left = len(rows) * -(-len(columns) // BLOCK) * (1 - form.sparsity)
+    return 1 - left / (layer.outputs * -(-layer.inputs // BLOCK))
 
 
 def _batches(examples: Sequence[Example], seed: int, pad: bool) -> Batches:

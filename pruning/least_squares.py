@@ -14,7 +14,7 @@ also makes up for what the layers before it have lost.  The prior w0 is the dens
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,17 @@ class Problem:
         """Loss of each row of weights [N, K] above the dense minimum: float64 [N]."""
         d = weights.to(self.hessian) - self.weights
         return ((d @ self.hessian) * d).sum(-1)
+
+    def within(self, rows: Tensor, columns: Tensor) -> Problem:
+        """The same for some outputs that read only some inputs, int64 [N'] and [K']; the others'
+        weights are 0, and data is not cut."""
+        if len(columns) == self.weights.shape[1]:
+            return replace(self, weights=self.weights[rows])
+        hessian = self.hessian[columns][:, columns]
+        wanted = (self.weights[rows] @ self.hessian)[:, columns]
+        factor = torch.linalg.cholesky(hessian)
+        weights = torch.cholesky_solve(wanted.T, factor).T.contiguous()
+        return Problem(self.data, hessian, weights, self.damping)
 
 
 def make_problem(data: Centered, prior: Tensor, damping: float = 0.01) -> Problem:

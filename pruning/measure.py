@@ -8,36 +8,38 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from sparsec.pruning.blocks import BLOCK
+from sparsec.pruning.blocks import BLOCK, expand
 from sparsec.pruning.evaluation import tasks, timing
 from sparsec.pruning.evaluation.models import Contender, Found, Progress, find
 from sparsec.pruning.evaluation.parts import Latency
 from sparsec.pruning.evaluation.texts import Sample
 from sparsec.pruning.layers import Layer
-from sparsec.pruning.oneshot import Compressed, plain_form
+from sparsec.pruning.oneshot import Compressed, Form, plain_form
 from sparsec.pruning.ranges import Range
+from sparsec.pruning.splitting import best_blocks
 
 _ANY_RANGE = Range(0.05, 128, 0, 255, 0.0)
 
 
-def sketch(layer: Layer, stored: Tensor, sparsity: float) -> Compressed:
-    """A layer as it will be as far as time goes: the same share of blocks pruned, the smallest."""
+def sketch(layer: Layer, stored: Tensor, form: Form) -> Compressed:
+    """A layer as it will be as far as time goes: the same channels and the same share of blocks
+    gone, the smallest."""
     weights = plain_form(layer, stored.detach()).float()
-    rows, width = weights.shape
-    padded = torch.nn.functional.pad(weights, (0, -width % BLOCK)).reshape(rows, -1, BLOCK)
-    size = padded.square().sum(-1).flatten()
-    gone = size.argsort(stable=True)[: round(sparsity * size.numel())]
-    keep = torch.ones_like(size, dtype=torch.bool)
-    keep[gone] = False
-    mask = keep.view(rows, -1).repeat_interleave(BLOCK, dim=1)[:, :width]
+    rows, columns = form.places(weights.shape)
+    left = weights[rows[:, None], columns]
+    keep = best_blocks(pad(left, (0, -left.shape[1] % BLOCK)), form.sparsity, BLOCK, "layer")
+    mask = torch.zeros_like(weights, dtype=torch.bool)
+    mask[rows[:, None], columns] = expand(keep, BLOCK, left.shape[1])
     scale = weights.abs().amax(1).clamp_min(1e-8) / 127
     steps = (weights / scale[:, None]).round().clamp(-127, 127)
     # No block that is kept may round to nothing.
     steps = torch.where((steps == 0) & mask, torch.ones_like(steps), steps) * mask
     return Compressed(
-        layer.name, steps.to(torch.int8), scale, torch.zeros(rows), _ANY_RANGE, float("nan")
-    )
+        layer.name, steps.to(torch.int8), scale, torch.zeros(len(weights)), _ANY_RANGE,
+        float("nan"),
+    )  # fmt: skip
 
 
 def measure(

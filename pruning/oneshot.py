@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from sparsec.compiler.ir import Graph
-from sparsec.pruning import blocks, channels, smoothing
+from sparsec.pruning import blocks, smoothing
 from sparsec.pruning.batches import Batch
 from sparsec.pruning.engine import TorchModel, Walk
 from sparsec.pruning.gram import Moments
 from sparsec.pruning.layers import Layer, Use
-from sparsec.pruning.least_squares import Problem, choose_damping, make_problem
+from sparsec.pruning.least_squares import Problem, choose_damping, make_problem, solve_rows
 from sparsec.pruning.ranges import Histogram, Range, Rounding, search
 from sparsec.pruning.rounding import round_weights, search_scale
 
@@ -31,7 +31,7 @@ class Form:
     """What becomes of a layer.
 
     Attributes:
-        sparsity: share of its 4-blocks that go.
+        sparsity: share of its 4-blocks that go: of those of the channels that it keeps.
         keep_inputs, keep_outputs: channels that it still reads and makes: the others go with their
             head or feed-forward channel; None: all.
         quantize: whether it computes with bytes.
@@ -46,6 +46,15 @@ class Form:
     def prunes(self) -> bool:
         """Whether weights go."""
         return self.sparsity > 0 or self.keep_inputs is not None or self.keep_outputs is not None
+
+    def places(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The outputs and inputs that stay, int64, of a layer with weights of that shape [N, K]."""
+        chosen = (self.keep_outputs, self.keep_inputs)
+        rows, columns = (
+            torch.arange(count) if keep is None else torch.tensor(sorted(keep), dtype=torch.int64)
+            for keep, count in zip(chosen, shape, strict=True)
+        )
+        return rows, columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +100,16 @@ class Compressed:
 
 
 def block_sparsity(weights: Tensor) -> float:
-    """Share of 4-blocks of weights [N, K] that are zero."""
-    width = weights.shape[1]
-    padded = torch.nn.functional.pad(weights != 0, (0, -width % blocks.BLOCK))
-    return 1 - float(padded.reshape(len(weights), -1, blocks.BLOCK).any(-1).double().mean())
+    """Share of 4-blocks of weights [N, K] that are zero: as they lie, or without the inputs that
+    no output reads, which are cut out of the file."""
+    read = weights[:, (weights != 0).any(0)]
+    whole = len(weights) * -(-weights.shape[1] // blocks.BLOCK)
+    return 1 - min(_used_blocks(weights), _used_blocks(read)) / whole
+
+
+def _used_blocks(weights: Tensor) -> int:
+    padded = torch.nn.functional.pad(weights != 0, (0, -weights.shape[1] % blocks.BLOCK))
+    return int(padded.view(len(weights), -1, blocks.BLOCK).any(-1).sum())
 
 
 def stored_form(layer: Layer, weights: Tensor) -> Tensor:
@@ -356,18 +371,8 @@ def solve(moments: Moments, dense: Tensor, form: Form, settings: Settings) -> So
         damping = choose_damping(moments, dense, about)
     problem = make_problem(moments.centered(), dense, damping)
     weights, mask = problem.weights, None
-    if form.keep_inputs is not None:
-        keep = _chosen(form.keep_inputs, dense.shape[1])
-        weights = channels.solve(problem, keep).weights
-        mask = keep.expand_as(dense)
-    if form.sparsity > 0:
-        made = blocks.prune(problem, form.sparsity, sweeps=settings.sweeps)
-        weights = made.weights
-        mask = blocks.expand(made.keep, blocks.BLOCK, dense.shape[1])
-    if form.keep_outputs is not None:
-        rows = _chosen(form.keep_outputs, len(dense))[:, None]
-        weights = weights * rows
-        mask = rows.expand_as(dense) if mask is None else mask & rows
+    if form.prunes:
+        weights, mask = _pruned(problem, form, settings.sweeps)
     if not form.quantize:
         return _finished(problem, weights.float(), None, form)
     scale = search_scale(problem, weights, settings.per_channel)
@@ -375,11 +380,22 @@ def solve(moments: Moments, dense: Tensor, form: Form, settings: Settings) -> So
     return _finished(problem, rounded, scale, form)
 
 
-def _chosen(kept: Sequence[int], count: int) -> Tensor:
-    """Which of so many channels are kept, bool [count]."""
-    keep = torch.zeros(count, dtype=torch.bool)
-    keep[list(kept)] = True
-    return keep
+def _pruned(problem: Problem, form: Form, sweeps: int) -> tuple[Tensor, Tensor]:
+    """The best weights float64 [N, K], and which of them stay, bool [N, K].
+
+    Blocks are those of the channels that stay, side by side: the others are cut out of the file.
+    """
+    rows, columns = form.places(problem.weights.shape)
+    inner = problem.within(rows, columns)
+    left, keep = inner.weights, torch.ones_like(inner.weights, dtype=torch.bool)
+    if form.sparsity > 0:
+        found = blocks.support(inner, form.sparsity, sweeps=sweeps)
+        keep = blocks.expand(found, blocks.BLOCK, len(columns))
+        left = solve_rows(inner.hessian, inner.weights, keep)
+    weights = torch.zeros_like(problem.weights)
+    mask = torch.zeros_like(weights, dtype=torch.bool)
+    weights[rows[:, None], columns], mask[rows[:, None], columns] = left, keep
+    return weights, mask
 
 
 def _finished(problem: Problem, weights: Tensor, scale: Tensor | None, form: Form) -> Solved:
@@ -389,5 +405,7 @@ def _finished(problem: Problem, weights: Tensor, scale: Tensor | None, form: For
     bias = problem.data.bias(real).float()
     if form.keep_outputs is not None:
         # What nobody reads any more is not worth a number.
-        bias = bias * _chosen(form.keep_outputs, len(bias))
+        kept = torch.zeros_like(bias)
+        kept[form.places(real.shape)[0]] = 1
+        bias = bias * kept
     return Solved(weights, scale, bias, problem.data.relative_error(real))

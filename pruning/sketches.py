@@ -12,9 +12,11 @@ from sparsec.pruning.evaluation.parts import Latency
 from sparsec.pruning.layers import Layer
 from sparsec.pruning.made import Made
 from sparsec.pruning.measure import sketch
+from sparsec.pruning.oneshot import Form
 from sparsec.pruning.planner import Plan
 from sparsec.pruning.workspace import publishing_nowhere
 
+Forms = Callable[[Plan], Mapping[str, Form]]
 Write = Callable[[Made, Path], None]
 Measure = Callable[[Sequence[Path], float], tuple[Latency, ...]]
 
@@ -27,6 +29,7 @@ class Sketches:
         output: Path,
         layers: Sequence[Layer],
         weights: Mapping[str, Tensor],
+        forms: Forms,
         write: Write,
         measure: Measure,
     ) -> None:
@@ -35,11 +38,12 @@ class Sketches:
             output: beside which they are made.
             layers: those that compute with bytes.
             weights: the dense model's, by name.
+            forms: what becomes of each layer after a plan.
             write: ``write(made, folder)``.
             measure: ``measure(folders, seconds)``.
         """
         self.output, self.layers, self.weights = output, layers, weights
-        self.write, self.measure = write, measure
+        self.forms, self.write, self.measure = forms, write, measure
         self._stack = contextlib.ExitStack()
         self.count = 0
 
@@ -52,10 +56,9 @@ class Sketches:
         self._stack.close()
 
     def _write(self, chosen: Plan) -> Path:
+        forms = self.forms(chosen)
         made = {
-            layer.name: sketch(
-                layer, self.weights[layer.name], chosen.sparsities.get(layer.name, 0.0)
-            )
+            layer.name: sketch(layer, self.weights[layer.name], forms[layer.name])
             for layer in self.layers
         }
         folder = self.folder / f"sketch{self.count}"

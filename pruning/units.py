@@ -45,15 +45,19 @@ class SurveyedSite:
     errors: Mapping[int, float]
     shapes: Mapping[str, tuple[int, int]]
 
-    def milliseconds(self, kept: int, milliseconds: Milliseconds) -> float:
-        """What its layers take with so many units, by the cost model."""
+    def shapes_with(self, kept: int) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of its layers with so many units."""
         share = kept / len(self.site.units)
         n, k = self.shapes[self.site.reader]
-        total = milliseconds(n, max(4, round(k * share)), 1.0)
+        found = {self.site.reader: (n, max(4, round(k * share)))}
         for name in self.site.makers:
             n, k = self.shapes[name]
-            total += milliseconds(max(4, round(n * share)), k, 1.0)
-        return total
+            found[name] = max(4, round(n * share)), k
+        return found
+
+    def milliseconds(self, kept: int, milliseconds: Milliseconds) -> float:
+        """What its layers take with so many units, by the cost model."""
+        return sum(milliseconds(n, k, 1.0) for n, k in self.shapes_with(kept).values())
 
     def weights(self, kept: int) -> float:
         """Weights of its layers with so many units."""
@@ -160,9 +164,12 @@ def error_of(looked_at: Sequence[SurveyedSite], kept: Mapping[str, tuple[int, ..
 
 
 def forms(
-    sites: Sequence[Site], kept: Mapping[str, tuple[int, ...]], layers: Sequence[Layer]
+    sites: Sequence[Site],
+    kept: Mapping[str, tuple[int, ...]],
+    layers: Sequence[Layer],
+    sparsities: Mapping[str, float],
 ) -> dict[str, Form]:
-    """What becomes of layers when some units stay."""
+    """What becomes of layers when some units stay, and a share of their blocks goes."""
     inputs: dict[str, tuple[int, ...]] = {}
     outputs: dict[str, tuple[int, ...]] = {}
     for site in sites:
@@ -174,5 +181,8 @@ def forms(
         for maker in site.makers:
             outputs[maker] = tuple(sorted(r for unit in chosen for r in unit.rows[maker]))
     return {
-        layer.name: Form(0.0, inputs.get(layer.name), outputs.get(layer.name)) for layer in layers
+        layer.name: Form(
+            sparsities.get(layer.name, 0.0), inputs.get(layer.name), outputs.get(layer.name)
+        )
+        for layer in layers
     }

@@ -32,6 +32,7 @@ def choose(
     mask: Tensor,
     target: float,
     sensitivity: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """A mask bool `[N, K]` with a share of a layer's blocks gone.
 
@@ -41,7 +42,14 @@ def choose(
         mask: the one so far; what it prunes stays pruned.
         target: share of blocks to prune; a layer that has lost more already stays as it is.
         sensitivity: `[N]`, mean squared gradient of the loss by each output; None: all the same.
+        order: int64 `[K]`, in which inputs lie in blocks; None: as they are.
     """
+    if order is not None:
+        order = order.to(mask.device)
+        found = choose(
+            weight[:, order], moments[order][:, order], mask[:, order], target, sensitivity
+        )
+        return found[:, order.argsort()]
     keep = kept_blocks(mask)
     remove = round(target * keep.numel()) - int((~keep).sum())
     if remove <= 0:

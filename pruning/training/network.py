@@ -66,8 +66,11 @@ class Student(nn.Module):
         masks: weights that are not pruned, bool `[N, K]` by parameter; those that are left out are
             not pruned.
         frozen: parameters that stay as they are.
+        orders: int64 `[K]` by parameter: the order in which a layer's inputs lie in blocks; those
+            that are left out: as they are.
 
     Attributes:
+        orders: as given.
         masks: as given; changed by :meth:`prune`.
         ranges: of activations; None: they are not rounded, and neither are weights.
     """
@@ -79,9 +82,11 @@ class Student(nn.Module):
         network: Network,
         masks: Mapping[str, Tensor] | None = None,
         frozen: Sequence[str] = (),
+        orders: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.orders = dict(orders or {})
         self._names = [n for n in network.parameters_by_name() if n not in frozen]
         start = network.parameters_by_name()
         self.values = nn.ParameterList(

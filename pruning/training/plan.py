@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-PRUNING = 0.45
+PRUNING = 0.35
 """Share of the steps in which sparsity still rises."""
 
-QUANTIZING = 0.2
+QUANTIZING = 0.15
 """Share of the steps that compute with rounded numbers."""
 
 MOST_CYCLES = 16

@@ -70,7 +70,7 @@ class Options:
 
     minutes: float = 30.0
     steps: int | None = None
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     range_rate: float = 1e-3
     weights: losses.Weights = field(default_factory=losses.Weights)
     quantize: bool = True
@@ -305,8 +305,9 @@ class Trainer:
             weight = named[name].detach()
             before = student.masks.get(name, torch.ones_like(weight, dtype=torch.bool))
             made[name] = masks.choose(
-                weight, seen, before, self._targets[name] * cycle.share, known
-            )
+                weight, seen, before, self._targets[name] * cycle.share, known,
+                student.orders.get(name),
+            )  # fmt: skip
         places = {layer.weight: layer.place for layer in student.network.layers}
         settled = {
             name: masks.settle(named[name].detach(), moments[places[name]], mask)

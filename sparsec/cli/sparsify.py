@@ -67,7 +67,7 @@ def _add_details(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--form", choices=FORMS, default="auto",
         help="what is pruned: blocks of 4 weights, whole heads and feed-forward channels, nothing "
-        "(int8: quantization only), or what costs least",
+        "(int8: quantization only), or the best mixture of them",
     )  # fmt: skip
     how.add_argument(
         "--minutes", type=float, default=0.0, metavar="M",
