@@ -89,6 +89,13 @@ def test_onnx_runtime_gives_what_torch_gives(tmp_path: Path, form: Export, diale
     # seen in that text alone.
     assert np.mean(np.concatenate(far) < 5e-5) > 0.75
     assert np.max(far) < 0.02
+    loaded = load_model(path)
+    assert dialect_name(loaded) == dialect
+    graph = import_graph(loaded, 8)
+    assert ops(graph)["qlinear"] == len(model.layers)
+    pruned = [graph.constants[n.inputs[1]] for n in graph.nodes if n.op == "qlinear"]
+    for weights in pruned:
+        assert oneshot.block_sparsity(torch.from_numpy(weights)) == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_dense_model_is_met_closely_by_bytes_and_less_so_by_fewer_of_them(
