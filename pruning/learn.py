@@ -20,7 +20,7 @@ from sparsec.pruning.oneshot import Compressed, Form
 from sparsec.pruning.rounding import LIMIT
 from sparsec.pruning.training.batches import Batches, Example
 from sparsec.pruning.training.losses import kind_of
-from sparsec.pruning.training.model import ModelNetwork
+from sparsec.pruning.training.model import ModelNetwork, best_device
 from sparsec.pruning.training.network import Student
 from sparsec.pruning.training.quantizers import weight_scale
 from sparsec.pruning.training.state import Point
@@ -98,9 +98,11 @@ def learn(
             :meth:`~sparsec.pruning.training.trainer.Trainer.train`.
     """
     network = ModelNetwork(model)
+    device = best_device()
+    model.to(device)
     student = Student(
         network, _masks(layers, forms), frozen=network.tables, orders=_orders(layers, forms)
-    )
+    ).to(device)
     task = tasks.of_model(found)
     kinds = {
         spec.name: kind_of(task, spec.shape)
@@ -125,7 +127,11 @@ def learn(
         Options(minutes=minutes, steps=steps, seed=seed), folder=folder, fingerprint=fingerprint,
         say=say,
     )  # fmt: skip
-    return _learnt(model, network, trainer.train(), layers, per_channel)
+    try:
+        trained = trainer.train()
+    finally:
+        model.to("cpu")
+    return _learnt(model, network, trained, layers, per_channel)
 
 
 def _masks(layers: Sequence[Layer], forms: Mapping[str, Form]) -> dict[str, Tensor]:
