@@ -116,11 +116,8 @@ class Job:
         if self.work.resumed:
             self.say(f"goes on with what is in {self.work.folder}")
         self._check_finite()
-        if self.wanted.goal.keep is not None:
-            made = self._fastest()
-        else:
-            made = self._make(self._plan(), self.wanted.trains)
-        return self._finish(made)
+        keeps = self.wanted.goal.keep is not None
+        return self._finish(self._fastest() if keeps else self._make(self._plan()))
 
     def _load(self) -> None:
         if self.found.files.is_artifact:
@@ -228,17 +225,17 @@ class Job:
         return float(np.mean(each))
 
     def _survey_sites(self) -> list[SurveyedSite]:
-        timer = Clock(len(self.sites))
-        done = 0
+        known = self.work.sites(self.sites, self.model.layers)
+        timer = Clock(len(self.sites) - len(known))
 
         def report(one: SurveyedSite) -> None:
-            nonlocal done
-            done += 1
+            known[one.site.reader] = one
+            self.work.keep_sites(known)
             what = "heads" if one.site.size > 1 else "channels"
             line = f"{len(one.site.units)} {what} looked at, {timer.left()} left"
-            self.say(Step(line, "looking at heads and channels", done, len(self.sites)))
+            self.say(Step(line, "looking at heads and channels", len(known), len(self.sites)))
 
-        return survey_sites(self.model, self.batches, self.sites, report)
+        return survey_sites(self.model, self.batches, self.sites, report, dict(known))
 
     def _planner(self) -> Planner:
         """What makes plans of the form that is asked for."""
@@ -256,7 +253,14 @@ class Job:
         return Channels(self._survey_sites(), self._milliseconds, rest)
 
     def _plan(self) -> Plan:
-        """The plan for the goal."""
+        """The plan for the goal; the one of an earlier run that stopped, if there is one."""
+        found = self.work.plan()
+        if found is None:
+            found = self._new_plan()
+            self.work.keep_plan(found)
+        return found
+
+    def _new_plan(self) -> Plan:
         goal = self.wanted.goal
         if not goal.prunes:
             return Plan()
@@ -329,10 +333,10 @@ class Job:
         """What becomes of each layer."""
         return units.forms(self.sites, chosen.kept, self.layers, chosen.sparsities)
 
-    def _make(self, chosen: Plan, train: bool) -> Made:
-        """Layers after a plan."""
-        if train:
-            return self._train(chosen)
+    def _make(self, chosen: Plan, share: float = 1.0) -> Made:
+        """Layers after a plan, trained for a share of the time if at all."""
+        if self.wanted.trains and share:
+            return self._train(chosen, share)
         forms = self._forms(chosen)
         settings = oneshot.Settings(per_channel=export.per_channel(self.ready, self.wanted.dialect))
         kept = self.work.layers(json.dumps({n: asdict(f) for n, f in forms.items()}))
@@ -356,14 +360,18 @@ class Job:
         run = oneshot.OneShot(self.model, self.batches, settings).compress(forms, report, known)
         return Made(run.made, {}, chosen, ())
 
-    def _train(self, chosen: Plan) -> Made:
+    def _train(self, chosen: Plan, share: float) -> Made:
+        """Layers that are trained for a share of the time."""
+        digest = hashlib.sha256(json.dumps(asdict(chosen)).encode()).hexdigest()[:16]
         lesson = Lesson(self.samples, self.items, self.held, self.held_items, self.labelled)
         learnt = learn(
             self.model, self.found, lesson, self.layers,
-            forms=self._forms(chosen), minutes=self.wanted.minutes, steps=self.wanted.steps,
+            forms=self._forms(chosen), minutes=share * self.wanted.minutes,
+            steps=self.wanted.steps,
             max_length=self.longest, pad=self.pad, seed=self.wanted.seed,
             per_channel=export.per_channel(self.ready, self.wanted.dialect),
-            folder=self.work.folder / "training", fingerprint=self.work.fingerprint, say=self.say,
+            folder=self.work.folder / f"training-{digest}", answers=self.work.folder / "teacher",
+            fingerprint=self.work.fingerprint, say=self.say,
         )  # fmt: skip
         curve = tuple(
             CurvePoint(point.seconds / 60, point.sparsity, point.agreement)
@@ -377,14 +385,14 @@ class Job:
         keep = self.wanted.goal.keep or 0.0
         span = planner.dense - planner.fastest().milliseconds
         low, high = 0.0, 1.0  # share of the time that can be saved
-        best = self._make(Plan(), False)
+        best = self._make(Plan(), 0)
         found = self._agreement(best)
         self.say(f"int8 alone: agreement {found:.4f}")
         if found < keep:
             return best
         for _ in range(KEEP_TRIES):
             share = (low + high) / 2
-            made = self._make(planner.within(planner.dense - share * span), self.wanted.trains)
+            made = self._make(planner.within(planner.dense - share * span), 1 / KEEP_TRIES)
             found = self._agreement(made)
             sparsity = made.sparsity(self.pruned)
             self.say(f"{sparsity:.0%} pruned: agreement {found:.4f}")

@@ -84,6 +84,7 @@ def learn(
     seed: int,
     per_channel: bool,
     folder: Path,
+    answers: Path,
     fingerprint: str,
     say: Say,
 ) -> Learnt:
@@ -92,6 +93,8 @@ def learn(
     Args:
         layers: those that are to compute with bytes.
         forms: what becomes of them: channels are gone from the start, blocks go step by step.
+        folder: for checkpoints.
+        answers: folder for the dense model's answers.
 
     Raises:
         NonFiniteError, InputError, KeyboardInterrupt: as
@@ -124,8 +127,8 @@ def learn(
     shares = {layer.name: _share(layer, forms[layer.name]) for layer in layers}
     trainer = Trainer(
         network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds, shares,
-        Options(minutes=minutes, steps=steps, seed=seed), folder=folder, fingerprint=fingerprint,
-        say=say,
+        Options(minutes=minutes, steps=steps, seed=seed), folder=folder, answers=answers,
+        fingerprint=fingerprint, say=say,
     )  # fmt: skip
     try:
         trained = trainer.train()

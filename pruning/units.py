@@ -69,6 +69,12 @@ class SurveyedSite:
         return tuple(sorted(self.order[len(self.order) - count :]))
 
 
+def shapes_of(site: Site, layers: Sequence[Layer]) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of a site's layers, the reader first."""
+    by_name = {layer.name: (layer.outputs, layer.inputs) for layer in layers}
+    return {name: by_name[name] for name in (site.reader, *site.makers)}
+
+
 Report = Callable[[SurveyedSite], None]
 
 
@@ -78,14 +84,23 @@ def survey_sites(
     batches: Sequence[Batch],
     sites: Sequence[Site],
     report: Report | None = None,
+    known: Mapping[str, SurveyedSite] | None = None,
 ) -> list[SurveyedSite]:
-    """What removing units costs at each site, by the dense model's own inputs."""
+    """What removing units costs at each site, by the dense model's own inputs.
+
+    Args:
+        report: called with each site when it is done.
+        known: sites that were looked at before, by reader.
+    """
     layers = {layer.name: layer for layer in model.layers}
     both = OneShot(model, batches)
     few = few_batches(batches)
     before = [model(batch.inputs, states=True) for batch in few]
     found = []
     for site in sites:
+        if known is not None and site.reader in known:
+            found.append(known[site.reader])
+            continue
         layer = layers[site.reader]
         dense = plain_form(layer, model.weights[layer.name].detach())
         data = both.moments(layer).centered()
@@ -105,8 +120,7 @@ def survey_sites(
         errors = {
             kept: scale * float(removal.loss[count - kept]) for kept in _counts(count, site.size)
         }
-        shapes = {name: (layers[name].outputs, layers[name].inputs) for name in
-                  (site.reader, *site.makers)}  # fmt: skip
+        shapes = shapes_of(site, model.layers)
         found.append(SurveyedSite(site, tuple(removal.order.tolist()), errors, shapes))
         if report is not None:
             report(found[-1])

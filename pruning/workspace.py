@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,20 @@ import torch
 from sparsec.arguments import argument
 from sparsec.compiler.artifact import flush, staging, writing
 from sparsec.errors import ArtifactError, InputError
+from sparsec.pruning.layers import Layer
 from sparsec.pruning.oneshot import Compressed
+from sparsec.pruning.planner import Plan
 from sparsec.pruning.ranges import Range
+from sparsec.pruning.structure import Site
 from sparsec.pruning.survey import Surveyed
+from sparsec.pruning.units import SurveyedSite, shapes_of
 
 REPORT = "report.json"
 
 _SETTINGS = "settings.json"
 _SURVEY = "survey.json"
+_SITES = "sites.json"
+_PLAN = "plan.json"
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -149,6 +155,43 @@ class Workspace:
             row["name"]: Surveyed(row["name"], row["outputs"], row["inputs"], dict(row["errors"]))
             for row in rows
         }
+
+    def keep_sites(self, found: Mapping[str, SurveyedSite]) -> None:
+        """Keep the survey of heads and channels so far, by reader."""
+        rows = {
+            name: {"order": one.order, "errors": [[n, e] for n, e in one.errors.items()]}
+            for name, one in found.items()
+        }
+        with writing(self.folder):
+            _write(self.folder / _SITES, json.dumps(rows).encode())
+
+    def sites(self, sites: Sequence[Site], layers: Sequence[Layer]) -> dict[str, SurveyedSite]:
+        """The survey of heads and channels that is there, of these sites between these layers."""
+        path = self.folder / _SITES
+        if not path.is_file():
+            return {}
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            site.reader: SurveyedSite(
+                site, tuple(row["order"]), dict(row["errors"]), shapes_of(site, layers)
+            )
+            for site in sites
+            for row in [rows.get(site.reader)]
+            if row is not None
+        }
+
+    def keep_plan(self, chosen: Plan) -> None:
+        """Keep what is to become of layers: measured times would not give the same again."""
+        with writing(self.folder):
+            _write(self.folder / _PLAN, json.dumps(asdict(chosen)).encode())
+
+    def plan(self) -> Plan | None:
+        """The plan that is there."""
+        path = self.folder / _PLAN
+        if not path.is_file():
+            return None
+        row = json.loads(path.read_text(encoding="utf-8"))
+        return Plan(**{**row, "kept": {name: tuple(units) for name, units in row["kept"].items()}})
 
     def layers(self, plan: str) -> Layers:
         """What layers have become, under a plan of what is to become of them."""

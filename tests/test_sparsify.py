@@ -25,12 +25,25 @@ torch = pytest.importorskip("torch")
 for _package in ("onnxruntime", "sklearn", "scipy", "seqeval", "tokenizers", "matplotlib"):
     pytest.importorskip(_package, reason="sparsify needs it")
 
-from sparsec.pruning import memory, oneshot, plan, workspace  # noqa: E402
+from sparsec.pruning import (  # noqa: E402
+    channels,
+    job,
+    memory,
+    oneshot,
+    plan,
+    survey,
+    workspace,
+)
+from sparsec.pruning.engine import TorchModel  # noqa: E402
 from sparsec.pruning.engine.opened import open_model  # noqa: E402
+from sparsec.pruning.evaluation.parts import Latency  # noqa: E402
 from sparsec.pruning.layers import linear_layers  # noqa: E402
 from sparsec.pruning.outcome import Sparsified  # noqa: E402
+from sparsec.pruning.planner import Plan, Planner  # noqa: E402
 from sparsec.pruning.structure import sites  # noqa: E402
 from sparsec.pruning.survey import Surveyed  # noqa: E402
+from sparsec.pruning.training.trainer import Trainer  # noqa: E402
+from sparsec.pruning.units import SurveyedSite, shapes_of  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -399,6 +412,65 @@ def test_training_against_the_dense_model(model: Path, tmp_path: Path) -> None:
     assert made.sparsity == pytest.approx(0.5, abs=0.02)
     assert made.curve and made.steps > 0
     assert made.reached
+
+
+def test_the_fastest_that_agrees_may_be_trained(model: Path, tmp_path: Path) -> None:
+    """Each candidate's training is one of its own."""
+    lines: list[str] = []
+    made = sparsec.sparsify(
+        model, texts=TEXTS, output=tmp_path / "out", keep=0.3, steps=2, form="blocks",
+        progress=lines.append, **ORT,
+    )  # fmt: skip
+    assert made.reached and made.sparsity > 0.1 and made.steps == 2
+    assert len([line for line in lines if "pruned: agreement" in line]) == job.KEEP_TRIES
+
+
+@pytest.mark.parametrize("form", ["blocks", "channels"])
+def test_a_training_for_a_speedup_goes_on_after_a_stop(
+    form: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured would be another plan each time, and another training."""
+    plans: list[Plan] = []
+
+    def measured(self: job.Job, planner: Planner, speedup: float) -> Plan:
+        plans.append(planner.within(planner.dense / (1.2 + 0.1 * len(plans))))
+        return plans[-1]
+
+    def stopped(self: Trainer, within: int) -> None:
+        raise KeyboardInterrupt
+
+    def again(*args: object) -> None:
+        raise AssertionError("this was looked at before")
+
+    took = Latency(1.0, 1.0, 1, (8,), (1.0,))
+    monkeypatch.setattr(job.Sketches, "against", lambda *args: (took, took))
+    monkeypatch.setattr(job.Job, "_for_speedup", measured)
+    given = {"texts": TEXTS, "output": tmp_path / "out", "speedup": 1.2, "steps": 3, "form": form}
+    given |= ORT
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_one", stopped)
+        sparsec.sparsify(model, **given)
+    monkeypatch.setattr(survey, "_look_at", again)
+    monkeypatch.setattr(channels, "removal_order", again)
+    made = sparsec.sparsify(model, **given)
+    assert made.steps == 3 and made.sparsity > 0
+    assert len(plans) == 1
+
+
+def test_surveys_of_heads_and_channels_are_kept(model: Path, tmp_path: Path) -> None:
+    dense = TorchModel(load_model(model))
+    found = sites(dense.opened.graph(dense.opened.probe), dense.layers)
+    work = workspace.Workspace(tmp_path / "out", {}, False)
+    assert not work.sites(found, dense.layers)
+    kept = {
+        site.reader: SurveyedSite(
+            site, tuple(range(len(site.units))), {len(site.units): 0.0, 1: 0.5},
+            shapes_of(site, dense.layers),
+        )
+        for site in found[:2]
+    }  # fmt: skip
+    work.keep_sites(kept)
+    assert work.sites(found, dense.layers) == kept
 
 
 @pytest.mark.slow

@@ -114,6 +114,7 @@ def trainer(
         TARGETS,
         options,
         folder=folder,
+        answers=None if folder is None else folder / "teacher",
         say=(lines if lines is not None else []).append,
     )
 

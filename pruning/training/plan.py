@@ -77,7 +77,8 @@ def make(steps: int, prune: bool = True, quantize: bool = True) -> tuple[Cycle, 
     """
     if steps < 1:
         raise ValueError("a training has at least one step")
-    rounded = round(QUANTIZING * steps) if quantize and steps > 1 else int(quantize)
+    # Ranges are found where rounding begins: there has to be a step of it.
+    rounded = max(1, round(QUANTIZING * steps)) if quantize else 0
     rising = round(PRUNING * steps) if prune else 0
     settling = steps - rounded - rising
     cycles = []

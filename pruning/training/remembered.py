@@ -19,8 +19,6 @@ from torch import Tensor
 from sparsec.pruning.training.batches import Batch, Batches
 from sparsec.pruning.training.losses import Kind, Result
 
-FOLDER = "teacher"
-
 _INDEX = "index.json"
 
 SHARE = 0.25

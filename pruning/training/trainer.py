@@ -112,6 +112,8 @@ class Trainer:
         targets: share of 4-blocks to prune of each weight, in the end.
         options: how.
         folder: for checkpoints; None: there are none.
+        answers: folder for the teacher's answers, which trainings of the same teacher on the same
+            texts share; None: they are computed anew each time.
         fingerprint: of the model, the texts and the options that lead to the student.
         say: called with lines of progress.
     """
@@ -127,6 +129,7 @@ class Trainer:
         options: Options,
         *,
         folder: Path | None = None,
+        answers: Path | None = None,
         fingerprint: str = "",
         say: Say = lambda line: None,
     ) -> None:
@@ -137,7 +140,8 @@ class Trainer:
         self._kinds = dict(kinds)
         self._targets = {name: share for name, share in targets.items() if share > 0}
         self._options = options
-        self._folder = folder
+        self._folder, self._answers = folder, answers
+        self._taught = f"{fingerprint} {options.seed}"
         self._fingerprint = f"{fingerprint} {asdict(options)} {sorted(self._targets.items())}"
         self._say = say
         self._device = student.values[0].device
@@ -221,7 +225,7 @@ class Trainer:
             pace, taught = self._pace()
             seconds, epoch = 60 * options.minutes, self._batches.per_epoch
             steps = plan.steps_in(seconds, pace)
-            if self._folder is not None and remembered.can_be(self._kinds):
+            if self._answers is not None and remembered.can_be(self._kinds):
                 fewer = plan.steps_in(seconds - epoch * taught, pace - taught)
                 steps, pace = (fewer, pace - taught) if fewer >= EPOCHS * epoch else (steps, pace)
             self._say(f"{pace:.2f} s a step: {steps} steps in {options.minutes:g} minutes")
@@ -245,16 +249,15 @@ class Trainer:
 
     def _remember(self) -> None:
         """Keep the teacher's answers where each is asked for several times."""
-        folder, state = self._folder, self._state
-        asked = plan.total(state.cycles) / self._batches.per_epoch
-        if folder is None or asked < EPOCHS:
+        asked = plan.total(self._state.cycles) / self._batches.per_epoch
+        if self._answers is None or asked < EPOCHS:
             return
-        self._say(f"the dense model reads all {self._batches.per_epoch} batches, once")
+        if not self._answers.exists():
+            self._say(f"the dense model reads all {self._batches.per_epoch} batches, once")
         try:
             self._remembered = remembered.remember(
-                folder / remembered.FOLDER, self._batches, self._told, self._kinds,
-                self._fingerprint,
-            )  # fmt: skip
+                self._answers, self._batches, self._told, self._kinds, self._taught
+            )
         except OSError as error:
             self._say(f"the teacher's answers are computed anew each time ({error.strerror})")
 
@@ -278,7 +281,7 @@ class Trainer:
         self._shorten(index)
         cycle = state.cycles[index]
         seen = [self._batches.batch(state.step + i) for i in range(self._observed())]
-        if self._targets and not cycle.quantized:
+        if self._targets and (not cycle.quantized or index == 0):
             self._prune(cycle, observe.moments(self.student, seen, self._tensors))
         if cycle.quantized and self.student.ranges is None:
             self.student.begin_rounding(observe.roundings(self.student, seen, self._tensors))
