@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec.arguments import argument, whole, wholes
 from sparsec.errors import InputError
-from sparsec.interface import MANIFEST
 from sparsec.paths import config_folder, input_path, user_path
 from sparsec.positions import read_positions
 from sparsec.progress import Step
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from sparsec.compiler.codegen import Emission
     from sparsec.compiler.frontend import Model, Signature
     from sparsec.compiler.ir import Graph
-    from sparsec.compiler.lowering.tiling import Tilings
     from sparsec.compiler.padding import Settled
     from sparsec.runtime import Artifact, CpuInfo
     from sparsec.targets import Target
@@ -80,8 +77,9 @@ def compile(
         force, exist_ok: replace an artifact that is at `output`; two names of one thing.
         profile: compile counters in, for ``sparsec benchmark --profile``; costs a little speed.
         tune: measure on this machine how to cut the linear layers, instead of going by rules made
-            on another one; the choices are recorded in the manifest.
-        tuning: make the choices that are recorded in this artifact or manifest.
+            on another one; the choices are recorded in the manifest.  Of several targets, those
+            that run here are measured, and a warning names the others.
+        tuning: make the choices that are recorded in this artifact or manifest, for each target.
         progress: called with one line per stage and bucket.
 
     Returns:
@@ -101,6 +99,8 @@ def compile(
     from sparsec.compiler.codegen import emit_buckets
     from sparsec.compiler.fat import Variant
     from sparsec.compiler.libraries import libraries_of
+    from sparsec.compiler.tune import tune as measure
+    from sparsec.compiler.tuning import measurable, recorded, rows
     from sparsec.runtime import Artifact, cpu
 
     tell = progress or (lambda _: None)
@@ -111,10 +111,10 @@ def compile(
         raise InputError(
             f"give {argument('tune', True)} to measure or {argument('tuning')} to repeat, not both"
         )
-    tilings = _recorded(input_path(tuning)) if tuning is not None else None
     here = cpu.detect()
     isas = _isas(target, tune_for, precision, here)
-    _check_tuning(isas, tune or tuning is not None)
+    tilings = recorded(input_path(tuning), isas) if tuning is not None else {}
+    tuned = measurable(isas, here) if tune else ()
     compiler = toolchain.find(cc)
 
     if isinstance(model, frontend.Model):
@@ -152,13 +152,12 @@ def compile(
             profile,
             padding=settled.kind,
         )
-        emission = emit(tilings)
-        if tune:
-            from sparsec.compiler.tune import tune as measure
-
+        emission = emit(tilings.get(isa.name))
+        if isa in tuned:
             lengths = [graph.tokens for graph in graphs]
-            tilings = measure(emission.classes, lengths, batch_size, isa, compiler, jobs, tell)
-            emission = emit(tilings)
+            made = measure(emission.classes, lengths, batch_size, isa, compiler, jobs, tell)
+            tilings[isa.name] = made
+            emission = emit(made)
         _dump_plans(dump, emission, isa.name if len(isas) > 1 else "")
         variants.append(Variant(isa, emission))
 
@@ -187,7 +186,7 @@ def compile(
             mask_input=signature.mask_input,
             padding={"kind": settled.kind, "reason": settled.reason},
             variants=built.rows,
-            tuning=tilings.to_json() if tilings else [],
+            tuning=rows(tilings),
         )
         artifact.seal(folder, manifest)
         artifact.publish(folder, destination, force)
@@ -284,23 +283,6 @@ def _step(line: str, done: int, buckets: int) -> Step:
     return Step(line, "preparing", done, 2 * buckets + 1)
 
 
-def _recorded(path: Path) -> Tilings:
-    """The choices of an earlier --tune: in an artifact's manifest, or a file like it.
-
-    Raises:
-        InputError: there are none.
-    """
-    from sparsec.compiler.lowering.tiling import Tilings
-
-    file = path / MANIFEST if path.is_dir() else path
-    try:
-        manifest = json.loads(file.read_bytes())
-        rows = manifest["tuning"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} holds no record of {argument('tune', True)}: {error}") from error
-    return Tilings.from_json(rows, str(file))
-
-
 class _Dump:
     """Writes graphs as numbered text files; the import is number 0."""
 
@@ -336,15 +318,6 @@ def _isas(
         isa = targets.choose(name, here, precision)
         found[isa.name] = microarchitectures.choose(tune_for, name, isa, here)
     return [found[row.name] for row in targets.TARGETS if row.name in found]
-
-
-def _check_tuning(isas: Sequence[Target], tuned: bool) -> None:
-    """Refuse to tune for several targets."""
-    if len(isas) > 1 and tuned:
-        raise InputError(
-            f"{argument('tune', True)} and {argument('tuning')} are for one target, not "
-            f"{', '.join(isa.name for isa in isas)}"
-        )
 
 
 def _dump_plans(folder: Path | None, emission: Emission, target: str = "") -> None:

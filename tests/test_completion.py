@@ -34,6 +34,7 @@ def test_bash(printed: Path, tmp_path: Path) -> None:
         "sparsec compile a_": {"a_model.onnx", "a_folder"},
         "sparsec compile m.onnx --emit-c a_": {"a_folder"},
         "sparsec benchmark -s sy": {"sync"},
+        "sparsec compile m.onnx --target av": {"avx2", "avx512_vnni", "avx_vnni"},
         "sparsec evaluate x --against a_m": {"a_model.onnx"},
         "sparsec serve a_f": {"a_folder"},
     }

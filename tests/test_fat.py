@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import sparsec
 from sparsec import targets
 from sparsec.cli import main
-from sparsec.compiler import fat, toolchain
+from sparsec.compiler import fat, toolchain, tuning
 from sparsec.errors import ArtifactError, HardwareError, InputError
 from sparsec.runtime import Artifact, cpu
 from sparsec.runtime.artifact import VariantInfo
@@ -322,12 +322,74 @@ def test_targets_that_are_refused(
     with pytest.raises(SystemExit):
         main(["compile", str(micro_model), *output, "--target", "avx2,sse"])
     assert "there is no target 'sse'" in capsys.readouterr().err
-    for wrong, options in (
-        ("there is no target 'sse'", {"target": ["avx2", "sse"]}),
-        ("are for one target, not avx2, generic", {"target": "avx2,generic", "tune": True}),
-    ):
+    for wrong, options in (("there is no target 'sse'", {"target": ["avx2", "sse"]}),):
         with pytest.raises(InputError, match=wrong):
             sparsec.compile(micro_model, buckets=[4], output=tmp_path / "n.sparsec", **options)  # type: ignore[arg-type]
+
+
+ROW = {
+    "kind": "i8", "n": 8, "k": 8, "density": 0.2, "panels": True, "bucket": 4, "sparse": True,
+    "chunks": 1, "tile": 2,
+}  # fmt: skip
+
+
+def test_records_of_tuning_are_by_target(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    avx2, generic = targets.get("avx2"), targets.get("generic")
+    record = tmp_path / "record.json"
+    both = [{"target": "avx2", **ROW}, {"target": "generic", **ROW, "tile": 1}]
+    record.write_text(json.dumps({"tuning": both}))
+    found = tuning.recorded(record, [avx2, generic])
+    assert [tiling.tile for made in found.values() for tiling in made.values()] == [2, 1]
+    assert [{k: row[k] for k in ("target", *ROW)} for row in tuning.rows(found)] == both
+    assert not caplog.records
+    record.write_text(json.dumps({"tuning": both[:1]}))
+    assert list(tuning.recorded(record, [avx2, generic])) == ["avx2"]
+    assert "generic is not tuned, but cut by rules" in caplog.text
+    with pytest.raises(InputError, match="holds choices for avx2, not for generic: name one"):
+        tuning.recorded(record, [generic])
+    record.write_text(json.dumps({"tuning": [ROW]}))  # of whichever target there is
+    assert len(tuning.recorded(record, [avx2, generic])) == 2
+
+
+def test_what_can_be_measured_here(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isas = [targets.get(name) for name in ("amx", *ALL)]
+    here = machine(*needs("avx2"))
+    assert [isa.name for isa in tuning.measurable(isas, here)] == ["avx2", "generic"]
+    said = caplog.text
+    assert "amx is not tuned" in said and "avx512_vnni is not tuned" in said
+    assert "this machine lacks" in said and "avx2 is" not in said
+    caplog.clear()
+    far = replace(here, arch="aarch64")
+    assert tuning.measurable(isas[:2], far) == tuple(isas[:2])  # measuring says why not
+    assert not caplog.records
+    assert [isa.name for isa in tuning.measurable(isas, far)] == ["generic"]
+    assert "this machine is aarch64" in caplog.text
+    monkeypatch.setattr(targets, "refusal", lambda isa: "no tiles" if isa.name == "amx" else None)
+    every = machine(*needs("amx"), *needs("avx512_vnni"))
+    assert [isa.name for isa in tuning.measurable(isas, every)] == list(ALL)
+    assert "amx is not tuned, but cut by rules: no tiles" in caplog.text
+
+
+@pytest.mark.slow
+def test_several_targets_are_tuned(
+    micro_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What runs here is measured; the record makes the same artifact again."""
+    able = [isa.name for isa in targets.running_on(cpu.detect())]
+    other = next((name for name in targets.NAMES if name not in able), None)
+    several = [able[0], other or "generic"]
+    tuned = sparsec.compile(
+        micro_model, buckets=[4], output=tmp_path / "a", target=several, tune=True
+    )
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert {row["target"] for row in manifest["tuning"]} == {*several} - {other}
+    assert (f"{other} is not tuned" in caplog.text) == (other is not None)
+    again = sparsec.compile(
+        micro_model, buckets=[4], output=tmp_path / "b", target=several, tuning=tuned.path
+    )
+    assert again.manifest.files == tuned.manifest.files
 
 
 @pytest.mark.parametrize(

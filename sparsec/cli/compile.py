@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from sparsec.cli import completion
 from sparsec.cli.common import HelpFormatter, lengths, positive, progress
 
 
@@ -48,7 +49,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         metavar="N",
         help="batch size to cut layers for; any other runs too",
     )
-    parser.add_argument(
+    target = parser.add_argument(
         "--target",
         type=_targets,
         default="auto",
@@ -56,6 +57,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         help=f"instructions to use: {', '.join(NAMES)}; several such as avx2,avx512_vnni make one "
         "artifact of which the fastest that runs is loaded; auto: the best that this machine has",
     )
+    completion.suggest(target, ("auto", *NAMES))
     parser.add_argument(
         "--tune-for",
         choices=("auto", "native", *microarchitectures.NAMES),

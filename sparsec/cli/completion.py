@@ -17,6 +17,9 @@ _FILES = frozenset([
 ])  # fmt: skip
 _FOLDERS = frozenset(["DIR", "FOLDER"])
 
+# The attribute of an action with values that are no `choices`.
+_SUGGESTED = "suggested"
+
 
 class PrintCompletion(argparse.Action):
     """Prints a script for a shell, and ends."""
@@ -45,12 +48,19 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
             "--print-completion needs shtab: pip install 'sparsec[completion]'"
         ) from None
     for action in _actions(parser):
+        if values := getattr(action, _SUGGESTED, None):
+            action.choices = values
         names = {action.metavar, action.dest if not action.option_strings else None}
         if names & _FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif names & _FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
+
+
+def suggest(action: argparse.Action, values: Sequence[str]) -> None:
+    """Have a flag completed by values, of which it takes others and several, too."""
+    setattr(action, _SUGGESTED, tuple(values))
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -268,7 +268,9 @@ def _show_artifact(report: Mapping[str, Any]) -> list[str]:
             f"{len(bucket['kernels'])} kernel calls"
         )
         lines += _calls(_kernels(bucket["kernels"]), "    ")
-    times = "measured" if report.get("tuning") else "by the cost model"
+    name = target["name"]
+    measured = any(row.get("target", name) == name for row in report.get("tuning", ()))
+    times = "measured" if measured else "by the cost model"
     return lines + _layers(report["layers"], times)
 
 
