@@ -20,27 +20,26 @@ from sparsec.compiler.frontend import Model, dialect_name, import_graph, load_mo
 from sparsec.compiler.interpreter import interpret
 from sparsec.errors import InputError, ModelError, NonFiniteError
 from sparsec.progress import Step
-from sparsec.pruning import export, measure, memory, oneshot, plan, shrink, units
+from sparsec.pruning import export, measure, memory, oneshot, shrink, units
 from sparsec.pruning.batches import Batch, features, make_batches, may_pad
+from sparsec.pruning.clock import Clock
 from sparsec.pruning.engine import TorchModel
 from sparsec.pruning.evaluation import Evaluation, evaluate
 from sparsec.pruning.evaluation.models import USUAL_LENGTH, Found, count_tokens
 from sparsec.pruning.evaluation.parts import Latency
 from sparsec.pruning.evaluation.texts import Sample
-from sparsec.pruning.latency import layer_milliseconds
 from sparsec.pruning.layers import Layer
 from sparsec.pruning.learn import Lesson, learn
 from sparsec.pruning.made import Made
 from sparsec.pruning.outcome import CurvePoint, LayerOutcome, Sparsified
-from sparsec.pruning.planner import Blocks, Channels, Mixed, Plan, Planner
+from sparsec.pruning.planner import Plan
+from sparsec.pruning.planning import NEAR, Planning
 from sparsec.pruning.prepare import prepared
 from sparsec.pruning.report import render
 from sparsec.pruning.shrink import fewer_heads
 from sparsec.pruning.sketches import Sketches
 from sparsec.pruning.structure import Site, sites
-from sparsec.pruning.survey import Surveyed, prunable, quantizable, survey
-from sparsec.pruning.training.trainer import clock
-from sparsec.pruning.units import SurveyedSite, survey_sites
+from sparsec.pruning.survey import prunable, quantizable
 from sparsec.pruning.wanted import Wanted
 from sparsec.pruning.workspace import (
     REPORT,
@@ -61,9 +60,6 @@ CALIBRATION_TOKENS = 131_072
 
 #: The same where nothing is pruned.
 ROUNDING_TOKENS = 32_768
-
-#: How near a measured speedup has to come, and how often it is tried.
-NEAR, TRIES = 0.05, 5
 
 #: Candidates that are tried for `keep`.
 KEEP_TRIES = 6
@@ -117,7 +113,7 @@ class Job:
             self.say(f"goes on with what is in {self.work.folder}")
         self._check_finite()
         keeps = self.wanted.goal.keep is not None
-        return self._finish(self._fastest() if keeps else self._make(self._plan()))
+        return self._finish(self._fastest() if keeps else self._make(self._planning().plan()))
 
     def _load(self) -> None:
         if self.found.files.is_artifact:
@@ -198,122 +194,11 @@ class Job:
 
     # -- plans ------------------------------------------------------------------------------------
 
-    def _survey(self) -> list[Surveyed]:
-        known = self.work.survey()
-        timer = Clock(len(self.pruned) - len(known))
-
-        def report(one: Surveyed) -> None:
-            if one.name in known:
-                return
-            known[one.name] = one
-            self.work.keep_survey(known)
-            line = (
-                f"layer {len(known)} of {len(self.pruned)} looked at: 80 % of its blocks are "
-                f"{one.errors[0.8]:.2e} of the result, {timer.left()} left"
-            )
-            self.say(Step(line, "looking at layers", len(known), len(self.pruned)))
-
-        return survey(self.model, self.batches, self.pruned, report, dict(known))
-
-    def _milliseconds(self, outputs: int, inputs: int, density: float) -> float:
-        """What a layer takes at the lengths of the texts, by the cost model."""
-        lengths = np.quantile(self.held_lengths, (1 / 6, 1 / 2, 5 / 6)).round().astype(int)
-        each = [
-            layer_milliseconds(outputs, inputs, density, self.isa, max(1, int(length)))
-            for length in lengths
-        ]
-        return float(np.mean(each))
-
-    def _survey_sites(self) -> list[SurveyedSite]:
-        known = self.work.sites(self.sites, self.model.layers)
-        timer = Clock(len(self.sites) - len(known))
-
-        def report(one: SurveyedSite) -> None:
-            known[one.site.reader] = one
-            self.work.keep_sites(known)
-            what = "heads" if one.site.size > 1 else "channels"
-            line = f"{len(one.site.units)} {what} looked at, {timer.left()} left"
-            self.say(Step(line, "looking at heads and channels", len(known), len(self.sites)))
-
-        return survey_sites(self.model, self.batches, self.sites, report, dict(known))
-
-    def _planner(self) -> Planner:
-        """What makes plans of the form that is asked for."""
-        form = self.wanted.form
-        if form == "blocks" or not self.sites:
-            return Blocks(self._survey(), self._milliseconds)
-        if form == "auto":
-            return Mixed(self._survey(), self._survey_sites(), self._milliseconds)
-        at_sites = {n for site in self.sites for n in (site.reader, *site.makers)}
-        rest = sum(
-            self._milliseconds(layer.outputs, layer.inputs, 1.0)
-            for layer in self.pruned
-            if layer.name not in at_sites
-        )
-        return Channels(self._survey_sites(), self._milliseconds, rest)
-
-    def _plan(self) -> Plan:
-        """The plan for the goal; the one of an earlier run that stopped, if there is one."""
-        found = self.work.plan()
-        if found is None:
-            found = self._new_plan()
-            self.work.keep_plan(found)
-        return found
-
-    def _new_plan(self) -> Plan:
-        goal = self.wanted.goal
-        if not goal.prunes:
-            return Plan()
-        if goal.sparsity is None:
-            assert goal.speedup is not None
-            return self._for_speedup(self._planner(), goal.speedup)
-        if self.wanted.form == "channels":
-            return Plan(kept=units.by_sparsity(self._survey_sites(), goal.sparsity))
-        return Plan(plan.by_sparsity(self._survey(), goal.sparsity))
-
-    def _for_speedup(self, planner: Planner, speedup: float) -> Plan:
-        """The plan whose compiled form, with weights that stand for those to come, is as fast as
-        that when it is measured.
-
-        Raises:
-            InputError: nothing is; says how fast it can become.
-        """
-        budget = planner.dense / speedup
-        best: tuple[float, Plan] | None = None
-        with self._sketches() as sketches:
-            for attempt in range(1, TRIES + 1):
-                chosen = planner.within(budget)
-                dense_ms, ms = sketches.measured(chosen, max(3.0, self.wanted.seconds))
-                got = dense_ms / ms
-                self.say(
-                    f"attempt {attempt}: {got:.2f} times as fast as dense int8 ({ms:.3g} ms a text "
-                    f"instead of {dense_ms:.3g})"
-                )
-                if best is None or abs(got / speedup - 1) < abs(best[0] / speedup - 1):
-                    best = got, chosen
-                if abs(got / speedup - 1) <= NEAR:
-                    return chosen
-                self._check_reach(planner, chosen, got, speedup)
-                # What is measured beside the model's layers does not change with the plan.
-                budget = chosen.milliseconds + (dense_ms / speedup - ms) * planner.dense / dense_ms
-        assert best is not None
-        self.warnings.append(
-            f"{TRIES} attempts came no nearer to {speedup:g} times as fast than {best[0]:.2f}"
-        )
-        return best[1]
-
-    def _check_reach(self, planner: Planner, tried: Plan, got: float, speedup: float) -> None:
-        """Stop where the fastest plan was measured and is too slow.
-
-        Raises:
-            InputError: it is; says how fast it is.
-        """
-        if got < speedup and tried.milliseconds <= planner.fastest().milliseconds * 1.001:
-            raise InputError(
-                f"a speedup of {speedup:g} is out of reach: with all pruned that can be, the model "
-                f"is {got:.2f} times as fast as dense int8, at the lengths of these texts on "
-                f"{self.isa.name}; ask for less, or for another form"
-            )
+    def _planning(self) -> Planning:
+        return Planning(
+            self.model, self.batches, self.pruned, self.sites, self.held_lengths, self.isa,
+            self.wanted, self.work, self._sketches, self.say, self.warnings,
+        )  # fmt: skip
 
     def _sketches(self) -> Sketches:
         return Sketches(
@@ -381,7 +266,7 @@ class Job:
 
     def _fastest(self) -> Made:
         """The sparsest that agrees as well as is asked for, by bisection over times."""
-        planner = self._planner()
+        planner = self._planning().planner()
         keep = self.wanted.goal.keep or 0.0
         span = planner.dense - planner.fastest().milliseconds
         low, high = 0.0, 1.0  # share of the time that can be saved
@@ -527,19 +412,6 @@ class Job:
             warnings=tuple(self.warnings), seconds=time.monotonic() - self.began,
             texts=(len(self.samples), len(self.held)), curve=made.curve, steps=made.steps,
         )  # fmt: skip
-
-
-class Clock:
-    """How long what is left will take."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.done, self.began = steps, 0, time.monotonic()
-
-    def left(self) -> str:
-        """One more is done; the time for the others, in words."""
-        self.done += 1
-        each = (time.monotonic() - self.began) / self.done
-        return clock(each * max(0, self.steps - self.done))
 
 
 def _near(found: np.ndarray, wanted: np.ndarray) -> bool:

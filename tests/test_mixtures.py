@@ -30,6 +30,7 @@ from sparsec.pruning.planner import (
     Planner,
     frontier,
 )
+from sparsec.pruning.planning import Planning
 from sparsec.pruning.structure import Site, Unit
 from sparsec.pruning.survey import Surveyed
 from sparsec.pruning.training import masks
@@ -186,13 +187,13 @@ def test_a_file_of_both(steps: int | None, tmp_path: Path, monkeypatch: pytest.M
     make(dense, "sequence-classification", labels=["bad", "good", "neither"])
     plans: list[Plan] = []
 
-    def chosen(self: job.Job, planner: Planner, speedup: float) -> Plan:
+    def chosen(self: Planning, planner: Planner, speedup: float) -> Plan:
         assert isinstance(planner, Mixed)
         # Something of each, whatever the survey says.
         readers = [site.site for site in planner.sites]
         kept = {one.reader: tuple(range(0, len(one.units), 2)) for one in readers}
         plans.append(Plan({layer.name: 0.5 for layer in self.pruned}, kept))
-        with self._sketches() as sketches:
+        with self.sketches() as sketches:
             folder = sketches._write(plans[0])
             # The pooler is whole.
             assert blocks_of(folder) == pytest.approx(0.5 * 8 / 9, abs=0.02)
@@ -200,7 +201,7 @@ def test_a_file_of_both(steps: int | None, tmp_path: Path, monkeypatch: pytest.M
 
     took = Latency(1.0, 1.0, 1, (8,), (1.0,))
     monkeypatch.setattr(job.Sketches, "against", lambda *args: (took, took))
-    monkeypatch.setattr(job.Job, "_for_speedup", chosen)
+    monkeypatch.setattr(Planning, "_for_speedup", chosen)
     made = sparsec.sparsify(
         dense, texts=sentences(80), output=tmp_path / "out", speedup=2, form="auto", steps=steps,
         minutes=0, engine="onnxruntime", seconds=0,

@@ -40,6 +40,7 @@ from sparsec.pruning.evaluation.parts import Latency  # noqa: E402
 from sparsec.pruning.layers import linear_layers  # noqa: E402
 from sparsec.pruning.outcome import Sparsified  # noqa: E402
 from sparsec.pruning.planner import Plan, Planner  # noqa: E402
+from sparsec.pruning.planning import Planning  # noqa: E402
 from sparsec.pruning.structure import sites  # noqa: E402
 from sparsec.pruning.survey import Surveyed  # noqa: E402
 from sparsec.pruning.training.trainer import Trainer  # noqa: E402
@@ -432,7 +433,7 @@ def test_a_training_for_a_speedup_goes_on_after_a_stop(
     """What is measured would be another plan each time, and another training."""
     plans: list[Plan] = []
 
-    def measured(self: job.Job, planner: Planner, speedup: float) -> Plan:
+    def measured(self: Planning, planner: Planner, speedup: float) -> Plan:
         plans.append(planner.within(planner.dense / (1.2 + 0.1 * len(plans))))
         return plans[-1]
 
@@ -444,7 +445,7 @@ def test_a_training_for_a_speedup_goes_on_after_a_stop(
 
     took = Latency(1.0, 1.0, 1, (8,), (1.0,))
     monkeypatch.setattr(job.Sketches, "against", lambda *args: (took, took))
-    monkeypatch.setattr(job.Job, "_for_speedup", measured)
+    monkeypatch.setattr(Planning, "_for_speedup", measured)
     given = {"texts": TEXTS, "output": tmp_path / "out", "speedup": 1.2, "steps": 3, "form": form}
     given |= ORT
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

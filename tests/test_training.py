@@ -18,6 +18,7 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from sparsec.errors import InputError, NonFiniteError  # noqa: E402
+from sparsec.pruning.clock import clock  # noqa: E402
 from sparsec.pruning.least_squares import solve_rows  # noqa: E402
 from sparsec.pruning.ranges import Range  # noqa: E402
 from sparsec.pruning.training import checkpoint, losses, masks, observe, plan, remembered  # noqa: E402
@@ -30,7 +31,7 @@ from sparsec.pruning.training.batches import (  # noqa: E402
 from sparsec.pruning.training.losses import Kind, Result  # noqa: E402
 from sparsec.pruning.training.network import Layer, OnInput, Student  # noqa: E402
 from sparsec.pruning.training.quantizers import round_activation, round_weight  # noqa: E402
-from sparsec.pruning.training.trainer import Options, Trained, Trainer, clock  # noqa: E402
+from sparsec.pruning.training.trainer import Options, Trained, Trainer  # noqa: E402
 
 WIDE, VOCABULARY, CLASSES = 16, 30, 3
 
@@ -641,6 +642,22 @@ def test_answers_that_are_kept_make_room_for_steps(
     # Too few steps to ask twice.
     monkeypatch.setattr(one, "_pace", lambda: (1.0, 0.1))
     assert plan.total(one._plan()) == 3
+
+
+def test_steps_that_take_longer_than_measured_become_fewer() -> None:
+    """The teacher's reading and what cycles begin with are no steps."""
+    lines: list[str] = []
+    one = trainer(Options(minutes=1.2), lines=lines)
+    state = one._state
+    state.cycles = plan.make(100)
+    state.step, state.seconds, state.aside = 20, 30.0, 20.0  # half a second a step
+    one._shorten(1)
+    assert plan.total(state.cycles) == 100 and not lines
+    one._beginning = 2.0
+    state.seconds = 50.0  # 1.5 s a step: 120 s for the others
+    one._shorten(1)
+    fewer = plan.total(state.cycles)
+    assert 20 < fewer < 40 and lines == [f"steps take longer than measured: {fewer} instead"]
 
 
 # ---- the teacher's answers -----------------------------------------------------------------------

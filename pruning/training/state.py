@@ -47,6 +47,7 @@ class State:
         slower: what learning rates are multiplied with, since numbers were lost.
         retries: how often that was.
         seconds: that it took, all runs together.
+        aside: seconds of them that were no steps: when cycles began, or the teacher read all texts.
         loss: of the last steps, a running mean.
         curve: what was measured.
     """
@@ -57,8 +58,14 @@ class State:
     slower: float = 1.0
     retries: int = 0
     seconds: float = 0.0
+    aside: float = 0.0
     loss: float = math.nan
     curve: list[Point] = field(default_factory=list)
+
+    @property
+    def pace(self) -> float:
+        """Seconds that a step has taken."""
+        return (self.seconds - self.aside) / max(1, self.step)
 
 
 def new_optimizer(student: Student, rate: float) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sparsec.errors import NonFiniteError
 from sparsec.progress import Step
+from sparsec.pruning.clock import clock
 from sparsec.pruning.ranges import Rounding
 from sparsec.pruning.training import checkpoint, losses, masks, observe, plan, remembered
 from sparsec.pruning.training.batches import Batch, Batches
@@ -150,6 +151,7 @@ class Trainer:
         self._state = State()
         self._good: dict[str, Any] = {}
         self._remembered: Remembered | None = None
+        self._beginning = 0.0  # seconds that the last cycle took to begin
 
     # ---- the whole ---------------------------------------------------------------------------
 
@@ -169,10 +171,15 @@ class Trainer:
         began, saved, measured = (time.monotonic() - state.seconds, *[time.monotonic()] * 2)
         try:
             self._remember()
+            if not state.step:
+                state.aside = time.monotonic() - began
             while state.step < plan.total(state.cycles):
                 index, within = plan.locate(state.cycles, state.step)
                 if index != state.cycle:
+                    state.seconds = time.monotonic() - began
                     self._begin_cycle(index)
+                    self._beginning = time.monotonic() - began - state.seconds
+                    state.aside += self._beginning
                 self._one(within)
                 now = time.monotonic()
                 state.seconds = now - began
@@ -328,7 +335,7 @@ class Trainer:
             return
         left = plan.total(state.cycles) - state.step
         budget = 60 * options.minutes
-        need = state.seconds / state.step * left
+        need = state.pace * left + self._beginning * (len(state.cycles) - index)
         if state.seconds + need > LATE * budget:
             factor = max(0.0, budget - state.seconds) / need
             state.cycles = plan.shortened(state.cycles, index, factor)
@@ -434,7 +441,7 @@ class Trainer:
         total = plan.total(state.cycles)
         if point is None and state.step % 10:
             return
-        left = state.seconds / max(1, state.step) * (total - state.step)
+        left = state.pace * (total - state.step)
         line = (
             f"step {state.step} of {total}, loss {state.loss:.4f}, "
             f"{100 * self.student.sparsity():.0f} % zero"
@@ -483,14 +490,6 @@ class Trainer:
         state = self._state
         self._say(f"goes on at step {state.step} of {plan.total(state.cycles)}")
         return True
-
-
-def clock(seconds: float) -> str:
-    """A time in words that a reader takes in at a glance: 50 s, 12 min, 1 h 05 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _autocast(device: torch.device) -> Callable[[], Any]:
