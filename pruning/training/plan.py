@@ -19,10 +19,11 @@ QUANTIZING = 0.15
 """Share of the steps that compute with rounded numbers."""
 
 MOST_CYCLES = 16
-"""Times that masks are chosen anew: each costs about as much as ten steps."""
+"""Times that masks are chosen anew: each costs about as much as twenty steps."""
 
-SHORTEST = 12
-"""Steps that a cycle has at least, or weights would never settle between two prunings."""
+SHORTEST = 30
+"""Steps that a cycle has at least: what it begins with must not take most of the time, and weights
+have to settle between two prunings."""
 
 WARMUP = 0.1
 """Share of a cycle in which its learning rate rises: Adam's moments are those of other masks."""
