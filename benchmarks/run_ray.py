@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
+
+if __package__ in (None, ""):  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import sparsec
 from benchmarks.run_texts import LAYERS, ROOT, prepare, write_texts

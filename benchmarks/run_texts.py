@@ -18,6 +18,7 @@ import random
 import resource
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,15 +27,18 @@ from pathlib import Path
 
 import numpy as np
 
-import sparsec
-from examples import encoders
-from examples.encoders.config import EncoderConfig
-from sparsec.runtime import cpu
-from sparsec.serving.bulk.worker import _batches, serial_tokenizers
-from sparsec.serving.pipelines import SentenceEmbeddingPipeline
-from sparsec.serving.runner import EngineRunner, Features
-
 ROOT = Path(__file__).resolve().parents[1]
+if __package__ in (None, ""):  # run as a script
+    sys.path[0] = str(ROOT)
+
+import sparsec  # noqa: E402
+from examples import encoders  # noqa: E402
+from examples.encoders.config import EncoderConfig  # noqa: E402
+from sparsec.runtime import cpu  # noqa: E402
+from sparsec.serving.bulk.worker import _batches, serial_tokenizers  # noqa: E402
+from sparsec.serving.pipelines import SentenceEmbeddingPipeline  # noqa: E402
+from sparsec.serving.runner import EngineRunner, Features  # noqa: E402
+
 TOKENIZER = ROOT / "examples" / "models" / "sentiment"
 LAYERS = 6
 

@@ -4,7 +4,8 @@
 #       PREFIX/venv with the server and nothing to compile with, PREFIX/model.sparsec
 #   image.sh serve [FLAGS]
 #       what the container runs: the model beside this script, as the task in $SPARSEC_TASK
-# PIP_ARGS are more arguments of pip, such as --no-index --find-links FOLDER.
+# PIP_ARGS are more arguments of pip, such as --no-index --find-links FOLDER.  WHEEL is the package to
+# install, if it is not to be built from SOURCE.
 set -eu
 
 build() {
@@ -14,9 +15,12 @@ build() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     "$PYTHON" -m venv "$work/venv"
-    # shellcheck disable=SC2086
-    "$work/venv/bin/python" -m pip wheel -q ${PIP_ARGS:-} --no-deps -w "$work/wheels" "$source"
-    wheel=$(echo "$work"/wheels/sparsec-*.whl)
+    wheel=${WHEEL:-}
+    if [ -z "$wheel" ]; then
+        # shellcheck disable=SC2086
+        "$work/venv/bin/python" -m pip wheel -q ${PIP_ARGS:-} --no-deps -w "$work/wheels" "$source"
+        wheel=$(echo "$work"/wheels/sparsec-*.whl)
+    fi
     # shellcheck disable=SC2086
     "$work/venv/bin/python" -m pip install -q ${PIP_ARGS:-} "$wheel[compile]"
     "$work/venv/bin/sparsec" compile "$source/$model" --buckets "$buckets" --target "$target" \

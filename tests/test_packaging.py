@@ -338,17 +338,21 @@ COMPILERS = [
 ]
 
 
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("auditwheel", "ziglang"))),
-    reason="wheels need auditwheel and ziglang: pip install .[wheels]",
-)
-def test_wheel_for_any_linux(sdist: Path, tiny_artifact: Path, tmp_path: Path) -> None:
-    """It needs no symbol that glibc of 2014 lacks, and no CPU but x86-64's first."""
-    out = tmp_path / "dist"
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make wheels` makes for this Python."""
+    if not all(map(importlib.util.find_spec, ("auditwheel", "ziglang"))):
+        pytest.skip("wheels need auditwheel and ziglang: pip install .[wheels]")
+    out = tmp_path_factory.mktemp("wheels")
     command = [sys.executable, "-m", "release.wheels", "--no-isolation", "--sdist", str(sdist)]
     said = checked([*command, "-o", str(out)], cwd=ROOT)
-    (wheel,) = out.iterdir()
-    assert said.split()[-1] == str(wheel)
+    (made,) = out.iterdir()
+    assert said.split()[-1] == str(made)
+    return made
+
+
+def test_wheel_for_any_linux(wheel: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+    """It needs no symbol that glibc of 2014 lacks, and no CPU but x86-64's first."""
     assert f"manylinux2014_{platform.machine()}" in wheel.name
     report = checked([sys.executable, "-m", "auditwheel", "show", str(wheel)])
     assert f'following platform tag:\n"manylinux_2_17_{platform.machine()}"' in report
@@ -364,6 +368,59 @@ def test_wheel_for_any_linux(sdist: Path, tiny_artifact: Path, tmp_path: Path) -
     code += "with sparsec.Engine(sys.argv[1]) as e: print(sparsec.__file__, e.run(x)[0].shape)"
     answer = checked([str(python), "-c", code, str(tiny_artifact)], cwd=tmp_path, env=env)
     assert answer.startswith(str(site)) and "(1, " in answer
+
+
+# Python whose environments have the packages of this one: deploy/image.sh without a network.
+PYTHON = """#!/bin/sh
+"{python}" "$@" || exit
+case "$*" in *venv*)
+    for home; do :; done
+    for site in "$home"/lib/*/site-packages; do cp "{pth}" "$site"; done
+esac
+"""
+
+
+def test_image(wheel: Path, text_models: TextModels, tmp_path: Path) -> None:
+    """The steps of deploy/Containerfile, run as they are: what comes out serves."""
+    model = text_models["text-classification"].parent
+    source, opt = tmp_path / "source", tmp_path / "opt" / "sparsec"
+    (source / "model").mkdir(parents=True)
+    for name in ("model.onnx", "tokenizer.json", "config.json"):
+        if (model / name).exists():
+            shutil.copy(model / name, source / "model")
+    environment(tmp_path / "other")
+    (pth,) = (tmp_path / "other").glob("lib/*/site-packages/requirements.pth")
+    python = tmp_path / "python"
+    python.write_text(PYTHON.format(python=sys.executable, pth=pth))
+    python.chmod(0o755)
+    script = ROOT / "deploy" / "image.sh"
+    env = clean_environment(tmp_path) | {
+        "PYTHON": str(python), "WHEEL": str(wheel), "PIP_ARGS": "--no-index --no-deps",
+    }  # fmt: skip
+    build = ["sh", str(script), "build", str(source), str(opt), "model", "16", "generic"]
+    checked(build, cwd=tmp_path, env=env)
+    assert {path.name for path in opt.iterdir()} == {"venv", "model.sparsec"}
+    shutil.copy(script, opt)
+    env |= {"PATH": f"{opt / 'venv' / 'bin'}:/usr/bin:/bin", "SPARSEC_TASK": "sentiment-analysis"}
+    with subprocess.Popen(
+        ["sh", str(opt / "image.sh"), "serve", "--port", "0"],
+        cwd="/", env=env, stderr=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        assert server.stderr is not None
+        try:
+            said = ""
+            for line in server.stderr:
+                said += line
+                if found := re.search(r"ready at http://\S+?:(\d+):", said):
+                    break
+            assert found, said
+            url = f"http://127.0.0.1:{found[1]}/predict"
+            with urllib.request.urlopen(url, b'{"sequences": "good"}', 30) as answer:
+                assert b"labels" in answer.read()
+        finally:
+            server.terminate()
+        server.stderr.read()
+    assert server.returncode == 0
 
 
 @pytest.mark.parametrize("compiler", COMPILERS, ids=["system", "zig"])

@@ -462,6 +462,29 @@ def test_bad_rows_go_aside(sentiment: Path, labels: Any, tmp_path: Path) -> None
     assert (found.rows, found.bad) == (23, 8)
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_bad_rows_of_another_type(kind: str, sentiment: Path, tmp_path: Path) -> None:
+    """They have no say in what the columns of a table are; other columns of CSV may be anything."""
+    rows: list[Any] = [{"text": "good", "id": 1}, {"text": 5, "id": 2}, {"text": {"a": 1}, "id": 3}]
+    rows.append({"text": "bad", "id": "4" if kind == "csv" else 4, "late": [1]})
+    path = write_lines(tmp_path / "in.jsonl", rows)
+    out, bad = tmp_path / f"out.{kind}", tmp_path / "bad.jsonl"
+    found = sparsec.run(path, out, task="sentiment", model=sentiment, bad_rows=bad)
+    assert (found.rows, found.bad) == (2, 2)
+    said = read(out)
+    assert [row["text"] for row in said] == ["good", "bad"]
+    assert [str(row["id"]) for row in said] == ["1", "4"] and list(said[0])[:3] == [
+        *("text", "id", "late")
+    ]  # fmt: skip
+    assert [row["data"]["id"] for row in lines(bad)] == [2, 3]
+    write_lines(path, [*rows, {"text": "good", "id": [1]}])
+    if kind == "parquet":
+        with pytest.raises(InputError, match="the column id has values of several kinds"):
+            sparsec.run(path, out, task="sentiment", model=sentiment, bad_rows=bad, force=True)
+    with pytest.raises(InputError, match=r"in\.jsonl, row 2: text is 5"):
+        sparsec.run(path, tmp_path / "x.jsonl", task="sentiment", model=sentiment)
+
+
 def test_the_first_bad_row_stops(sentiment: Path, tmp_path: Path) -> None:
     rows = [{"text": "good"}] * 10 + [{"text": LONG}, {"text": 1}]
     path = write_lines(tmp_path / "in.jsonl", rows)
@@ -636,8 +659,10 @@ def test_stopped_at_any_moment_the_same_command_goes_on(
         assert done > seen
         seen = done
         # Parts are whole: each can be read.
-        for part in parts.glob("part-*.parquet"):
-            assert parquet.read_table(part).num_rows == 64 or part.stem == "part-00093"
+        for part in parts.glob("part-*"):
+            whole = part.suffix == ".parquet"
+            table = parquet.read_table(part) if whole else pa.ipc.open_file(part).read_all()
+            assert table.num_rows == 64 or part.stem == "part-00093"
         assert not (name != "folder" and out.exists())
     assert stops == 2
     assert "done before" in said
@@ -698,6 +723,27 @@ def test_the_command(
     assert len(lines(Path("bad.jsonl"))) == 1
     assert main(call) == InputError.exit_code
     assert "--force" in capsys.readouterr().err
+
+
+def test_task_or_model_alone(
+    sentiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path = written("txt", tmp_path, [{"text": "good"}])
+    out = tmp_path / "out.jsonl"
+    call = ["run", str(path), "-o", str(out)]
+    assert main([*call, "--model", str(sentiment)]) == 0
+    assert "the task is text-classification: " in capsys.readouterr().err
+    sparsec.run(path, tmp_path / "python.jsonl", model=sentiment)
+    assert out.read_bytes() == (tmp_path / "python.jsonl").read_bytes()
+    assert main(call) == InputError.exit_code
+    assert "say what answers: a model (--model), or a task" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"a model \(model\), or a task"):
+        sparsec.run(path, out)
+    # A task's own model is a folder of a package.
+    monkeypatch.setattr("sparsec.serving.pipelines.base.default_model", lambda task: sentiment)
+    assert main([*call, "--task", "sentiment", "--force"]) == 0
+    assert out.read_bytes() == (tmp_path / "python.jsonl").read_bytes()
 
 
 def test_too_long_has_its_exit_code(sentiment: Path, tmp_path: Path) -> None:

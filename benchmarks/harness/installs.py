@@ -39,6 +39,16 @@ PEERS = {
             "deepsparse.transformers",
         ),
         Peer("fastapi", ("fastapi", "uvicorn[standard]", "onnxruntime", "tokenizers")),
+        Peer("fastembed", ("fastembed", "fastapi", "uvicorn[standard]")),
+        Peer(
+            "infinity", ("torch==2.13.0", "infinity-emb[server,torch,optimum]"), "", "infinity_emb"
+        ),
+        Peer(
+            "sentence-transformers",
+            ("torch==2.13.0", "sentence-transformers", "fastapi", "uvicorn[standard]"),
+            "",
+            "sentence_transformers",
+        ),
         Peer("openvino", ("openvino",)),
         Peer("onnxruntime", ("onnxruntime", "onnx")),
     )

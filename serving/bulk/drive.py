@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 import sparsec
-from sparsec.arguments import whole
+from sparsec.arguments import argument, whole
 from sparsec.errors import InputError
 from sparsec.runtime import cpu
 from sparsec.serving.bulk import fields as tasks
@@ -24,6 +24,8 @@ from sparsec.serving.bulk.parts import Part, Plan, Reader
 from sparsec.serving.bulk.progress import Meter, Progress, duration, speed
 from sparsec.serving.bulk.work import Work
 from sparsec.serving.bulk.worker import Pending, Worker, serial_tokenizers
+from sparsec.serving.defaults import guess_task
+from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines import Pipeline
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -71,8 +73,8 @@ def run(
     inputs: Paths,
     output: str | os.PathLike[str],
     *,
-    task: str | type[Pipeline],
-    model: str | os.PathLike[str],
+    task: str | type[Pipeline] | None = None,
+    model: str | os.PathLike[str] | None = None,
     columns: str | Mapping[str, str] | None = None,
     prefix: str = "",
     input_format: str | None = None,
@@ -97,8 +99,9 @@ def run(
             and patterns as ``data/*.parquet``; paths, or URLs that fsspec knows.
         output: a file, by its name's end (``.parquet``, ``.csv``, ``.jsonl``), else a folder of
             parts; a path or URL.
-        task: as for :meth:`Pipeline.create`.
-        model: the `model_path` of :meth:`Pipeline.create`.
+        task: as for :meth:`Pipeline.create`; None: what the model's files say.
+        model: the `model_path` of :meth:`Pipeline.create`; None: the task's own, of the package
+            ``sparsec-models``.
         columns: the column that has the text, or columns by what the task calls them, such as
             ``{"question": "q", "context": "passage"}``; by default ``text``, of question answering
             ``question`` and ``context``, of rerank ``query`` and ``documents``.
@@ -130,13 +133,17 @@ def run(
             raise InputError(f"{written.name} is one of the inputs: choose another output")
     if part_rows is not None:
         part_rows = whole("part_rows", part_rows, 1)
+    if task is None:
+        task = _guessed(model, options)
     # A call on each core, instead of calls that all cores share: no core waits for another.
     cores = cpu.usable_cores()[0] if num_cores is None else whole("num_cores", num_cores, 1)
     options = {"batch_size": BATCH, **options}
     with serial_tokenizers(), Pipeline.create(task, model, num_cores=1, **options) as pipeline:
         started = time.monotonic()
         fields = tasks.of(pipeline)
-        plan = parts.plan(sources, part_rows or fields.part_rows, typed=kind != "jsonl")
+        wanted = tasks.columns(fields, pipeline.task, _by_field(columns), None)
+        texts = set(wanted.values()) if fields.texts else ()
+        plan = parts.plan(sources, part_rows or fields.part_rows, kind, texts)
         # Of JSON lines only what is there is known: of no rows nothing.
         known = plan.columns is not None and (plan.rows or sources[0].kind != "jsonl")
         there = set(plan.columns.names) if plan.columns is not None and known else None
@@ -146,10 +153,10 @@ def run(
         ])  # fmt: skip
         if there and (both := there & set(answers.names)):
             raise collision(both)
-        schema = Schema(kind, plan.columns, answers)
+        schema = Schema(kind, plan.columns, answers, single)
         settings = _settings(pipeline, plan, read, schema, part_rows, options)
         work = Work(sources, read, schema, prefix, side is not None)
-        out = Output(place, schema, single, settings, side, force)
+        out = Output(place, schema, settings, side, force)
         try:
             before = out.done()
             missing = [part for part in plan.parts if part.number not in before]
@@ -212,6 +219,17 @@ def _here(work: Work, worker: Worker, reader: Reader, missing: Sequence[Part], o
             writing.popleft().result()
     finally:
         writer.shutdown(cancel_futures=True)
+
+
+def _guessed(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> str:
+    """The task that a model's files say it is for."""
+    if model is None:
+        raise InputError(
+            f"say what answers: a model ({argument('model')}), or a task that has one of its own "
+            f"({argument('task')})"
+        )
+    places = {name: options.get(name) for name in ("tokenizer", "config", "zoo_dir")}
+    return guess_task(ModelFiles.find(model, **places))[0]
 
 
 def _names(inputs: Paths) -> list[str]:

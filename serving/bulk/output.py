@@ -31,7 +31,6 @@ from sparsec.serving.bulk.files import COMPRESSIONS, Location, Source, suffix_ki
 from sparsec.serving.bulk.worker import Answered
 
 FORMATS = ("parquet", "csv", "jsonl")
-_SUFFIX = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl"}
 
 # Of a folder of parts, the folder with what is done; readers of data sets skip such names.
 _STATE = "_run"
@@ -52,13 +51,20 @@ class Schema:
 
     Attributes:
         kind: of :data:`FORMATS`.
-        columns: the input's, where they have types; None: JSON lines as they are.
+        columns: the input's, of CSV by name alone; None: JSON lines as they are.
         answers: what is added, with types.
+        single: whether it is one file, joined from the parts.
     """
 
     kind: str
     columns: pa.Schema | None
     answers: pa.Schema
+    single: bool = False
+
+    @property
+    def part_kind(self) -> str:
+        """The format of the parts: tables are written as Parquet once, when they are joined."""
+        return "arrow" if self.single and self.kind == "parquet" else self.kind
 
     @property
     def whole(self) -> pa.Schema:
@@ -104,7 +110,7 @@ def encode(found: Answered, schema: Schema, sources: Sequence[Source]) -> Encode
     both = found.rows.names() & set(schema.answers.names)
     if both:
         raise collision(both)
-    data = {"parquet": _parquet, "csv": _csv, "jsonl": _jsonl}[schema.kind](found, schema)
+    data = _WRITERS[schema.part_kind](found, schema)
     done = Done(len(found.good), len(found.bad), found.cut)
     return Encoded(data, _bad(found, sources), done)
 
@@ -149,13 +155,24 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, kind)
 
 
-def _parquet(found: Answered, schema: Schema) -> bytes:
+def _table(found: Answered, schema: Schema) -> pa.Table:
     table = found.rows.table(found.good, schema.columns)
     added = _answers_table(found.columns, schema.answers)
     for field, column in zip(added.schema, added.columns, strict=True):
         table = table.append_column(field, column)
+    return table.cast(schema.whole)
+
+
+def _parquet(found: Answered, schema: Schema) -> bytes:
     sink = io.BytesIO()
-    parquet.write_table(table.cast(schema.whole), sink, **_encoding(schema.whole))
+    parquet.write_table(_table(found, schema), sink, **_encoding(schema.whole))
+    return sink.getvalue()
+
+
+def _arrow(found: Answered, schema: Schema) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, schema.whole) as writer:
+        writer.write_table(_table(found, schema))
     return sink.getvalue()
 
 
@@ -197,6 +214,8 @@ def _jsonl(found: Answered, schema: Schema) -> bytes:
         lines.append(dumps({**row, **dict(zip(names, answers, strict=True))}))
     return b"".join(lines)
 
+
+_WRITERS = {"arrow": _arrow, "parquet": _parquet, "csv": _csv, "jsonl": _jsonl}
 
 _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 
@@ -341,7 +360,7 @@ def describe(output: str, kind: str | None, of_input: str) -> tuple[Location, st
     if chosen not in FORMATS:
         raise InputError(
             f"the output's format must be one of {', '.join(FORMATS)}, not {chosen}: end its name "
-            f"in {', '.join(_SUFFIX.values())}"
+            f"in {', '.join(f'.{kind}' for kind in FORMATS)}"
         )
     return place, chosen, single
 
@@ -352,7 +371,6 @@ class Output:
     Args:
         place: where it is.
         schema: its form.
-        single: whether it is one file.
         settings: JSON values: all that the rows of the output depend on.
         bad: the file for bad rows; None: there are none.
         force: replace what is there.
@@ -366,16 +384,15 @@ class Output:
         self,
         place: Location,
         schema: Schema,
-        single: bool,
         settings: Mapping[str, Any],
         bad: Location | None,
         force: bool,
     ) -> None:
-        self.place, self.schema, self.single, self.bad = place, schema, single, bad
+        self.place, self.schema, self.single, self.bad = place, schema, schema.single, bad
         folder, name = posixpath.split(place.path.rstrip("/"))
-        state = f"{folder}/.{name}.run" if single else f"{place.path.rstrip('/')}/{_STATE}"
+        state = f"{folder}/.{name}.run" if self.single else f"{place.path.rstrip('/')}/{_STATE}"
         self._state = Folder(place.beside(state))
-        self._parts = self._state if single else Folder(place)
+        self._parts = self._state if self.single else Folder(place)
         self._lock: Any = None
         try:
             self._begin(json.dumps(settings, sort_keys=True), force)
@@ -443,7 +460,7 @@ class Output:
             self.place.fs.rm(self._state.path(name))
 
     def part_name(self, number: int) -> str:
-        return f"part-{number:05d}{_SUFFIX[self.schema.kind]}"
+        return f"part-{number:05d}.{self.schema.part_kind}"
 
     def done(self) -> dict[int, Done]:
         """The parts that are there, by number.
@@ -510,7 +527,7 @@ class Output:
         tables: list[pa.Table] = []
         for number in range(parts):
             with self.place.fs.open(self._parts.path(self.part_name(number)), "rb") as part:
-                tables.append(parquet.read_table(part, use_threads=False))
+                tables.append(pa.ipc.open_file(part).read_all())
             rows = sum(table.num_rows for table in tables)
             if rows >= _GROUP_ROWS or sum(table.nbytes for table in tables) >= _GROUP_BYTES:
                 yield tables

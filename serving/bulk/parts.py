@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -72,12 +72,16 @@ class Plan:
         return sum(part.rows for part in self.parts)
 
 
-def plan(sources: Sequence[Source], part_rows: int, typed: bool = False) -> Plan:
+def plan(
+    sources: Sequence[Source], part_rows: int, output: str, texts: Collection[str] = ()
+) -> Plan:
     """Look through the files once.
 
     Args:
         part_rows: rows of a part; fewer where they are long.
-        typed: whether the columns of JSON lines need types, too.
+        output: format of the output, which says what has to be known of the columns of JSON lines.
+        texts: columns that have to be texts, or lists: rows where they are not have no say in the
+            types of columns, since they cannot be answered.
 
     Raises:
         InputError: a file cannot be read, or columns differ between files.
@@ -85,10 +89,12 @@ def plan(sources: Sequence[Source], part_rows: int, typed: bool = False) -> Plan
     kind = sources[0].kind
     if kind == "parquet":
         columns, runs = _parquet(sources)
-    else:
-        columns = _columns(sources, typed)
-        runs = itertools.chain.from_iterable(_steps(i, source) for i, source in enumerate(sources))
-    return Plan(tuple(sources), tuple(_cut(runs, part_rows)), columns)
+        return Plan(tuple(sources), tuple(_cut(runs, part_rows)), columns)
+    seen = _Seen(output, texts) if kind == "jsonl" and output != "jsonl" else None
+    runs = itertools.chain.from_iterable(_steps(i, s, seen) for i, s in enumerate(sources))
+    columns = _columns(sources)
+    cut = tuple(_cut(runs, part_rows))
+    return Plan(tuple(sources), cut, seen.columns(sources) if seen else columns)
 
 
 @dataclass(frozen=True)
@@ -102,12 +108,12 @@ class _Run:
     bytes_each: float
 
 
-def _steps(index: int, source: Source) -> Iterator[_Run]:
+def _steps(index: int, source: Source, seen: _Seen | None) -> Iterator[_Run]:
     """The records of a file, each alone."""
     with source.open() as stream:
         lines = Lines(source, stream)
         at = number = 0
-        for end, line in files.places(source, lines):
+        for end, line in seen.places(source, lines) if seen else files.places(source, lines):
             yield _Run(index, at, number, 1, end - at)
             at, number = end, line
 
@@ -170,7 +176,7 @@ def _unified(sources: Sequence[Source], schemas: Sequence[pa.Schema]) -> pa.Sche
         ) from None
 
 
-def _columns(sources: Sequence[Source], typed: bool) -> pa.Schema | None:
+def _columns(sources: Sequence[Source]) -> pa.Schema | None:
     """Columns of lines, as far as they are known without reading all."""
     kind = sources[0].kind
     if kind == "text":
@@ -184,19 +190,52 @@ def _columns(sources: Sequence[Source], typed: bool) -> pa.Schema | None:
                     f"{', '.join(names)}: run them apart"
                 )
         return pa.schema([(name, pa.string()) for name in names])
-    return _json_columns(sources) if typed else None
+    return None
 
 
-def _json_columns(sources: Sequence[Source]) -> pa.Schema:
-    """Columns and types of JSON lines: all have to be read."""
-    schemas = []
-    for source in sources:
-        with source.open() as stream:
-            records = files.records(source, Lines(source, stream))
-            while rows := list(itertools.islice(records, _BATCH)):
-                good = [row for row in rows if not isinstance(row, Broken)]
-                schemas.append(as_table(good).schema)
-    return _unified(sources, schemas) if schemas else pa.schema([])
+class _Seen:
+    """Columns of JSON lines that are looked through: with types for Parquet, else names alone.
+
+    Args:
+        output, texts: as for :func:`plan`.
+    """
+
+    def __init__(self, output: str, texts: Collection[str]) -> None:
+        self._typed = output == "parquet"
+        self._texts = tuple(texts)
+        self._rows: list[Mapping[str, Any]] = []
+        self._names: dict[str, None] = {}
+        self._schemas: list[pa.Schema] = []
+
+    def places(self, source: Source, lines: Lines) -> Iterator[tuple[int, int]]:
+        """As :func:`files.places`, while the records are looked at."""
+        for record in files.records(source, lines):
+            if not isinstance(record, Broken):
+                self._rows.append(record)
+            if len(self._rows) == _BATCH:
+                self._note()
+            yield lines.at, lines.number
+        self._note()
+
+    def _note(self) -> None:
+        if self._typed:
+            good = [row for row in self._rows if self._readable(row)]
+            schema = as_table(good).schema
+            if schema not in self._schemas:
+                self._schemas.append(schema)
+        else:
+            for row in self._rows:
+                self._names.update(dict.fromkeys(row))
+        self._rows = []
+
+    def _readable(self, row: Mapping[str, Any]) -> bool:
+        return all(isinstance(row.get(name), (str, list, type(None))) for name in self._texts)
+
+    def columns(self, sources: Sequence[Source]) -> pa.Schema:
+        """All columns that there are."""
+        if not self._typed:
+            return pa.schema([(name, pa.null()) for name in self._names])
+        return _unified(sources, self._schemas) if self._schemas else pa.schema([])
 
 
 # ---- reading -------------------------------------------------------------------------------------

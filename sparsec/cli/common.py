@@ -91,3 +91,18 @@ def progress(args: argparse.Namespace) -> Callable[[str], None] | None:
     if args.verbose:
         return say
     return Bar() if sys.stderr.isatty() else None
+
+
+def guessed_task(args: argparse.Namespace, model: str) -> str:
+    """The task that a model's files say it is for; the command says so, unless it is to be quiet.
+
+    Args:
+        args: of the command, with `tokenizer` and `quiet`.
+    """
+    from sparsec.serving.defaults import guess_task
+    from sparsec.serving.models import ModelFiles
+
+    tell: Callable[[str], None] = (lambda _: None) if args.quiet else say
+    task, why = guess_task(ModelFiles.find(model, tokenizer=args.tokenizer, progress=tell))
+    tell(f"the task is {task}: {why}; --task says otherwise")
+    return task

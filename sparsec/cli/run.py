@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from sparsec.cli.common import HelpFormatter, lengths, option, positive
+from sparsec.cli.common import HelpFormatter, guessed_task, lengths, option, positive
 from sparsec.console import say
 
 if TYPE_CHECKING:
@@ -34,10 +34,14 @@ def register(commands: Any, common: argparse.ArgumentParser) -> argparse.Argumen
         help="files of Parquet, CSV, JSON lines or text (a text a line), folders, patterns; paths "
         "or URLs such as s3://bucket/data/*.parquet",
     )  # fmt: skip
-    parser.add_argument("--task", required=True, help="task or alias, such as sentiment-analysis")
     parser.add_argument(
-        "--model", "--model-path", "--model_path", dest="model", required=True, metavar="MODEL",
-        help="an artifact, a folder with model.onnx, an .onnx file, or hf:org/name",
+        "--task",
+        help="task or alias, such as sentiment-analysis (default: what the model's files say)",
+    )
+    parser.add_argument(
+        "--model", "--model-path", "--model_path", dest="model", metavar="MODEL",
+        help="an artifact, a folder with model.onnx, an .onnx file, or hf:org/name (default: the "
+        "task's own, of sparsec[models])",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUTPUT",
@@ -128,10 +132,11 @@ def run(args: argparse.Namespace) -> int:
     import sparsec
     from sparsec.serving.pipelines import base
 
+    task = args.task or (guessed_task(args, args.model) if args.model else None)
     lines = _Lines(args)
-    options = {
-        "engine_type": args.engine_type, **base.parse_options(base.find(args.task), args.option),
-    }  # fmt: skip
+    options: dict[str, Any] = {"engine_type": args.engine_type}
+    if task:
+        options |= base.parse_options(base.find(task), args.option)
     for name in ("tokenizer", "sequence_length"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
@@ -139,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         found = sparsec.run(
             args.inputs,
             args.output,
-            task=args.task,
+            task=task,
             model=args.model,
             columns=dict(args.column),
             prefix=args.prefix,

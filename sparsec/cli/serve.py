@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from typing import Any
 
-from sparsec.cli.common import HelpFormatter, lengths, option, positive
+from sparsec.cli.common import HelpFormatter, guessed_task, lengths, option, positive
 from sparsec.console import say
 from sparsec.errors import InputError
 from sparsec.paths import user_path
@@ -216,7 +215,7 @@ def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
             "say what to serve: a model (sparsec serve MODEL), a task that has one of its own "
             "(sparsec serve --task ner), or --config-file"
         )
-    task = args.task or _guess(args, model)
+    task = args.task or guessed_task(args, model)
     kwargs = base.parse_options(base.find(task), args.option or ())
     for name in ("engine_type", "tokenizer"):
         if getattr(args, name):
@@ -234,14 +233,3 @@ def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
         "kwargs": kwargs,
     }
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _guess(args: argparse.Namespace, model: str) -> str:
-    """The task that a model's files say it is for."""
-    from sparsec.serving.defaults import guess_task
-    from sparsec.serving.models import ModelFiles
-
-    tell: Callable[[str], None] = (lambda _: None) if args.quiet else say
-    task, why = guess_task(ModelFiles.find(model, tokenizer=args.tokenizer, progress=tell))
-    tell(f"the task is {task}: {why}; --task says otherwise")
-    return task
