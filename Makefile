@@ -70,10 +70,10 @@ examples-models: $(READY)
 		rm -r build/train/$$task; done
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -n $(JOBS) -m slow --ignore tests/test_zoo.py
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow --ignore tests/test_zoo.py
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m slow tests/test_zoo.py
 
 # make test-pythons VERSIONS="3.10 3.14"

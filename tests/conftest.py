@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
-from tests import shared
+from tests import quick_cc, shared
 from tests.server_support import TextModels
+
+GIVEN_COMPILER = os.environ.get("CC")
 
 settings.register_profile("sparsec", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("sparsec")
@@ -29,6 +32,47 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=list(left))
         items[:] = [item for item in items if item not in left]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> str | None:
+    """The command of a C compiler that takes less time; None where the compiler is not gcc."""
+    from sparsec.compiler import toolchain
+    from sparsec.errors import ToolchainError
+
+    try:
+        found = toolchain.find()
+    except ToolchainError:
+        return None
+    if not isinstance(found, toolchain.Gcc):
+        return None
+    return str(quick_cc.script(shared.folder(tmp_path_factory, "objects"), found.command))
+
+
+def use_compiler(node: pytest.Item | pytest.Module, quick: str | None) -> Iterator[None]:
+    """What is marked as `optimized` is compiled as users have it, the rest quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        if quick and not node.get_closest_marker("optimized"):
+            patch.setenv("CC", quick)
+        elif GIVEN_COMPILER is None:
+            patch.delenv("CC", raising=False)
+        else:
+            patch.setenv("CC", GIVEN_COMPILER)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler_of_module(
+    request: pytest.FixtureRequest, quick_compiler: str | None
+) -> Iterator[None]:
+    yield from use_compiler(request.node, quick_compiler)
+
+
+@pytest.fixture(autouse=True)
+def compiler_of_test(
+    request: pytest.FixtureRequest, compiler_of_module: None, quick_compiler: str | None
+) -> Iterator[None]:
+    yield from use_compiler(request.node, quick_compiler)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +134,9 @@ def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_artifact(
+    tiny_model: Path, quick_compiler: str | None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The tiny model compiled for 8 and 16 tokens with portable C."""
     import sparsec
 
@@ -98,7 +144,9 @@ def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     output = folder / "tiny.sparsec"
     with shared.locked(folder / "lock"):
         if not output.exists():
-            sparsec.compile(tiny_model, buckets=[8, 16], output=output, target="generic")
+            sparsec.compile(
+                tiny_model, buckets=[8, 16], output=output, target="generic", cc=quick_compiler
+            )
     return output
 
 

@@ -134,8 +134,7 @@ def compile_graph(
         sources.append(str(folder / "weights.S"))
     output = folder / f"one_{library}"
     flags = [f for f in cc.flags(target) if f != "-O3"]
-    # Portable C with its vectors as arrays takes a compiler long.
-    level = "-O1" if target_name == "generic" else "-O2"
+    level = "-O0" if target_name == "generic" else "-O2"  # portable C takes a compiler long
     command = [*cc.command, *flags, level, *extra, "-shared", "-fPIC", f"-I{folder}"]
     subprocess.run(
         [*command, "-o", str(output), *sources, "-lm"], check=True, cwd=folder, capture_output=True

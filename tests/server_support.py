@@ -23,6 +23,22 @@ from tests import pipelines_support, shared
 
 TOKEN = "a-token-of-tests"
 
+#: A program that serves the model of its argument and stops after one answer, then says how.
+ONE_ANSWER = """
+import re, signal, subprocess, sys, urllib.request
+command = [sys.executable, "-m", "sparsec", "serve", "--task", "text-classification"]
+command += ["--model-path", sys.argv[1], "--port", "0"]
+server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+said = ""
+for line in server.stderr:
+    said += line
+    if where := re.search(r"ready at (\\S+):", line):
+        request = urllib.request.Request(where[1] + "/predict", b'{"sequences": "a"}')
+        print(urllib.request.urlopen(request).read().decode())
+        server.send_signal(signal.SIGINT)
+print(server.wait(), said)
+"""
+
 # Head of the encoder and settings of each task's model.
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "token-classification": (

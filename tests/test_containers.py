@@ -17,7 +17,7 @@ import pytest
 import sparsec
 from sparsec import cache, scratch
 from sparsec.errors import ArtifactError
-from tests.server_support import TextModels
+from tests.server_support import ONE_ANSWER, TextModels
 
 # A user id that no machine has a name for.
 NOBODY = 54321
@@ -50,24 +50,8 @@ def run(
     return done.returncode, done.stdout + done.stderr
 
 
-SERVE = """
-import os, re, signal, subprocess, sys, urllib.request
-command = [sys.executable, "-m", "sparsec", "serve", "--task", "text-classification"]
-command += ["--model-path", sys.argv[1], "--port", "0"]
-server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-said = ""
-for line in server.stderr:
-    said += line
-    if where := re.search(r"ready at (\\S+):", line):
-        request = urllib.request.Request(where[1] + "/predict", b'{"sequences": "a"}')
-        print(urllib.request.urlopen(request).read().decode())
-        server.send_signal(signal.SIGINT)
-print(server.wait(), said)
-"""
-
-
 def test_serve_on_a_read_only_root(text_models: TextModels) -> None:
-    code, said = run(SERVE, text_models["text-classification"], prepare=mount_read_only)
+    code, said = run(ONE_ANSWER, text_models["text-classification"], prepare=mount_read_only)
     assert code == 0
     assert '"labels"' in said and "Traceback" not in said
 

@@ -241,6 +241,7 @@ def compare_case(folder: Path, case: Case, form: Form, target: str) -> Compariso
     return comparison
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_option(tmp_path: Path, case: Case) -> None:
     """Every option in one form, for the best target of this machine."""
@@ -259,6 +260,7 @@ def test_option_everywhere(tmp_path: Path, case: Case, form: Form, target: str) 
     compare_case(tmp_path, case, form, target).check(BOUNDS[form])
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("target", targets())
 def test_base_model(tmp_path: Path, form: Form, target: str) -> None:
@@ -325,6 +327,7 @@ def check_skipped_padding(model: Model, engine: sparsec.Engine, bound: Bound) ->
     comparison.check(bound)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("head", ["pooler", "sequence-classification", "question-answering"])
 def test_skipped_padding_before_a_head(tmp_path: Path, head: str) -> None:
     """Heads that read one token, or come after row-major code, see the same tokens."""

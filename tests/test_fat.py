@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -281,9 +282,8 @@ def test_same_bytes_again(made: Path, micro_model: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_c_that_is_kept_builds_the_same(made: Path, artifact: Artifact) -> None:
     compiler = toolchain.find()
-    subprocess.run(
-        ["make", "-s", f"CC={compiler.command[0]}"], cwd=made / "c", check=True, timeout=600
-    )
+    command = ["make", "-s", f"CC={shlex.join(compiler.command)}"]
+    subprocess.run(command, cwd=made / "c", check=True, timeout=600)
     for name in artifact.manifest.files:
         if name.endswith(".so"):
             assert (made / "c" / name).read_bytes() == (artifact.path / name).read_bytes(), name

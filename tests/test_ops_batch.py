@@ -24,6 +24,7 @@ from sparsec.compiler.ir import BATCH, BatchDim, Dim, Graph, Shape, Value, bind_
 from sparsec.compiler.lowering.batch import separable
 from sparsec.compiler.ops import OPS, infer
 from tests.lane_harness import compile_graph
+from tests.passes_support import has_batch
 
 F, I32, I64, U8, S8, B8 = np.float32, np.int32, np.int64, np.uint8, np.int8, np.bool_
 LENGTH = 3
@@ -308,10 +309,6 @@ CASES: dict[str, Callable[[Random], Draw]] = {
 }
 
 
-def batched(shape: Shape) -> bool:
-    return any(isinstance(d, BatchDim) for d in shape)
-
-
 def numbers(rng: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
     if dtype.kind == "f":
         return np.asarray(rng.uniform(0.5, 2, shape), dtype)
@@ -326,13 +323,13 @@ def add(edit: Editor, op: str, draw: Draw, seed: int) -> list[str]:
         ValueError: the op does not take such operands, or none of them has a batch.
     """
     rng = np.random.default_rng(seed)
-    if not any(given is not None and batched(given[1]) for given in draw.operands):
+    if not any(given is not None and has_batch(given[1]) for given in draw.operands):
         raise ValueError("no batch")
     names = []
     for given_ in draw.operands:
         if given_ is None:
             names.append("")
-        elif batched(given_[1]):
+        elif has_batch(given_[1]):
             names.append(edit.input(edit.fresh("x"), *given_))
         else:
             shape = bind_shape(given_[1], 1)
@@ -343,11 +340,11 @@ def add(edit: Editor, op: str, draw: Draw, seed: int) -> list[str]:
 def rows(edit: Editor, name: str) -> str:
     """What lacks the batch goes to every sequence; several rows of one sequence become one."""
     shape = edit.values[name].shape
-    if not batched(shape):
+    if not has_batch(shape):
         flat = edit.emit("reshape", [name], shape=(1, element_count(shape)))
         return edit.emit("expand", [flat], shape=(BATCH, element_count(shape)))
     lead = shape[0]
-    if isinstance(lead, BatchDim) and lead != BATCH and not batched(shape[1:]):
+    if isinstance(lead, BatchDim) and lead != BATCH and not has_batch(shape[1:]):
         return edit.emit("reshape", [name], shape=(BATCH, lead.coef, *shape[1:]))
     return name
 

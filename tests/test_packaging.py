@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from sparsec.compiler import toolchain
-from tests.server_support import TextModels
+from tests.server_support import ONE_ANSWER, TextModels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -560,22 +560,11 @@ def test_artifacts_run_with_numpy_alone(
         assert "pip install 'sparsec[compile]'" in done.stderr
 
 
-SERVE = """
-import re, signal, subprocess, sys, urllib.request
+PIPELINE = """
+import sys
 import sparsec
 with sparsec.Pipeline.create(task="text-classification", model_path=sys.argv[1]) as pipeline:
     print(pipeline("a text").labels)
-command = [sys.executable, "-m", "sparsec", "serve", "--task", "text-classification"]
-command += ["--model-path", sys.argv[1], "--port", "0"]
-server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-said = ""
-for line in server.stderr:
-    said += line
-    if where := re.search(r"ready at (\\S+):", line):
-        request = urllib.request.Request(where[1] + "/predict", b'{"sequences": "a"}')
-        print(urllib.request.urlopen(request).read().decode())
-        server.send_signal(signal.SIGINT)
-print(server.wait(), said, "onnx" in sys.modules)
 """
 
 
@@ -583,6 +572,7 @@ def test_pipelines_and_the_server_too(
     package: Path, text_models: TextModels, tmp_path: Path
 ) -> None:
     python = bare(tmp_path / "env", package, "serve")
-    command = [str(python), "-c", SERVE, str(text_models["text-classification"])]
+    program = PIPELINE + ONE_ANSWER + 'print("onnx" in sys.modules)'
+    command = [str(python), "-c", program, str(text_models["text-classification"])]
     said = checked(command, cwd=tmp_path, env=clean_environment(tmp_path))
     assert '"labels"' in said and "Traceback" not in said and said.rstrip().endswith("False")

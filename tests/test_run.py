@@ -609,7 +609,7 @@ def test_a_command_on_other_inputs_does_not_go_on(sentiment: Path, tmp_path: Pat
 def command(model: Path, folder: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "sparsec", "run", "--task", "sentiment", "--model", str(model)),
-        *(str(folder / "in.txt"), "--part-rows", "64", *more),
+        *(str(folder / "in.txt"), "--part-rows", "32", *more),
     ]
 
 
@@ -628,7 +628,7 @@ SLOW = pytest.mark.slow
 def test_stopped_at_any_moment_the_same_command_goes_on(
     name: str, number: int, sentiment: Path, tmp_path: Path
 ) -> None:
-    given = texts(6000, most=40)
+    given = texts(3000, most=40)
     written("txt", tmp_path, [{"text": text} for text in given]).rename(tmp_path / "in.txt")
     out = tmp_path / name
     call = [*command(sentiment, tmp_path, "-o", str(out)), "--output-format", "parquet"]
@@ -662,7 +662,7 @@ def test_stopped_at_any_moment_the_same_command_goes_on(
         for part in parts.glob("part-*"):
             whole = part.suffix == ".parquet"
             table = parquet.read_table(part) if whole else pa.ipc.open_file(part).read_all()
-            assert table.num_rows == 64 or part.stem == "part-00093"
+            assert table.num_rows == 32 or part.stem == "part-00093"
         assert not (name != "folder" and out.exists())
     assert stops == 2
     assert "done before" in said
@@ -685,7 +685,7 @@ def test_two_processes_do_not_write_one_output(sentiment: Path, tmp_path: Path) 
         with pytest.raises(InputError, match="another process"):
             sparsec.run(
                 tmp_path / "in.txt", tmp_path / "out.jsonl", task="sentiment", model=sentiment,
-                part_rows=64, truncate=False,
+                part_rows=32, truncate=False,
                 engine_type="sparsec", on_nonfinite="warn",
             )  # fmt: skip
     finally:

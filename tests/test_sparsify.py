@@ -161,6 +161,7 @@ def test_below_the_gate_nothing_is_written_but_the_report(model: Path, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_the_fastest_that_agrees(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = sparsec.sparsify(model, texts=TEXTS, output=out, keep=0.5, **ORT)
@@ -386,6 +387,7 @@ def test_a_budget_of_training_fits_the_memory_estimate(model: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_a_speedup_is_measured(tmp_path: Path) -> None:
     """A model that is large enough to gain loses blocks for a speedup, which is measured."""
     from examples.encoders import EncoderConfig, write_random

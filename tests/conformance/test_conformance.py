@@ -8,6 +8,8 @@ from sparsec.compiler.frontend.importer import IMPORTERS
 from tests.conformance import published, runner
 from tests.conformance.cases import Case, load
 
+pytestmark = pytest.mark.optimized
+
 TARGETS = runner.usable_targets()
 
 

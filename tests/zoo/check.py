@@ -30,8 +30,8 @@ None is 1, nor is any sequence: ONNX Runtime's QLinearSoftmax (1.31) lets a prob
 is 256 in steps of 1/256, wrap to 0; here it saturates.
 """
 
-#: The C compiler takes most of a model's time: a third with this.
-QUICK = "-Og"
+#: The C compiler takes most of a model's time: a sixth with this.
+QUICK = "-O0"
 
 
 @dataclass(frozen=True)
