@@ -168,6 +168,8 @@ OUT = ("y", FLOAT, [0, 0, 0])
         (17, [node("Mean", "x c", "y")], {"c": np.float32([1] * 6)}),
         (17, [node("LeakyRelu", "x", "y", alpha=0.2)], {}),
         (17, [node("PRelu", "x s", "y")], {"s": np.float32([0.1] * 6)}),
+        (17, [node("Abs", "x", "a"), node("PRelu", "a s", "y")],
+             {"s": np.float32([np.inf, -np.inf, np.nan, -1, 0, 3e38])}),
         (17, [node("HardSigmoid", "x", "y", alpha=0.7)], {}),
         (17, [node("Cos", "c", "d"), node("Mul", "x d", "y")], {"c": np.arange(6, dtype="f4")}),
         (17, [node("Pow", "x e", "y")], {"e": np.array(3)}),
@@ -180,12 +182,22 @@ OUT = ("y", FLOAT, [0, 0, 0])
               node("Where", "z x c", "y")], {"c": np.float32(0.5)}),
         (17, [node("Div", "x c", "d"), node("IsInf", "d", "i", detect_negative=0),
               node("Where", "i c x", "y")], {"c": np.float32(0)}),
+        (17, [node("Div", "x c", "d"),
+              node("IsInf", "d", "i", detect_negative=0, detect_positive=0),
+              node("Where", "i c x", "y")], {"c": np.float32(0)}),
     ],
 )  # fmt: skip
 def test_opset_differences(
     tmp_path: Path, opset: int, nodes: list[onnx.NodeProto], constants: dict[str, Any]
 ) -> None:
     check(save(tmp_path, nodes, [TOKENS], [OUT], constants, opset=opset), tolerance=2e-6)
+
+
+def test_equal_parts_before_opset_18(tmp_path: Path) -> None:
+    """What ONNX Runtime refuses, too."""
+    model = save(tmp_path, [node("Split", "x", "p q r y", axis=2)], [TOKENS], [OUT], opset=13)
+    with pytest.raises(UnsupportedError, match="6 elements of axis 2 cannot be split into 4 equal"):
+        import_graph(model, 4)
 
 
 def test_gemm(tmp_path: Path) -> None:

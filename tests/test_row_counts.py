@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsec import targets
+from sparsec.compiler.codegen import bucket
 from sparsec.compiler.codegen.bucket import _products
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, Graph
 from sparsec.compiler.lowering.linear import DENSE_CHANNELS, SLAB_QUADS, tile_units
+from sparsec.runtime import cpu
 from tests.lane_harness import Library, compile_graph, target_params
 
 LENGTH = 53
@@ -115,6 +117,33 @@ def test_rows_and_threads_do_not_change_results(tmp_path: Path, target: str) -> 
         for output, want in zip(have, whole, strict=True):
             for i, n in enumerate(lengths):
                 np.testing.assert_array_equal(output[i, :n], want[i, :n])
+
+
+def test_every_way_to_split_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, channels, or whole shares by rows and the rest by channels: the same results."""
+    target = targets.choose("auto", cpu.detect()).name
+    graph = layers()
+    rng = np.random.default_rng(2)
+    inputs = [
+        rng.integers(0, 256, (1, LENGTH, K)).astype(np.uint8),
+        rng.standard_normal((1, LENGTH, K)).astype(np.float32),
+    ]
+    found = {}
+    for name, wait in (("rows", 1e9), ("free", 0.0)):
+        monkeypatch.setattr(bucket, "WAIT_NS", wait)
+        monkeypatch.setattr(bucket, "CHANNEL_NS", 0.0)
+        folder = tmp_path / name
+        folder.mkdir()
+        library = compile_graph(folder, graph, target)
+        cases = [(n, threads) for n in range(1, LENGTH + 1) for threads in (2, 3)]
+        found[name] = {case: run(library, inputs, [case[0]], case[1]) for case in cases}
+    for case, (want, loops) in found["rows"].items():
+        assert len(loops) == (case[0] > 16)
+        for a, b in zip(found["free"][case][0], want, strict=True):
+            np.testing.assert_array_equal(a, b)
+    loops_of = {n: len(found["free"][n, 2][1]) for n in (16, 48)}
+    assert loops_of[16] > 1  # by channels, wave by wave
+    assert loops_of[48] == 1 + loops_of[16]  # two blocks by rows before
 
 
 @given(units=st.integers(1, 600), tile=st.integers(1, 4), unit=st.sampled_from([8, 16]))

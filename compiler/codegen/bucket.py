@@ -30,6 +30,12 @@ from sparsec.targets import Target
 #: Nanoseconds of a multiply-add of a vector, about.
 PRODUCT_NS = 0.3
 
+#: Those of a wait of all threads.
+WAIT_NS = 4000.0
+
+#: Those of reading the results of a channel and 16 rows that another core has made.
+CHANNEL_NS = 2.5
+
 
 @dataclass(frozen=True)
 class BucketSource:
@@ -89,6 +95,8 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         local_bytes=plan.memory.local,
         tall=plan.tall,
         product=PRODUCT_NS * 16 / target.lanes,
+        wait=WAIT_NS,
+        channel=CHANNEL_NS,
         matrix=target.matrix is not None,
         bf16=target.precision == "bf16",
         attention_pieces=attention.PIECES,
@@ -135,10 +143,16 @@ def _splits(stage: Stage) -> list[dict[str, int]]:
     for call in stage.calls:
         if call.quads:
             alike = call.unit, -(-call.quads // SLAB_QUADS)
-            # Products of tiles do 8 times as much in a cycle.
-            work = call.work.work_block // (8 if call.matrix else 1)
-            found[alike] = found.get(alike, 0) + work
+            found[alike] = found.get(alike, 0) + _products_of(call)
     return [{"work": work, "unit": unit, "slabs": n} for (unit, n), work in found.items()]
+
+
+def _products_of(call: Call) -> int:
+    """Packs that a layer multiplies, in the time that a product takes one by one."""
+    if call.matrix:  # tiles: 8 times as much in a cycle
+        return call.work.work_block // 8
+    # VPMADDUBSW takes two more instructions a product.
+    return call.work.work_block * (2 if call.entry.endswith("_pairs") else 1)
 
 
 def _products(target: Target) -> list[dict[str, Any]]:
@@ -243,6 +257,7 @@ class _Text:
                 for wave in stage.waves
             ],
             splits=_splits(stage),
+            channels=sum(4 * call.quads for call in stage.calls),
             matrix=stage.matrix,
             cleared=self._cleared(stage),
             zeroed=[{"buffer": self._number(b), "bytes": b.size.batch} for b in flat],

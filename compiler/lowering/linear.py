@@ -25,6 +25,7 @@ from sparsec.compiler.lowering.tiling import (
     Tiling,
     Tilings,
     blocks_of,
+    blocks_read,
     by_model,
     chunks_for,
 )
@@ -168,15 +169,16 @@ def _run_length(rows: Array) -> int:
 def tile_units(tile: int, unit: int) -> tuple[int, ...]:
     """Heights of the tiles of kernels with rows in lanes, largest first.
 
-    Tiles begin where blocks do: half a block would fill the first-level cache as a whole one does.
+    Tiles begin where blocks do: half a block fills the first-level cache as a whole one does.
     Where a unit is half of a block, a half that is left over joins the block before, if registers
-    are enough for it: that costs less than a tile of its own.
+    are enough for it: that costs less than a tile of its own
+    (chunks are for the activations of both: ``tiling.blocks_read``).
 
     Args:
         tile: blocks of 16 rows of most tiles.
         unit: rows that are computed or left out together.
     """
-    largest = 3 if (unit, tile) == (8, 1) else 16 // unit * tile
+    largest = 16 // unit * tile + (blocks_read(tile, unit) > tile)
     return tuple(range(largest, 0, -1))
 
 

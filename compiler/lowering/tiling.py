@@ -112,17 +112,27 @@ class LayerClass:
         return LayerClass(kind, n, k, near, panels, above)
 
 
-def chunks_for(packs: int, tile: int, budget: int) -> int:
-    """Chunks that make the activations of a sparse tile fit a budget of bytes."""
-    return max(1, -(-tile * packs * 64 // budget))
+def chunks_for(packs: int, blocks: int, budget: int) -> int:
+    """Chunks that make the activations of so many blocks of rows fit a budget of bytes."""
+    return max(1, -(-blocks * packs * 64 // budget))
+
+
+def blocks_read(tile: int, unit: int) -> int:
+    """Blocks of rows whose activations a tile of a sparse layer reads at most.
+
+    Where a unit is half of a block, a half that is left over joins a tile of one block
+    (``linear.tile_units``), and takes as much of the cache as a whole one.
+    """
+    return 2 if (unit, tile) == (8, 1) else tile
 
 
 def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
     """What is worth measuring for a layer; the same number and order for every layer."""
     found = []
     for tile in target.tiles.sparse:
+        blocks = blocks_read(tile, target.unit)
         for budget in BUDGETS:
-            found.append(Tiling(True, chunks_for(layer.packs, tile, budget), tile))
+            found.append(Tiling(True, chunks_for(layer.packs, blocks, budget), tile))
     # With channels in lanes the tile means nothing.
     for tile in target.tiles.sparse:
         found.append(Tiling(False, 1, tile))

@@ -135,8 +135,9 @@ def _leaky_relu(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("PRelu")
 def _prelu(c: Importer, n: OnnxNode) -> Tensor:
-    low = c.emit("mul", c.emit("min", n[0], c.scalar(0, n[0])), n[1])
-    return c.emit("add", c.emit("relu", n[0]), low)
+    """Slopes may be infinite: they meet negative numbers only."""
+    x, slope = n[0], n[1]
+    return c.emit("where", c.emit("greater", x, c.scalar(0, x)), x, c.emit("mul", x, slope))
 
 
 @onnx_op("HardSigmoid")
@@ -152,9 +153,12 @@ def _is_inf(c: Importer, n: OnnxNode) -> Tensor:
     x = n[0]
     up = c.emit("equal", x, c.scalar(np.inf, x))
     down = c.emit("equal", x, c.scalar(-np.inf, x))
-    if not n.attrs.get("detect_positive", 1):
-        return down
-    return up if not n.attrs.get("detect_negative", 1) else c.emit("or", up, down)
+    positive, negative = n.attrs.get("detect_positive", 1), n.attrs.get("detect_negative", 1)
+    if positive and negative:
+        return c.emit("or", up, down)
+    if not positive and not negative:
+        return c.emit("and", up, down)  # never
+    return up if positive else down
 
 
 @onnx_op("Identity")

@@ -125,7 +125,10 @@ def _concat(c: Importer, n: OnnxNode) -> Tensor:
 
 @onnx_op("Split", static=(1,))
 def _split(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
-    """Sizes: attribute before 13, input after; num_outputs since 18, its last part may be short."""
+    """Sizes: attribute before 13, input after; num_outputs since 18, its last part may be short.
+
+    Without any of these, the parts are equal.
+    """
     x = n[0]
     axis = normal_axis(n.attrs.get("axis", 0), len(x.shape))
     extent = x.shape[axis]
@@ -138,6 +141,8 @@ def _split(c: Importer, n: OnnxNode) -> Sequence[Tensor]:
         sizes = list(n.attrs["split"])
     else:
         count = n.attrs.get("num_outputs", len(n.outputs))
+        if n.version < 18 and extent % count:
+            raise Fail(f"{extent} elements of axis {axis} cannot be split into {count} equal parts")
         part = -(-extent // count)
         sizes = [max(0, min(part, extent - i * part)) for i in range(count)]
     return c.emit_multi("split", x, axis=axis, sizes=tuple(sizes))
