@@ -29,6 +29,9 @@ build() {
     # shellcheck disable=SC2086
     "$work/venv/bin/python" -m pip --python "$prefix/venv/bin/python" install -q ${PIP_ARGS:-} \
         "$wheel[serve]"
+    # What Swagger UI's package brings for Flask, of which nothing runs.
+    "$work/venv/bin/python" -m pip --python "$prefix/venv/bin/python" uninstall -q -y \
+        flask jinja2 markupsafe werkzeug itsdangerous blinker
 }
 
 serve() {

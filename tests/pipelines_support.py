@@ -76,7 +76,7 @@ def byte_level(path: Path) -> Path:
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.post_processor = processors.RobertaProcessing(
-        sep=("</s>", 2), cls=("<s>", 0), trim_offsets=True, add_prefix_space=True
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(tokens[:5])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import general, layers, peers
-from benchmarks.harness import kernels, models, report, rows, samples
+from benchmarks.harness import kernels, machine, models, report, rows, samples
 from benchmarks.harness.comparison import Agreement, Point, Timing, compare
 from benchmarks.harness.installs import PEERS, Unavailable, peer_python
 from benchmarks.harness.limit import Peak, limit_seconds
@@ -317,3 +317,29 @@ def test_rows_of_the_table_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert rows.why_not(half, frozenset())
     assert rows.why_not(dynamic, frozenset()) == ""
+
+
+def test_servers_of_embeddings(tmp_path: Path) -> None:
+    from benchmarks import embedding_servers as bench
+
+    assert len(bench.texts("short")) > len(bench.texts("long")) > bench.COMPARED
+    args = bench.arguments(["--cache", str(tmp_path), "--peers", "infinity,fastembed"])
+    (tmp_path / "model.sparsec").mkdir()  # as if it was compiled
+    made = bench.servers(args, tmp_path / "model", {"infinity": "/a/python", "fastembed": "/b/py"})
+    assert list(made) == ["sparsec", "infinity", "fastembed"]
+    assert len({server.port for server in made.values()}) == 3
+    assert made["infinity"].command[:2] == ["/a/infinity_emb", "v2"]
+    assert "serve" in made["sparsec"].command and made["fastembed"].command[0] == "/b/py"
+    load = {"rate": 10.0, "p50_ms": 1.0, "p99_ms": 2.0}
+    loads = {f"{kind}-{n}": load for kind in bench.SENTENCES for n in bench.CLIENTS}
+    faster = {name: {**load, "rate": 30.0} for name in loads}
+    result = {
+        "machine": machine.describe(), "cores": 2, "seconds": 1.0, "tokens": {"short": 15.0},
+        "versions": {"sparsec": "1"},
+        "agreement": {"sparsec": {"short": 1.0}, "infinity": {"short": 0.5}},
+        "rounds": [{"sparsec": loads}, {"sparsec": faster, "infinity": loads}],
+        "skipped": {"fastembed": "no wheel"},
+    }  # fmt: skip
+    text = bench.markdown(result)
+    assert text.count("20/s, 1.0 / 2.0 ms") == 4 and text.count("10/s") == 4
+    assert "0.5000" in text and "Not measured: fastembed: no wheel" in text

@@ -64,7 +64,7 @@ def byte_level(prefix: bool = False) -> Tokenizer:
     made = Tokenizer(models.BPE(_ids(pieces), [("M", "a"), ("Ġ", "M"), ("Ġ", "Ma")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     made.post_processor = processors.RobertaProcessing(
-        sep=("</s>", 2), cls=("<s>", 0), add_prefix_space=prefix
+        ("</s>", 2), ("<s>", 0), add_prefix_space=prefix
     )
     return made
 

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -97,8 +97,7 @@ def plan(
     return Plan(tuple(sources), cut, seen.columns(sources) if seen else columns)
 
 
-@dataclass(frozen=True)
-class _Run:
+class _Run(NamedTuple):  # one for each line: a data class would take most of the time
     """Rows of a file: where the first is, and how many bytes each is, about."""
 
     source: int
@@ -121,7 +120,7 @@ def _steps(index: int, source: Source, seen: _Seen | None) -> Iterator[_Run]:
 def _cut(runs: Iterator[_Run], part_rows: int) -> Iterator[Part]:
     number = rows = 0
     size = 0.0
-    slices: list[Slice] = []
+    slices: list[list[int]] = []
     for run in runs:
         done = 0
         while done < run.rows:
@@ -130,18 +129,18 @@ def _cut(runs: Iterator[_Run], part_rows: int) -> Iterator[Part]:
             _add(slices, run, done, count)
             done, rows, size = done + count, rows + count, size + count * run.bytes_each
             if rows >= part_rows or size >= PART_BYTES:
-                yield Part(number, tuple(slices))
+                yield Part(number, tuple(Slice(*piece) for piece in slices))
                 number, rows, size, slices = number + 1, 0, 0.0, []
     if slices:
-        yield Part(number, tuple(slices))
+        yield Part(number, tuple(Slice(*piece) for piece in slices))
 
 
-def _add(slices: list[Slice], run: _Run, done: int, count: int) -> None:
-    if slices and slices[-1].source == run.source:
-        last = slices[-1]
-        slices[-1] = Slice(last.source, last.at, last.number, last.rows + count)
+def _add(slices: list[list[int]], run: _Run, done: int, count: int) -> None:
+    """Add rows to the fields of slices."""
+    if slices and slices[-1][0] == run.source:
+        slices[-1][3] += count
     else:
-        slices.append(Slice(run.source, run.at + done, run.number + done, count))
+        slices.append([run.source, run.at + done, run.number + done, count])
 
 
 # ---- columns -------------------------------------------------------------------------------------
