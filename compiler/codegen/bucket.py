@@ -31,10 +31,10 @@ from sparsec.targets import Target
 PRODUCT_NS = 0.3
 
 #: Those of a wait of all threads.
-WAIT_NS = 4000.0
+WAIT_NS = 2000.0
 
 #: Those of reading the results of a channel and 16 rows that another core has made.
-CHANNEL_NS = 2.5
+CHANNEL_NS = 6.0
 
 
 @dataclass(frozen=True)
