@@ -50,13 +50,28 @@ def session(model: str | os.PathLike[str], threads: int) -> Any:
         raise ModelError(f"ONNX Runtime cannot load {path}: {refused}") from refused
     data = [np.memmap(file, np.uint8, "r") for file in linked.values()]
     options = onnxruntime.SessionOptions()
+    add = getattr(options, "add_external_initializers_from_files_in_memory", None)
     try:
-        options.add_external_initializers_from_files_in_memory(
-            list(linked), data, [part.size for part in data]
-        )
+        if add is None:  # before 1.24, the newest that there is for Python 3.10
+            return load(_whole(path), options)
+        add(list(linked), data, [part.size for part in data])
         return load(path.read_bytes(), options)
     except Exception as error:
         raise ModelError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+
+def _whole(path: Path) -> bytes:
+    """The model as one file with all of its data."""
+    from onnx import TensorProto, numpy_helper
+
+    from sparsec.compiler.frontend import load_model
+
+    model = load_model(path)
+    for tensor in model.proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.CopyFrom(numpy_helper.from_array(model.array(tensor), tensor.name))
+    data: bytes = model.proto.SerializeToString()
+    return data
 
 
 def _linked(path: Path) -> dict[str, Path]:

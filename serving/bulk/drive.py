@@ -23,7 +23,7 @@ from sparsec.serving.bulk.output import Output, Schema, collision, describe
 from sparsec.serving.bulk.parts import Part, Plan, Reader
 from sparsec.serving.bulk.progress import Meter, Progress, duration, speed
 from sparsec.serving.bulk.work import Work
-from sparsec.serving.bulk.worker import Pending, Worker, serial_tokenizers
+from sparsec.serving.bulk.worker import Pending, Worker, serial_tokenizers, settle
 from sparsec.serving.defaults import guess_task
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines import Pipeline
@@ -200,14 +200,19 @@ def _here(work: Work, worker: Worker, reader: Reader, missing: Sequence[Part], o
     def write(part: Part, pending: Pending) -> None:
         out.store(part.number, work.encoded(pending))
 
+    def keep_up(room: int) -> None:
+        """Wait until no more than `room` parts are being written."""
+        while len(writing) > room:
+            settle([writing[0]])
+            writing.popleft().result()
+
     def pass_on(room: int) -> None:
         """Have parts written until no more than `room` are answered."""
         while len(answering) > room:
             part, pending = answering.popleft()
             pending.wait()
             writing.append(writer.submit(write, part, pending))
-            while len(writing) > _WRITING:
-                writing.popleft().result()
+            keep_up(_WRITING)
 
     writer = ThreadPoolExecutor(1, "writing")
     try:
@@ -215,8 +220,7 @@ def _here(work: Work, worker: Worker, reader: Reader, missing: Sequence[Part], o
             answering.append((part, worker.submit(reader.read(part))))
             pass_on(_AHEAD)
         pass_on(0)
-        while writing:
-            writing.popleft().result()
+        keep_up(0)
     finally:
         writer.shutdown(cancel_futures=True)
 

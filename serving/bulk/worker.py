@@ -8,8 +8,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from sparsec.errors import InputError, NonFiniteError
@@ -179,7 +180,7 @@ class Pending:
 
     def wait(self) -> None:
         """Wait until all is answered; errors are for :meth:`result`."""
-        wait(self.futures)
+        settle(self.futures)
 
     def result(self) -> Answered:
         """Wait, and put everything in the rows' order."""
@@ -196,6 +197,19 @@ class Pending:
         names = places[0][1].columns if places else ()
         found.columns = {name: [b.columns[name][k] for _, b, k in places] for name in names}
         return found
+
+
+def settle(futures: Sequence[Future[Any]]) -> None:
+    """Wait until all are done.
+
+    A signal may come meanwhile and raise.  In the waits of `concurrent.futures` that can release a
+    lock which a worker holds, and the worker ends in a traceback; the queue here is all in C.
+    """
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(done.put)
+    for _ in futures:
+        done.get()
 
 
 def _length(value: Any) -> int:
