@@ -281,6 +281,43 @@ def plots(rows: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
     return written
 
 
+def curves(rows: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
+    """Agreement over the time of training, a plot for each subject that was trained."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    written = []
+    for subject in SUBJECTS:
+        trained = {
+            key.removeprefix(f"{subject}: "): row["curve"]
+            for key, row in rows.items()
+            if key.startswith(f"{subject}: ") and row.get("curve")
+        }
+        if not trained:
+            continue
+        figure, (upper, lower) = pyplot.subplots(
+            2, 1, figsize=(7.2, 5.4), sharex=True, height_ratios=(3, 1), layout="constrained"
+        )
+        for name, curve in trained.items():
+            minutes, sparsity, agreement = zip(*curve, strict=True)
+            upper.plot(minutes, agreement, marker=".", label=name)
+            lower.plot(minutes, sparsity)
+        upper.set_ylabel("agreement, texts held out")
+        upper.set_title(subject)
+        lower.set_ylabel("blocks pruned")
+        lower.set_xlabel("minutes of training")
+        for axes in (upper, lower):
+            axes.grid(alpha=0.3)
+        upper.legend()
+        path = folder / f"sparsify-{subject}-training.png"
+        figure.savefig(path, dpi=120)
+        pyplot.close(figure)
+        written.append(path)
+    return written
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what is not done yet."""
     parser = argparse.ArgumentParser(
@@ -298,7 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.plots:
         _all(args, results)
     print(show(results.rows))
-    for path in plots(results.rows, ROOT / "benchmarks" / "results"):
+    folder = ROOT / "benchmarks" / "results"
+    for path in (*plots(results.rows, folder), *curves(results.rows, folder)):
         print(f"wrote {path}")
     return 0
 
