@@ -194,7 +194,8 @@ def test_what_stands_around_an_answer(server: Server) -> None:
         assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "more than 256 sequences" in error.value.details()
         with pytest.raises(grpc.RpcError) as error:
-            infer(ner("Mary"), timeout=1e-6)
+            # As long an answer as may be asked for: a short one could be there in time.
+            infer(ner(*["Mary " * 60] * 200), timeout=1e-3)
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", SERVICE):
