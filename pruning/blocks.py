@@ -102,30 +102,6 @@ def ladder(
     return [solve(problem, choose(removal, s, scope), block) for s in sparsities]
 
 
-def prune(
-    problem: Problem,
-    sparsity: float,
-    *,
-    block: int = BLOCK,
-    scope: Scope = "layer",
-    sweeps: int = 0,
-    importance: Tensor | None = None,
-) -> Pruned:
-    """A layer without `sparsity` of its blocks, and what is left at its best.
-
-    Args:
-        sparsity: share of blocks to remove, to the nearest number of them.
-        scope: over all rows of the layer together, or of each row.
-        sweeps: of exchanges, as in `refining.refine`; 0: none.
-        importance: [N], what a squared error of each output counts: how rows share the blocks of a
-            layer; absent: 1.
-    """
-    keep = support(
-        problem, sparsity, block=block, scope=scope, sweeps=sweeps, importance=importance
-    )
-    return solve(problem, keep, block)
-
-
 def support(
     problem: Problem,
     sparsity: float,
@@ -135,6 +111,14 @@ def support(
     sweeps: int = 0,
     importance: Tensor | None = None,
 ) -> Tensor:
-    """The blocks that :func:`prune` keeps: bool [N, blocks]."""
+    """The blocks of a layer that are kept without `sparsity` of them: bool [N, blocks].
+
+    Args:
+        sparsity: share of blocks to remove, to the nearest number of them.
+        scope: over all rows of the layer together, or of each row.
+        sweeps: of exchanges, as in `refining.refine`; 0: none.
+        importance: [N], what a squared error of each output counts: how rows share the blocks of a
+            layer; absent: 1.
+    """
     keep = choose_support(problem, sparsity, block, scope, importance)
     return refine(problem, keep, block, sweeps) if sweeps else keep

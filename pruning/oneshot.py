@@ -130,7 +130,7 @@ class Settings:
         per_channel: a weight scale for each output, else one for the layer.
         signed: activations as int8, else as uint8.
         damping: None: chosen for each layer by what it leaves on texts held out.
-        sweeps: exchanges of blocks after they were chosen (`blocks.prune`).
+        sweeps: exchanges of blocks after they were chosen (`blocks.support`).
     """
 
     per_channel: bool = True

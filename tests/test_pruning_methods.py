@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,14 +236,18 @@ def best_supports(problem: Problem, block: int, kept: int) -> float:
     return sum(min(brute_force(problem, m, row)[1] for m in masks_) for row in range(rows))
 
 
+def _pruned(problem: Problem, sparsity: float, **options: Any) -> blocks.Pruned:
+    return blocks.solve(problem, blocks.support(problem, sparsity, **options))
+
+
 @settings(max_examples=6, deadline=None)
 @given(SEEDS, st.sampled_from(["layer", "row"]))
 def test_pruned_between_the_best_support_and_magnitude(seed: int, scope: blocks.Scope) -> None:
     problem = random_problem(seed, 4, 24)
     greedy = blocks.ladder(problem, [0.5], scope=scope, rate=0.0)[0]
     assert greedy.sparsity == 0.5
-    got = blocks.prune(problem, 0.5, scope=scope, sweeps=2)
-    assert got.loss.sum() <= blocks.prune(problem, 0.5, scope=scope).loss.sum() * (1 + 1e-6)
+    got = _pruned(problem, 0.5, scope=scope, sweeps=2)
+    assert got.loss.sum() <= _pruned(problem, 0.5, scope=scope).loss.sum() * (1 + 1e-6)
     assert got.sparsity == 0.5
     assert (got.weights.view(4, 6, 4).abs().sum(2) > 0).equal(got.keep)
     size = problem.weights.view(4, 6, 4).square().sum(2)
@@ -261,7 +266,7 @@ def test_few_supports_are_far_from_the_best() -> None:
     for seed in range(12):
         problem = random_problem(seed, 4, 24)
         best = best_supports(problem, 4, 3)
-        ratios.append(float(blocks.prune(problem, 0.5, scope="row", sweeps=3).loss.sum()) / best)
+        ratios.append(float(_pruned(problem, 0.5, scope="row", sweeps=3).loss.sum()) / best)
     assert np.median(ratios) < 1.05, ratios
 
 
@@ -277,11 +282,11 @@ def test_a_ladder_is_nested_and_its_errors_rise() -> None:
 def test_outputs_that_count_more_keep_more() -> None:
     problem = random_problem(3, 8, 40)
     counts = torch.tensor([16.0, 1.0]).repeat_interleave(4)
-    plain, weighted = (blocks.prune(problem, 0.5, importance=i) for i in (None, counts))
+    plain, weighted = (_pruned(problem, 0.5, importance=i) for i in (None, counts))
     assert weighted.sparsity == 0.5
     assert weighted.keep[:4].sum() > plain.keep[:4].sum()
     assert (weighted.loss * counts).sum() < (plain.loss * counts).sum()
-    same = blocks.prune(problem, 0.5, importance=torch.full((8,), 7.0))
+    same = _pruned(problem, 0.5, importance=torch.full((8,), 7.0))
     assert same.keep.equal(plain.keep)
 
 
