@@ -111,7 +111,7 @@ def pos() -> Subject:
 
     known = {tag for item in rows(False) for tag in item.label}
     held = [item for item in rows(True) if known.issuperset(item.label)]
-    dense = dense_models.fine_tuned(folder / "dense", "token-classification", rows(False), 2500)
+    dense = dense_models.fine_tuned(folder / "dense", "token-classification", rows(False), 1000)
     return Subject(
         dense,
         lines(folder / "texts.jsonl", (r.row() for r in rows(False)[:TRAINING_TEXTS])),
@@ -127,7 +127,7 @@ def spam() -> Subject:
         found = corpora.mails(cache, measuring)
         return [Labelled(m.text[:MAIL_CHARACTERS], "spam" if m.spam else "ham") for m in found]
 
-    dense = dense_models.fine_tuned(folder / "dense", "sequence-classification", rows(False), 600)
+    dense = dense_models.fine_tuned(folder / "dense", "sequence-classification", rows(False), 200)
     return Subject(
         dense,
         lines(folder / "texts.jsonl", (r.row() for r in rows(False))),

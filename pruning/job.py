@@ -20,7 +20,7 @@ from sparsec.compiler.frontend import Model, dialect_name, import_graph, load_mo
 from sparsec.compiler.interpreter import interpret
 from sparsec.errors import InputError, ModelError, NonFiniteError
 from sparsec.progress import Step
-from sparsec.pruning import export, measure, memory, oneshot, shrink, units
+from sparsec.pruning import export, measure, memory, oneshot, reorder, shrink, units
 from sparsec.pruning.batches import Batch, features, make_batches, may_pad
 from sparsec.pruning.clock import Clock
 from sparsec.pruning.engine import TorchModel
@@ -112,6 +112,7 @@ class Job:
         if self.work.resumed:
             self.say(f"goes on with what is in {self.work.folder}")
         self._check_finite()
+        self._reorder()
         keeps = self.wanted.goal.keep is not None
         return self._finish(self._fastest() if keeps else self._make(self._planning().plan()))
 
@@ -122,18 +123,36 @@ class Job:
         _refuse_quantized(loaded)
         export.check_opset(loaded)
         self.say(f"reading {loaded.path}")
-        self.ready = prepared(loaded)
-        self.model = TorchModel(self.ready)
-        self.layers: list[Layer] = quantizable(self.model)
-        self.pruned: list[Layer] = prunable(self.model)
+        self._open(prepared(loaded))
         if not self.pruned:
             raise ModelError(f"{loaded.path} has no linear layer that could be pruned")
-        graph = self.model.opened.graph(self.model.opened.probe)
-        self.sites: list[Site] = sites(graph, self.pruned)
         if self.wanted.form == "channels" and not self.sites:
             raise ModelError(
                 f"{loaded.path} has no heads or channels that could go as a whole: give form blocks"
             )
+
+    def _open(self, ready: Model) -> None:
+        """Find what there is in a model that was made ready."""
+        self.ready = ready
+        self.model = TorchModel(ready)
+        self.layers: list[Layer] = quantizable(self.model)
+        self.pruned: list[Layer] = prunable(self.model)
+        graph = self.model.opened.graph(self.model.opened.probe)
+        self.sites: list[Site] = sites(graph, self.pruned)
+
+    def _reorder(self) -> None:
+        """Lay channels so that less is lost with blocks of neighbours."""
+        if not self.wanted.goal.prunes or self.wanted.form not in ("auto", "blocks"):
+            return
+        found = self.work.orders()
+        if found is None:
+            self.say("looking for an order of channels in which less is lost with whole blocks")
+            found = reorder.find_orders(
+                self.ready, self.model, self.pruned, self.batches, self.wanted.goal.sparsity
+            )
+            self.work.keep_orders(found)
+        if found:
+            self._open(reorder.apply(self.ready, found))
 
     def _read_texts(self) -> None:
         found, wanted = self.found, self.wanted

@@ -73,6 +73,29 @@ def sites(graph: Graph, layers: Sequence[Layer]) -> list[Site]:
     return flow.found()
 
 
+def feeds(graph: Graph, layers: Sequence[Layer]) -> dict[str, list[tuple[str, int]]]:
+    """By layer, the output channel of another layer that each of its inputs comes from, where all
+    do: on their way from there, channels of a head or of a feed-forward part may have become
+    others', but each is made of that one.
+
+    Args:
+        graph, layers: as for :func:`sites`.
+    """
+    usable = [layer for layer in layers if len(layer.uses) == 1 and not layer.shared]
+    flow = _Flow(graph, usable)
+    flow.run()
+    rows = {
+        flow.first[layer.name] + row: (layer.name, row)
+        for layer in usable
+        for row in range(layer.outputs)
+    }
+    return {
+        name: [rows[number] for number in labels.tolist()]
+        for name, labels in flow.read.items()
+        if _KEPT not in labels
+    }
+
+
 class _Flow:
     def __init__(self, graph: Graph, layers: Sequence[Layer]) -> None:
         self.graph = graph

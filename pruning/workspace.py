@@ -20,6 +20,7 @@ from sparsec.pruning.layers import Layer
 from sparsec.pruning.oneshot import Compressed
 from sparsec.pruning.planner import Plan
 from sparsec.pruning.ranges import Range
+from sparsec.pruning.reorder import Order
 from sparsec.pruning.structure import Site
 from sparsec.pruning.survey import Surveyed
 from sparsec.pruning.units import SurveyedSite, shapes_of
@@ -30,6 +31,7 @@ _SETTINGS = "settings.json"
 _SURVEY = "survey.json"
 _SITES = "sites.json"
 _PLAN = "plan.json"
+_ORDERS = "orders.json"
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -135,6 +137,33 @@ class Workspace:
     def remove(self) -> None:
         """Remove the folder: the result is there, or is not wanted."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def keep_orders(self, found: Sequence[Order]) -> None:
+        """Keep the orders of channels: sums of other threads would not give the same again."""
+        rows = [
+            {
+                "moves": [[*axis, places] for axis, places in one.moves.items()],
+                "outputs": one.outputs,
+                "back": one.back,
+            }
+            for one in found
+        ]
+        with writing(self.folder):
+            _write(self.folder / _ORDERS, json.dumps(rows).encode())
+
+    def orders(self) -> list[Order] | None:
+        """The orders of channels that are there."""
+        path = self.folder / _ORDERS
+        if not path.is_file():
+            return None
+        return [
+            Order(
+                {(name, axis): tuple(places) for name, axis, places in row["moves"]},
+                tuple((name, axis) for name, axis in row["outputs"]),
+                tuple(row["back"]),
+            )
+            for row in json.loads(path.read_text(encoding="utf-8"))
+        ]
 
     def keep_survey(self, found: Mapping[str, Surveyed]) -> None:
         """Keep the survey of the layers so far."""

@@ -564,6 +564,29 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
         ModelError: the graph is damaged.
         UnsupportedError: listing every node that cannot be imported.
     """
+    importer, scope = _imported(model, inputs, length)
+    outputs = model.proto.graph.output
+    for output in outputs:
+        importer.edit.outputs.append(_output(importer, output.name, scope[output.name]))
+    importer.edit.output_names = tuple(o.name for o in outputs)
+    return importer.edit.finish()
+
+
+def onnx_values(model: Model, inputs: Sequence[InputShape], length: int) -> dict[str, Tensor]:
+    """What each value of a model's ONNX graph is for given input shapes, by its name there; those
+    that no output needs, and those inside of bodies, are left out.
+
+    Raises:
+        ModelError, UnsupportedError: as :func:`import_nodes`.
+    """
+    _, scope = _imported(model, inputs, length)
+    return {name: tensor for name, tensor in scope.items() if tensor is not None}
+
+
+def _imported(
+    model: Model, inputs: Sequence[InputShape], length: int
+) -> tuple[Importer, dict[str, Tensor | None]]:
+    """An importer behind the last node, and the values by their ONNX names."""
     importer = Importer(model, length, _exported_batch(model, inputs))
     graph = model.proto.graph
     needed = needed_values(graph, {value.name for value in graph.output})
@@ -572,10 +595,7 @@ def import_nodes(model: Model, inputs: Sequence[InputShape], length: int) -> Gra
     importer.run(graph.node, scope, model.opsets, needed=needed)
     if importer.problems:
         raise _unsupported(model, importer.problems)
-    for output in graph.output:
-        importer.edit.outputs.append(_output(importer, output.name, scope[output.name]))
-    importer.edit.output_names = tuple(o.name for o in graph.output)
-    return importer.edit.finish()
+    return importer, scope
 
 
 def _given(importer: Importer, given: InputShape) -> Tensor | None:

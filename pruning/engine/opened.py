@@ -17,7 +17,13 @@ import onnx
 from onnx import helper
 
 from sparsec.compiler.frontend import Model, Signature, declared, import_raw, signature
-from sparsec.compiler.frontend.importer import InputShape, import_nodes, node_label
+from sparsec.compiler.frontend.importer import (
+    InputShape,
+    import_nodes,
+    node_label,
+    onnx_values,
+)
+from sparsec.compiler.frontend.tensor import Tensor
 from sparsec.compiler.ir import BATCH, Dim, Graph
 from sparsec.compiler.passes.fuse_gelu import fuse_gelu
 from sparsec.compiler.passes.fuse_layernorm import fuse_layernorm
@@ -83,6 +89,10 @@ class Opened:
             raw = import_nodes(self._bare, self._shapes(length), length)
             self._graphs[length] = fuse_gelu(fuse_layernorm(raw))
         return self._graphs[length]
+
+    def values(self, length: int) -> dict[str, Tensor]:
+        """What each value of the file's own graph is for a sequence length, by its name there."""
+        return onnx_values(self._bare, self._shapes(length), length)
 
     def _shapes(self, length: int) -> list[InputShape]:
         kinds = {value.name: value.type.tensor_type.elem_type for value in self.model.inputs()}
