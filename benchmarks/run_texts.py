@@ -1,28 +1,33 @@
 """How near `sparsec run` comes to the rate of the engine alone.
 
-    python benchmarks/run_texts.py --texts 20000
+    python benchmarks/run_texts.py --texts 34000
+    python benchmarks/run_texts.py --texts 1000000 --layers 2 --turns 1
 
 Compiles an encoder of MiniLM's size (int8, four of five 4-blocks zero) with random weights and the
 tokenizer of examples/models/sentiment, writes short texts (5 to 25 words) as JSON lines, and
-measures in turns: the engine alone, on the same texts, tokenized, padded and in the batches of
-`sparsec run` before the clock starts, one call a core at a time; and `sparsec run`, from the file
-to a file of Parquet with a vector for each text.  Rates are those of wall time, and of the time
-that the process has had on a core, which other processes disturb less.
+measures in turns: the engine alone, on the same texts (`--sample` of them), tokenized, padded and
+in the batches of `sparsec run` before the clock starts, one call a core at a time; and the command
+`sparsec run`, from the file to a file of Parquet with a vector for each text, of which what it
+takes for one text is left out: starting Python, opening the model.  Rates are those of wall time,
+and of the time that the process has had on a core, which other processes disturb less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -106,18 +111,44 @@ def engine_alone(artifact: Path, texts: list[str], cores: int) -> Callable[[], N
     return run
 
 
-def cpu_seconds() -> float:
-    """What this process has had."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+@dataclass(frozen=True)
+class Taken:
+    """What something has taken: seconds of wall time and of cores, bytes of memory at most."""
+
+    wall: float
+    cores: float
+    memory: int = 0
+
+
+def here(work: Callable[[], None]) -> Taken:
+    """What a function takes."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    work()
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    return Taken(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def command(artifact: Path, texts: Path, output: Path, part_rows: int | None) -> Taken:
+    """What `sparsec run` takes."""
+    call = [sys.executable, "-m", "sparsec", "run", str(texts), "-o", str(output), "--force"]
+    call += ["--task", "sentence-embedding", "--model", str(artifact)]
+    call += [] if part_rows is None else ["--part-rows", str(part_rows)]
+    start = time.perf_counter()
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(call)} failed")
+    wall = time.perf_counter() - start
+    return Taken(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
 
 
 def main() -> None:
     """Prepare, then measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--texts", type=int, default=20000)
+    parser.add_argument("--sample", type=int, default=20000, help="texts for the engine alone")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--part-rows", type=int, default=2048, help="as of `sparsec run`")
+    parser.add_argument("--part-rows", type=int, help="as of `sparsec run`")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench" / "run")
     parser.add_argument("--prepare", action="store_true", help="only compile")
@@ -126,35 +157,27 @@ def main() -> None:
     if args.prepare:
         return
     cores = cpu.usable_cores()[0]
-    rates: dict[str, list[tuple[float, float]]] = {"engine": [], "run": []}
+    engine, run, peak = [], [], 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        texts = write_texts(folder / "in.jsonl", args.texts)
+        texts = write_texts(folder / "in.jsonl", args.texts)[: args.sample]
+        write_texts(folder / "one.jsonl", 1)
         alone = engine_alone(artifact, texts, cores)
-        for turn in range(args.turns):
-            start, used = time.perf_counter(), cpu_seconds()
-            alone()
-            seconds, work = time.perf_counter() - start, cpu_seconds() - used
-            rates["engine"].append((len(texts) / seconds, len(texts) / work))
-            used = cpu_seconds()
-            sparsec.Pipeline.create("sentence-embedding", artifact, num_cores=1).close()
-            opened = cpu_seconds() - used
-            used += opened  # a run opens the model as well, which is no work on texts
-            done = sparsec.run(
-                folder / "in.jsonl", folder / f"{turn}.parquet",
-                task="sentence-embedding", model=artifact, part_rows=args.part_rows,
-            )  # fmt: skip
-            work = cpu_seconds() - used - opened
-            rates["run"].append((len(texts) / done.seconds, len(texts) / work))
-    median = {
-        name: [statistics.median(rate[i] for rate in rows) for i in (0, 1)]
-        for name, rows in rates.items()
-    }
-    for name, (wall, core) in median.items():
-        print(f"{name:8}{wall:10.0f} texts/s{core:10.0f} texts per second of a core")
-    wall, core = (median["run"][i] / median["engine"][i] for i in (0, 1))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"run / engine: {wall:.1%} of wall time, {core:.1%} of core time; peak {peak:.0f} MiB")
+        for _ in range(args.turns):
+            taken = here(alone)
+            engine.append((len(texts) / taken.wall, len(texts) / taken.cores))
+            start = command(artifact, folder / "one.jsonl", folder / "one.parquet", None)
+            taken = command(artifact, folder / "in.jsonl", folder / "out.parquet", args.part_rows)
+            peak = max(peak, taken.memory)
+            more = args.texts - 1
+            run.append((more / (taken.wall - start.wall), more / (taken.cores - start.cores)))
+    wall, core = (statistics.median(r[i] for r in run) for i in (0, 1))
+    best, each = (statistics.median(r[i] for r in engine) for i in (0, 1))
+    print(f"engine  {best:8.0f} texts/s {each:8.0f} texts per second of a core")
+    print(f"run     {wall:8.0f} texts/s {core:8.0f} texts per second of a core")
+    print(f"run / engine: {wall / best:.1%} of wall time, {core / each:.1%} of core time")
+    print(f"a text costs {1e6 / core - 1e6 / each:.0f} us of a core beside the engine's")
+    print(f"peak {peak / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":

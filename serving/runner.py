@@ -43,10 +43,13 @@ class Features:
 
 
 def _finite(array: Array) -> bool:
-    """Whether all are numbers.  The least and the greatest value say it without a copy; NaN wins in
-    both."""
+    """Whether all are numbers.  What is none stays in a sum, which is read once; where a sum of
+    numbers is too large, the least and the greatest say it, in both of which NaN wins."""
     if array.dtype.kind != "f" or not array.size:
         return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.add.reduce(array, None)):
+            return True
     return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
 

@@ -69,13 +69,22 @@ class Pooling:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+# Tokens up to which sums are in single precision, as PyTorch's are: half of the time.
+_FEW = 64
+
+
+def _sum(x: NDArray[np.float32]) -> NDArray[Any]:
+    found: NDArray[Any] = np.add.reduce(x, 0, np.float32 if len(x) <= _FEW else np.float64)
+    return found
+
+
 def _mean(x: NDArray[np.float32], skipped: int) -> Vector:
-    found: Vector = (np.add.reduce(x, 0, np.float64) / len(x)).astype(np.float32)
+    found: Vector = (_sum(x) / len(x)).astype(np.float32, copy=False)
     return found
 
 
 def _mean_sqrt(x: NDArray[np.float32], skipped: int) -> Vector:
-    found: Vector = (x.sum(axis=0, dtype=np.float64) / np.sqrt(len(x))).astype(np.float32)
+    found: Vector = (_sum(x) / np.sqrt(len(x))).astype(np.float32, copy=False)
     return found
 
 

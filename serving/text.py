@@ -85,6 +85,8 @@ class Text:
         self._roles: tuple[Role, ...] = ()
         self._positions = Positions()
         self._vocabulary: int | None = None
+        # Whether no text can have a token that the model does not know.
+        self._all_known = False
         self._special: dict[bool, int] = {
             pair: tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)
         }
@@ -120,6 +122,8 @@ class Text:
         self._roles = roles(names)
         self._positions = model.positions
         self._vocabulary = model.vocabulary
+        ids = self.tokenizer.get_vocab().values()
+        self._all_known = self._vocabulary is None or max(ids, default=0) < self._vocabulary
 
     def special_tokens(self, pair: bool = False) -> int:
         """How many special tokens a sequence, or a pair, gets."""
@@ -158,21 +162,18 @@ class Text:
         Raises:
             InputError: a text holds half a character.
         """
-        if len(texts) == 1:
-            return [self.encode(texts[0]).ids]
         if self._plain is None:
-            return self._batch(self._bare, texts)
+            return self._batch(texts)
         forms = [self._plain.form(text) for text in texts]
-        plain = iter(self._batch(self._plain.tokenizer, [f for f in forms if f is not None]))
-        long_way = [text for text, form in zip(texts, forms, strict=True) if form is None]
-        others = iter(self._batch(self._bare, long_way))
+        plain = iter(self._plain.ids([f for f in forms if f is not None]))
+        others = iter(self._batch([t for t, f in zip(texts, forms, strict=True) if f is None]))
         return [next(others if form is None else plain) for form in forms]
 
-    def _batch(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
+    def _batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if len(texts) < 2:
+            return [self.encode(text).ids for text in texts]
         # The newer one leaves out what ids do not need: where tokens are in the text.
-        encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+        encode = getattr(self._bare, "encode_batch_fast", self._bare.encode_batch)
         try:
             return [one.ids for one in encode(texts, add_special_tokens=False)]
         except TypeError:
@@ -193,12 +194,11 @@ class Text:
             _check_room(room)
             ids = ids[:room] if self.side == "right" else ids[len(ids) - room :]
         before, after, types = self._frame
-        whole = [*before, *ids, *after]
-        kinds = _ZEROS[: len(whole)]
-        if any(types) or len(whole) > len(_ZEROS):
-            first, middle, last = types
-            kinds = np.repeat(np.array([first, middle, last]), [len(before), len(ids), len(after)])
-        return self._features(np.array(whole, np.int64), kinds)
+        whole = np.array([*before, *ids, *after], np.int64)
+        if types == (0, 0, 0) and len(whole) <= len(_ZEROS):
+            return self._features(whole, _ZEROS[: len(whole)])
+        kinds = np.repeat(np.array(types), [len(before), len(ids), len(after)])
+        return self._features(whole, kinds)
 
     def join(self, first: Encoding, second: Encoding | None = None) -> Encoding:
         """Put the special tokens around one or two encodings."""
@@ -354,14 +354,9 @@ class Text:
         return self._features(ids, np.zeros(len(ids), np.int64))
 
     def _features(self, ids: NDArray[np.int64], types: NDArray[np.int64]) -> Features:
-        size = self._vocabulary
         count = len(ids)
-        if size is not None and count and (worst := int(ids.max())) >= size:
-            raise InputError(
-                f"the text has the token {self.tokenizer.id_to_token(worst)!r} with the id "
-                f"{worst}, and the model knows {size} tokens (vocab_size of config.json): the "
-                f"token was added to the tokenizer and not to the model"
-            )
+        if not self._all_known:
+            self._check_known(ids)
         arrays: dict[str, NDArray[np.int64]] = {}
         for role in self._roles:
             if role.kind == "ids":
@@ -374,6 +369,15 @@ class Text:
                 known = count <= len(_ONES)
                 arrays[role.name] = _ONES[:count] if known else np.ones(count, np.int64)
         return Features(arrays, count)
+
+    def _check_known(self, ids: NDArray[np.int64]) -> None:
+        size = self._vocabulary
+        if size is not None and len(ids) and (worst := int(ids.max())) >= size:
+            raise InputError(
+                f"the text has the token {self.tokenizer.id_to_token(worst)!r} with the id "
+                f"{worst}, and the model knows {size} tokens (vocab_size of config.json): the "
+                f"token was added to the tokenizer and not to the model"
+            )
 
 
 def _check_room(length: int) -> None:

@@ -38,6 +38,20 @@ def test_both_ways_give_the_same(tokenizer: Text, texts: list[str]) -> None:
     assert all(text.isascii() and "[" not in text for text in taken)
 
 
+def test_words_are_forgotten_when_they_are_many(
+    tokenizer: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tokenizer._plain
+    assert plain is not None
+    monkeypatch.setattr(plain, "_room", 100)
+    before = plain._words
+    for i in range(9):
+        texts = [f"mary flies {i} {j} york-{i + j}" for j in range(4)]
+        assert tokenizer.all_ids(texts) == [tokenizer.encode(text).ids for text in texts]
+    assert plain._words is not before
+    assert plain._room > 0
+
+
 def test_which_tokenizers_have_it(tmp_path: Path) -> None:
     made = Tokenizer.from_file(str(pipelines_support.word_piece(tmp_path / "a.json")))
     assert Text(made)._plain is not None

@@ -150,7 +150,7 @@ def test_types_of_parquet_stay(sentiment: Path, tmp_path: Path) -> None:
 
 def test_json_lines_keep_what_no_table_has(sentiment: Path, tmp_path: Path) -> None:
     rows = [
-        {"text": "good", "n": 1 << 70, "x": [1, "a", {"b": None}]},
+        {"text": "good", "n": 1 << 70, "x": [1, "a", {"b": None, "c": -(1 << 64), "d": 1e300}]},
         {"text": "bad", "n": "one"},
     ]
     path = write_lines(tmp_path / "in.jsonl", rows)

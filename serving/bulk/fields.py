@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from sparsec.errors import InputError
@@ -29,7 +31,10 @@ from sparsec.serving.pipelines.base import plain
 Row = Mapping[str, Any]
 """The values of one row by what the task calls them."""
 
-Answers = dict[str, list[Any]]
+Values = list[Any] | NDArray[Any]
+"""A column's: a list, or numbers whose first axis is that of the rows."""
+
+Answers = dict[str, Values]
 """Columns that are added: a value for each row."""
 
 
@@ -58,6 +63,22 @@ class Fields:
     apart: tuple[str, ...] = ()
     texts: bool = True
     part_rows: int = 16384
+
+
+def joined(parts: Sequence[Values]) -> Values:
+    """A column of its parts, of which there is one at least."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts)
+    return [value for part in parts for value in part]
+
+
+def taken(column: Values, order: Sequence[int]) -> Values:
+    """A column's values in another order."""
+    if isinstance(column, np.ndarray):
+        return column[np.asarray(order, np.intp)]
+    return [column[i] for i in order]
 
 
 def of(pipeline: Pipeline) -> Fields:
@@ -219,7 +240,7 @@ TASKS: dict[type[Pipeline], Fields] = {
     SentenceEmbeddingPipeline: Fields(
         {"text": "text"},
         _texts("inputs"),
-        lambda pipeline, output, rows: {"embedding": list(output.embeddings)},
+        lambda pipeline, output, rows: {"embedding": output.embeddings},
         _vector_length,
     ),
     EmbeddingExtractionPipeline: Fields(

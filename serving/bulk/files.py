@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import orjson
+
 from sparsec.errors import InputError
 from sparsec.paths import user_path
 
@@ -323,12 +325,28 @@ def _object(line: str) -> Record:
     if _is_broken(line):
         return Broken("it is not UTF-8", _legible(line.strip()))
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Broken(f"it is not JSON: {error}", line.strip())
+        found = orjson.loads(line)
+        if _is_rounded(found):
+            found = json.loads(line)
+    except orjson.JSONDecodeError:
+        # Which is right, or is what only json reads: NaN, numbers beyond a double's.
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            return Broken(f"it is not JSON: {error}", line.strip())
     if not isinstance(found, dict):
         return Broken("it is JSON, but no object", line.strip())
     return found
+
+
+def _is_rounded(value: Any) -> bool:
+    """Whether a value of orjson may have a whole number of more than 64 bits, which it makes a
+    double."""
+    if isinstance(value, dict):
+        return any(map(_is_rounded, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_rounded, value))
+    return isinstance(value, float) and abs(value) >= 1 << 63
 
 
 def _fields(source: Source, lines: Lines) -> Iterator[list[str]]:

@@ -7,6 +7,7 @@ noted part by part, so that the same command goes on after any end of the proces
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import fcntl
 import io
@@ -14,7 +15,7 @@ import json
 import os
 import posixpath
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +27,7 @@ from pyarrow import parquet
 
 from sparsec.arguments import argument
 from sparsec.errors import InputError
-from sparsec.serving.bulk.fields import Answers
+from sparsec.serving.bulk.fields import Answers, Values
 from sparsec.serving.bulk.files import COMPRESSIONS, Location, Source, suffix_kind
 from sparsec.serving.bulk.worker import Answered
 
@@ -38,11 +39,11 @@ _STATE = "_run"
 _SETTINGS = "settings.json"
 _DONE = ".done"
 _LOCK = "lock"
+_JOINED = "joined.tmp"
 
 # Rows of a row group of a file of Parquet that is joined.
 _GROUP_ROWS = 1 << 17
 _GROUP_BYTES = 1 << 26
-_COPY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,12 @@ def _answers_table(answers: Answers, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+def _array(values: Values, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, np.ndarray):
+        flat = pa.array(values.reshape(-1), kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
     if values and isinstance(values[0], np.ndarray) and values[0].ndim == 1:
         flat = pa.array(np.concatenate(values), kind.value_type)
-        if pa.types.is_fixed_size_list(kind):
-            return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
         ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
         return pa.ListArray.from_arrays(pa.array(ends), flat)
     if values and isinstance(values[0], np.ndarray):
@@ -286,13 +288,22 @@ class Folder:
 
 
 class _Whole:
-    """Writes a file beside its place and moves it there at the end."""
+    """Writes a file elsewhere and moves it to its place at the end.
 
-    def __init__(self, place: Location, path: str, compression: str | None = None) -> None:
+    Args:
+        place: says on which file system.
+        path: of the file.
+        compression: as fsspec calls it; None: none.
+        part: where it is written; None: beside it.
+    """
+
+    def __init__(
+        self, place: Location, path: str, compression: str | None = None, part: str | None = None
+    ) -> None:
         folder, name = posixpath.split(path)
         self._fs, self._local = place.fs, place.local
         self._path = path
-        self._part = posixpath.join(folder, f".{name}.tmp")
+        self._part = part or posixpath.join(folder, f".{name}.tmp")
         self._compression = compression
 
     def __enter__(self) -> BinaryIO:
@@ -300,7 +311,7 @@ class _Whole:
             self._fs.makedirs(posixpath.dirname(self._path), exist_ok=True)
             self._stream = self._fs.open(self._part, "wb", compression=self._compression)
         except (OSError, ValueError, ImportError) as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         found: BinaryIO = self._stream
         return found
 
@@ -314,7 +325,7 @@ class _Whole:
         if error is not None:
             self._drop()
         if isinstance(error, OSError):
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
     def _publish(self) -> None:
         if not self._local:
@@ -330,7 +341,8 @@ class _Whole:
         except OSError:
             return
 
-    def _failed(self, error: Exception) -> InputError:
+    def failed(self, error: Exception) -> InputError:
+        """The error for a file that cannot be written."""
         reason = getattr(error, "strerror", None) or error
         return InputError(
             f"cannot write {self._path}: {reason}; what is done stays: repeat the command to go on"
@@ -343,6 +355,79 @@ def _flush(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class _Joined:
+    """The one file that parts become, in their order.
+
+    Args:
+        place: of the file.
+        schema: its form.
+        part: where it is until it is whole.
+    """
+
+    def __init__(self, place: Location, schema: Schema, part: str) -> None:
+        compression = COMPRESSIONS.get(posixpath.splitext(place.path)[1])
+        self._parquet = schema.kind == "parquet"
+        self._whole = _Whole(place, place.path, None if self._parquet else compression, part)
+        self._stream = self._whole.__enter__()
+        self._tables: list[pa.Table] = []
+        self._heading = b""
+        if self._parquet:
+            self._writer = parquet.ParquetWriter(
+                self._stream, schema.whole, **_encoding(schema.whole)
+            )
+        elif schema.kind == "csv":
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerow(schema.whole.names)
+            self._heading = text.getvalue().encode("utf-8", "backslashreplace")
+            self._stream.write(self._heading)
+
+    def add(self, part: bytes) -> None:
+        """Add the next part.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            if self._parquet:
+                self._tables.append(pa.ipc.open_file(pa.py_buffer(part)).read_all())
+                self._group(_GROUP_ROWS, _GROUP_BYTES)
+            else:
+                self._stream.write(memoryview(part)[len(self._heading) :])
+        except OSError as error:
+            raise self._whole.failed(error) from error
+
+    def _group(self, rows: int, size: int) -> None:
+        """Write what there is as a row group, if it is so much."""
+        there = sum(table.num_rows for table in self._tables)
+        if there >= rows or sum(table.nbytes for table in self._tables) >= size:
+            self._writer.write_table(pa.concat_tables(self._tables))
+            self._tables = []
+
+    def finish(self) -> None:
+        """Put the file in its place.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        try:
+            if self._parquet:
+                if self._tables:
+                    self._group(0, 0)
+                self._writer.close()
+        except OSError as error:
+            self.drop()
+            raise self._whole.failed(error) from error
+        self._whole.__exit__(None, None, None)
+
+    def drop(self) -> None:
+        """Forget it."""
+        if self._parquet:
+            with contextlib.suppress(OSError, ValueError):
+                self._writer.close()
+            self._writer.is_open = False  # else it tries again when it is collected
+        self._whole.__exit__(InputError, InputError("dropped"), None)
 
 
 def describe(output: str, kind: str | None, of_input: str) -> tuple[Location, str, bool]:
@@ -394,6 +479,9 @@ class Output:
         self._state = Folder(place.beside(state))
         self._parts = self._state if self.single else Folder(place)
         self._lock: Any = None
+        self._joined: _Joined | None = None
+        self._next = 0
+        self._there: set[int] = set()
         try:
             self._begin(json.dumps(settings, sort_keys=True), force)
         except OSError as error:
@@ -475,6 +563,7 @@ class Output:
                 number, *counts = map(int, stem.split("-"))
                 if self.part_name(number) in there:
                     found[number] = Done(*counts)
+        self._there = set(found)
         return found
 
     def store(self, number: int, part: Encoded) -> None:
@@ -484,59 +573,42 @@ class Output:
             self._state.write(f"{number:05d}.bad", part.bad)
         done = part.done
         self._state.write(f"{number:05d}-{done.rows}-{done.bad}-{done.cut}{_DONE}", b"")
+        self._there.add(number)
+        if self.single and self.place.local:
+            self._join(number, part.data)
 
     def finish(self, done: Mapping[int, Done]) -> None:
         """Make the output of its parts, which are all there, and the file of bad rows."""
-        parts = len(done)
         if self.bad is not None:
             with _Whole(self.bad, self.bad.path) as stream:
                 for number in sorted(number for number in done if done[number].bad):
                     stream.write(self._state.read(f"{number:05d}.bad") or b"")
         if not self.single:
             return
-        compression = COMPRESSIONS.get(posixpath.splitext(self.place.path)[1])
-        if self.schema.kind == "parquet":
-            compression = None
-        with _Whole(self.place, self.place.path, compression) as stream:
-            if self.schema.kind == "parquet":
-                self._join_parquet(stream, parts)
-            else:
-                self._join_lines(stream, parts)
+        joined = self._join()
+        self._joined = None
+        joined.finish()
         self._state.remove()
 
-    def _join_lines(self, stream: BinaryIO, parts: int) -> None:
-        heading = b""
-        if self.schema.kind == "csv":
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerow(self.schema.whole.names)
-            heading = text.getvalue().encode("utf-8", "backslashreplace")
-        stream.write(heading)
-        for number in range(parts):
-            with self.place.fs.open(self._parts.path(self.part_name(number)), "rb") as part:
-                part.read(len(heading))
-                shutil.copyfileobj(part, stream, _COPY)
+    def _join(self, number: int = -1, data: bytes = b"") -> _Joined:
+        """Join the parts that are there behind those that are joined.
 
-    def _join_parquet(self, stream: BinaryIO, parts: int) -> None:
-        whole = self.schema.whole
-        with parquet.ParquetWriter(stream, whole, **_encoding(whole)) as writer:
-            for tables in self._groups(parts):
-                writer.write_table(pa.concat_tables(tables))
-
-    def _groups(self, parts: int) -> Iterator[list[pa.Table]]:
-        """Parts that make a row group together."""
-        tables: list[pa.Table] = []
-        for number in range(parts):
-            with self.place.fs.open(self._parts.path(self.part_name(number)), "rb") as part:
-                tables.append(pa.ipc.open_file(part).read_all())
-            rows = sum(table.num_rows for table in tables)
-            if rows >= _GROUP_ROWS or sum(table.nbytes for table in tables) >= _GROUP_BYTES:
-                yield tables
-                tables = []
-        if tables:
-            yield tables
+        Args:
+            number, data: a part that need not be read.
+        """
+        if self._joined is None:
+            self._joined = _Joined(self.place, self.schema, self._state.path(_JOINED))
+        while self._next in self._there:
+            known = data if self._next == number else None
+            self._joined.add(known or self._parts.read(self.part_name(self._next)) or b"")
+            self._next += 1
+        return self._joined
 
     def close(self) -> None:
         """Let others write it."""
+        if self._joined is not None:
+            self._joined.drop()
+        self._joined = None
         if self._lock is not None:
             self._lock.close()
         self._lock = None

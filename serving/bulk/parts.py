@@ -122,6 +122,11 @@ def _cut(runs: Iterator[_Run], part_rows: int) -> Iterator[Part]:
     size = 0.0
     slices: list[list[int]] = []
     for run in runs:
+        if run.rows == 1 and 0 < rows < part_rows - 1 and size + run.bytes_each < PART_BYTES:
+            # Nearly all: a line, and the part has room.
+            _add(slices, run, 0, 1)
+            rows, size = rows + 1, size + run.bytes_each
+            continue
         done = 0
         while done < run.rows:
             room = max(1, int((PART_BYTES - size) / max(run.bytes_each, 1)))
@@ -228,7 +233,11 @@ class _Seen:
         self._rows = []
 
     def _readable(self, row: Mapping[str, Any]) -> bool:
-        return all(isinstance(row.get(name), (str, list, type(None))) for name in self._texts)
+        for name in self._texts:
+            value = row.get(name)
+            if not isinstance(value, (str, list)) and value is not None:
+                return False
+        return True
 
     def columns(self, sources: Sequence[Source]) -> pa.Schema:
         """All columns that there are."""

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from sparsec.errors import InputError, NonFiniteError
-from sparsec.serving.bulk.fields import Answers, Fields, Row
+from sparsec.serving.bulk.fields import Answers, Fields, Row, joined, taken
 from sparsec.serving.bulk.rows import Rows
 from sparsec.serving.pipelines import Pipeline
 
@@ -121,10 +121,9 @@ class Worker:
         half = len(rows) // 2
         one = self._answer(indices[:half], rows[:half])
         two = self._answer(indices[half:], rows[half:])
-        names = one.columns or two.columns
         return _Batch(
             (*one.indices, *two.indices),
-            {name: one.columns.get(name, []) + two.columns.get(name, []) for name in names},
+            _all([one.columns, two.columns]),
             (*one.bad, *two.bad),
             one.cut + two.cut,
         )
@@ -142,15 +141,13 @@ class Worker:
             if pipeline.on_nonfinite == "error":
                 raise wrong
             logger.warning("%s", wrong)
-        columns: Answers = {}
+        found: list[Answers] = []
         start = 0
         for job, group in zip(jobs, groups, strict=True):
             end = start + len(job.items)
-            found = fields.answers(pipeline, pipeline.finish(job, outputs[start:end]), group)
-            for name, values in found.items():
-                columns.setdefault(name, []).extend(values)
+            found.append(fields.answers(pipeline, pipeline.finish(job, outputs[start:end]), group))
             start = end
-        return _Batch(indices, columns, (), sum(job.cut for job in jobs))
+        return _Batch(indices, _all(found), (), sum(job.cut for job in jobs))
 
     def _check(self, row: Row) -> None:
         for name, value in row.items():
@@ -185,18 +182,23 @@ class Pending:
     def result(self) -> Answered:
         """Wait, and put everything in the rows' order."""
         found = Answered(self.rows, bad=list(self.broken))
-        places: list[tuple[int, _Batch, int]] = []
-        for future in self.futures:
-            batch = future.result()
-            places += [(index, batch, k) for k, index in enumerate(batch.indices)]
+        batches = [future.result() for future in self.futures]
+        for batch in batches:
             found.bad += batch.bad
             found.cut += batch.cut
-        places.sort(key=lambda place: place[0])
         found.bad.sort(key=lambda bad: bad.index)
-        found.good = [place[0] for place in places]
-        names = places[0][1].columns if places else ()
-        found.columns = {name: [b.columns[name][k] for _, b, k in places] for name in names}
+        indices = [index for batch in batches for index in batch.indices]
+        order = sorted(range(len(indices)), key=indices.__getitem__)
+        found.good = [indices[place] for place in order]
+        columns = _all([batch.columns for batch in batches])
+        found.columns = {name: taken(column, order) for name, column in columns.items()}
         return found
+
+
+def _all(parts: Sequence[Answers]) -> Answers:
+    """Columns of parts, those without rows left out, one after the other."""
+    some = [part for part in parts if part]
+    return {name: joined([part[name] for part in some]) for name in some[0]} if some else {}
 
 
 def settle(futures: Sequence[Future[Any]]) -> None:
