@@ -187,6 +187,7 @@ IN_LANES: dict[str, Case] = {
     "linear_bf16_tiles": _floats(1.0, times=16, near=0.01),
     "linear_f32_coded": _floats(1.0, times=8, coded=True),
     "attention_i8_i8_bytes": _attention(np.uint8, np.uint8, rounded=True, near=0.02),
+    "attention_i8_i8_pairs_bytes": _attention(np.uint8, np.uint8, rounded=True, near=0.02),
     "attention_i8_i8": _attention(np.uint8, np.uint8, near=0.02),
     "attention_i8_f32": _attention(np.uint8, np.float32, near=1e-5),
     "attention_f32_i8": _attention(np.float32, np.uint8, near=0.02),

@@ -258,7 +258,9 @@ def _linear(
     )
 
 
-def _attention(qk: str, pv: str, *, on_bytes: bool = False, matrix: bool = False) -> InLanes:
+def _attention(
+    qk: str, pv: str, *, on_bytes: bool = False, matrix: bool = False, pairs: bool = False
+) -> InLanes:
     packed = matrix or "bf16" in (qk, pv)
 
     def why_not(request: Request) -> str:
@@ -280,12 +282,15 @@ def _attention(qk: str, pv: str, *, on_bytes: bool = False, matrix: bool = False
 
     def has(target: Target) -> bool:
         floats = "bf16" not in (qk, pv) or target.bf16 is not None
-        return floats and (not matrix or target.matrix is not None)
+        added = target.adds_pairs == pairs or not on_bytes or matrix
+        return floats and added and (not matrix or target.matrix is not None)
 
-    own = {(False, True): "attention_bytes", (False, False): "attention"}.get((packed, on_bytes))
+    on_vectors = "attention_words" if pairs else "attention_bytes" if on_bytes else "attention"
+    own = "attention_packed" if packed else on_vectors
+    unit = "_tiles" if matrix else "_pairs" if pairs else ""
     around = ("lanes/attention.c.j2",) if on_bytes else ()
     return InLanes(
-        name=f"attention_{qk}_{pv}{'_tiles' if matrix else ''}{'_bytes' if on_bytes else ''}",
+        name=f"attention_{qk}_{pv}{unit}{'_bytes' if on_bytes else ''}",
         family="attention",
         ops=("attention",),
         has=has,
@@ -295,7 +300,7 @@ def _attention(qk: str, pv: str, *, on_bytes: bool = False, matrix: bool = False
         tilings=lambda target: (
             (16,) if matrix else (target.tiles.out_i8 if pv == "i8" else target.tiles.out_f32,)
         ),
-        templates=(f"lanes/{own or 'attention_packed'}.c.j2", *around),
+        templates=(f"lanes/{own}.c.j2", *around),
         emit=emit,
     )
 
@@ -405,6 +410,7 @@ IN_LANES: tuple[InLanes, ...] = (
         matrix=True,
     ),
     *(_attention("i8", "i8", on_bytes=True, matrix=matrix) for matrix in (False, True)),
+    _attention("i8", "i8", on_bytes=True, pairs=True),
     *(_attention(qk, pv) for qk in ("i8", "f32") for pv in ("i8", "f32")),
     _attention("i8", "i8", matrix=True),
     *(

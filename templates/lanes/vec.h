@@ -21,20 +21,30 @@
     ((units) <= (most) ? 1 : ((units) - (most) % UNITS + (most) / UNITS * UNITS - 1) / ((most) / UNITS * UNITS))
 
 #if VL != 16
+#ifndef vi_store_8
 /* The low byte of each lane. */
 SPARSEC_INLINE void vi_store_8(void *p, vi v)
 {
     for (int i = 0; i < VL; i++)
         ((uint8_t *)p)[i] = (uint8_t)v[i];
 }
-/* Stores the lanes lo <= lane < hi. */
+#endif
+/* Stores the lanes lo <= lane < hi, most often all. */
 SPARSEC_INLINE void vi_store_lanes(void *p, vi v, int32_t lo, int32_t hi)
 {
+    if (hi - lo == VL) {
+        vi_store(p, v);
+        return;
+    }
     for (int i = lo; i < hi; i++)
         ((int32_t *)p)[i] = v[i];
 }
 SPARSEC_INLINE void vi_store_8_lanes(void *p, vi v, int32_t lo, int32_t hi)
 {
+    if (hi - lo == VL) {
+        vi_store_8(p, v);
+        return;
+    }
     for (int i = lo; i < hi; i++)
         ((uint8_t *)p)[i] = (uint8_t)v[i];
 }
@@ -120,6 +130,20 @@ SPARSEC_INLINE vi vi_saturate_s8(vi v, int32_t zp) { return vi_saturate(v, zp, -
 SPARSEC_INLINE vi vi_pack4(vi a, vi b, vi c, vi d)
 {
     return (a & 255) | ((b & 255) << 8) | ((c & 255) << 16) | (vi)(d << 24);
+}
+
+/* Four vectors of numbers as a panel dword in each lane, whose bytes are looked up in a table of 256. */
+SPARSEC_INLINE vi vi_pack4_by(vi a, vi b, vi c, vi d, const uint8_t *table)
+{
+    return vi_lookup(vi_pack4(a, b, c, d), table);
+}
+SPARSEC_INLINE vi vi_pack4_u8_by(vi a, vi b, vi c, vi d, int32_t zp, const uint8_t *table)
+{
+    return vi_lookup(vi_pack4_u8(a, b, c, d, zp), table);
+}
+SPARSEC_INLINE vi vi_pack4_s8_by(vi a, vi b, vi c, vi d, int32_t zp, const uint8_t *table)
+{
+    return vi_lookup(vi_pack4_s8(a, b, c, d, zp), table);
 }
 
 #ifndef v_transpose16

@@ -37,8 +37,15 @@ SPARSEC_INLINE vf vf_sqrt(vf v) { return _mm256_sqrt_ps(v); }
 SPARSEC_INLINE vf vf_floor(vf v) { return _mm256_floor_ps(v); }
 SPARSEC_INLINE vf vf_ceil(vf v) { return _mm256_ceil_ps(v); }
 SPARSEC_INLINE vf vf_round(vf v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/* Bytes 0 and 2 of each lane, and 1 and 3, widened to 16 bits: unsigned, and signed ones. */
+SPARSEC_INLINE vi vi_even_u8(vi x) { return (vi)_mm256_and_si256((vi_raw)x, _mm256_set1_epi16(255)); }
+SPARSEC_INLINE vi vi_odd_u8(vi x) { return (vi)_mm256_srli_epi16((vi_raw)x, 8); }
+SPARSEC_INLINE vi vi_even_s8(vi w) { return (vi)_mm256_srai_epi16(_mm256_slli_epi16((vi_raw)w, 8), 8); }
+SPARSEC_INLINE vi vi_odd_s8(vi w) { return (vi)_mm256_srai_epi16((vi_raw)w, 8); }
+/* acc + sum of 2 products of signed 16-bit numbers, in each lane. */
+SPARSEC_INLINE vi vi_dot2(vi acc, vi x, vi w) { return acc + (vi)_mm256_madd_epi16((vi_raw)x, (vi_raw)w); }
 /* acc + sum of 4 products of unsigned bytes x and signed bytes w, in each lane.  Without VNNI the
- * bytes are widened to 16 bits (VPMADDUBSW would saturate): channels 0 and 2, then 1 and 3. */
+ * bytes are widened to 16 bits, since VPMADDUBSW would saturate. */
 SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
 {
 #if defined(__AVXVNNI__)
@@ -46,11 +53,7 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
 #elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
     return (vi)_mm256_dpbusd_epi32((vi_raw)acc, (vi_raw)x, (vi_raw)w);
 #else
-    const vi_raw even = _mm256_and_si256((vi_raw)x, _mm256_set1_epi16(255));
-    const vi_raw odd = _mm256_srli_epi16((vi_raw)x, 8);
-    const vi_raw w_even = _mm256_srai_epi16(_mm256_slli_epi16((vi_raw)w, 8), 8);
-    const vi_raw w_odd = _mm256_srai_epi16((vi_raw)w, 8);
-    return acc + (vi)_mm256_madd_epi16(even, w_even) + (vi)_mm256_madd_epi16(odd, w_odd);
+    return vi_dot2(vi_dot2(acc, vi_even_u8(x), vi_even_s8(w)), vi_odd_u8(x), vi_odd_s8(w));
 #endif
 }
 /* Sums of 2 products of unsigned bytes x and signed bytes w, in 16 bits, for weights of which no two adjacent
@@ -58,6 +61,12 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
 typedef int16_t vs __attribute__((vector_size(32)));
 SPARSEC_INLINE vs vs_dot2(vi x, vi w) { return (vs)_mm256_maddubs_epi16((vi_raw)x, (vi_raw)w); }
 SPARSEC_INLINE vi vs_widen(vs v) { return (vi)_mm256_madd_epi16((vi_raw)v, _mm256_set1_epi16(1)); }
+/* A sum that saturates, and whether all are at most so much. */
+SPARSEC_INLINE vs vs_add_saturated(vs a, vs b) { return (vs)_mm256_adds_epi16((vi_raw)a, (vi_raw)b); }
+SPARSEC_INLINE int vs_at_most(vs v, int16_t limit)
+{
+    return !_mm256_movemask_epi8(_mm256_cmpgt_epi16((vi_raw)v, _mm256_set1_epi16(limit)));
+}
 /* The sum of 4 products, added to acc. */
 SPARSEC_INLINE vi vi_dot4_pairs(vi acc, vi x, vi w) { return acc + vs_widen(vs_dot2(x, w)); }
 /* A value that is to be in a register: loads to all lanes stay loads, one for all its products. */
@@ -65,6 +74,13 @@ SPARSEC_INLINE vi vi_dot4_pairs(vi acc, vi x, vi w) { return acc + vs_widen(vs_d
 /* 8 bytes, widened. */
 SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
 SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)); }
+/* The low byte of each lane. */
+SPARSEC_INLINE void vi_store_8(void *p, vi v)
+{
+    const vi_raw low = _mm256_shuffle_epi8((vi_raw)v, _mm256_set1_epi32(0x0c080400));
+    _mm_storel_epi64(p, _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)));
+}
+#define vi_store_8 vi_store_8 /* vec.h asks */
 /* 4 dwords (or floats) in each half of a vector, and one of them in all lanes: a load and a shuffle for
  * 4 weights where broadcasts from memory would take 4 loads. */
 typedef vi vi_four;
@@ -118,6 +134,27 @@ SPARSEC_INLINE vi vi_pack4_s8(vi a, vi b, vi c, vi d, int32_t zp)
 /* Bytes of each lane: the greater, and a difference. */
 SPARSEC_INLINE vi vi_max_u8(vi a, vi b) { return (vi)_mm256_max_epu8((vi_raw)a, (vi_raw)b); }
 SPARSEC_INLINE vi vi_sub_u8(vi a, vi b) { return (vi)_mm256_sub_epi8((vi_raw)a, (vi_raw)b); }
+/* table[byte] of each byte: 16 shuffles by its low half, among which its high half chooses, from the
+ * lowest of its bits on. */
+SPARSEC_INLINE vi_raw vi_lookup16(vi_raw low, const uint8_t *table)
+{
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table)), low);
+}
+SPARSEC_INLINE vi vi_lookup(vi x, const uint8_t *table)
+{
+    const vi_raw low = _mm256_and_si256((vi_raw)x, _mm256_set1_epi8(15));
+    const vi_raw bit4 = _mm256_slli_epi16((vi_raw)x, 3), bit5 = _mm256_slli_epi16((vi_raw)x, 2);
+    const vi_raw bit6 = _mm256_slli_epi16((vi_raw)x, 1);
+    vi_raw of64[4];
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *const t = table + 64 * i;
+        const vi_raw a = _mm256_blendv_epi8(vi_lookup16(low, t), vi_lookup16(low, t + 16), bit4);
+        const vi_raw b = _mm256_blendv_epi8(vi_lookup16(low, t + 32), vi_lookup16(low, t + 48), bit4);
+        of64[i] = _mm256_blendv_epi8(a, b, bit5);
+    }
+    const vi_raw less = _mm256_blendv_epi8(of64[0], of64[1], bit6);
+    return (vi)_mm256_blendv_epi8(less, _mm256_blendv_epi8(of64[2], of64[3], bit6), (vi_raw)x);
+}
 /* e^(-x d) for the low byte d of each lane: tables of e^(-32 x i), e^(-4 x i) and e^(-x (i % 4)), i in
  * [0, 8). */
 SPARSEC_INLINE vf vf_lookup8(const float *table, vi i)

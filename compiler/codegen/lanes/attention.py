@@ -121,13 +121,16 @@ def attention_kernel(
     form = _Form.of(body, shape)
     context, extras = _context(form, body, target)
     context["pieces"] = _pieces(form, target.tiles)
-    template = "lanes/attention.c.j2"
+    template, scratch = "lanes/attention.c.j2", _scratch(body)
+    if target.adds_pairs:
+        context |= {"adds_pairs": True, "wide_at": scratch}
+        scratch += _widened(form, body) if form.qk == "i8" else 0
     if scores is None:
         context |= {"kernel": "@NAME@", "key_mask": _key_mask(form, body, extras)}
     else:
-        template = "lanes/attention_bytes.c.j2"
+        template = f"lanes/attention_{'words' if target.adds_pairs else 'bytes'}.c.j2"
         context |= _byte_scores(scores, extras, body, target)
-    return _kernel(form, body, template, context, _scratch(body), loops=scores is not None)
+    return _kernel(form, body, template, context, scratch, loops=scores is not None)
 
 
 def packed_kernel(
@@ -182,6 +185,7 @@ def _context(form: _Form, body: Body, target: Target) -> tuple[Context, list[_Ex
         "keep_q": form.qk == "i8" and form.dim // 4 <= target.tiles.query,
         "runs_at": _lists(body),
         "key_mask": None,
+        "adds_pairs": False,
         **_operands(form, body),
     }
     scale = args.number(float(form.node.attrs["qk_scale"]), "qk_scale") if form.qk == "i8" else ""
@@ -229,7 +233,13 @@ def _lists(body: Body) -> int:
 
 def _scratch(body: Body) -> int:
     """Bytes that the kernels need whose keys and values are not packed."""
-    return _lists(body) + 2 * _RUN * ((body.graph.tokens + 3) // 4 * 4 // 8 + 1)
+    runs = 2 * _RUN * ((body.graph.tokens + 3) // 4 * 4 // 8 + 1)
+    return -(-(_lists(body) + runs) // 64) * 64
+
+
+def _widened(form: _Form, body: Body) -> int:
+    """Bytes of a head's keys and of 16 queries, once their bytes are widened to 16 bits."""
+    return ((body.graph.tokens + 27) // 8 * 8 + 16) * form.dim * 2
 
 
 def _memory(shape: Shape, matrix: bool) -> tuple[dict[str, int], int]:
@@ -341,7 +351,14 @@ def _probability(form: _Form, body: Body) -> Context:
     result = program.demand(prob.outputs[0])
     if form.p_type == S8:
         result = f"({result} + 128)"
-    return {"prob": program.lines, "prob_result": result, "vanishes": _vanishes(prob, form)}
+    scale = byte_scores.probability_scale(prob) if form.pv == "i8" else None
+    share = "" if scale is None else f"vf_set1({body.args.number(1.0 / scale, 'prob_share')})"
+    return {
+        "prob": program.lines,
+        "prob_result": result,
+        "prob_share": share,
+        "vanishes": _vanishes(prob, form),
+    }
 
 
 def _vanishes(prob: Graph, form: _Form) -> bool:

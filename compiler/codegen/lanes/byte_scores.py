@@ -52,7 +52,7 @@ def find(node: Node, graph: Graph) -> ByteScores | None:
     prob: Graph = node.attrs["prob"]
     if graph.values[node.inputs[0]].dtype not in BYTES:
         return None
-    prob_scale = _probabilities(prob)
+    prob_scale = probability_scale(prob)
     made = score.producers()
     mask, top = masks.added(node, graph, score, made)
     chain = _chain(score, made, top)
@@ -94,7 +94,7 @@ def find(node: Node, graph: Graph) -> ByteScores | None:
     )
 
 
-def _probabilities(prob: Graph) -> float | None:
+def probability_scale(prob: Graph) -> float | None:
     """The scale, if probabilities are quantized and nothing else, 0 being the lowest byte."""
     if len(prob.nodes) != 1 or prob.nodes[0].op != "quantize":
         return None
