@@ -58,6 +58,7 @@ def lane_ops(graph: Graph) -> set[str]:
     return {n.op for n in graph.nodes if choice.has(n)}
 
 
+U, S, F = np.uint8, np.int8, np.float32
 INT8 = [(1, 0, np.uint8), (30, 255, np.uint8), (64, -128, np.int8), (1700, 128, np.uint8)]
 
 
@@ -457,6 +458,52 @@ def test_requantized_layers_are_exact(tmp_path: Path, target: str) -> None:
             np.testing.assert_array_equal(have, want)
 
 
+def gelu_in_parts(e: Editor, x: str, types: tuple[type, type]) -> str:
+    """GELU of which every part is quantized, to the first type, and its result to the second."""
+
+    def rounded(value: str, scale: float, zero: int, dtype: type) -> tuple[str, str]:
+        parameters = [e.constant(np.float32(scale)), e.constant(np.array(zero, dtype))]
+        q = e.emit("quantize", [value, *parameters])
+        return q, e.emit("dequantize", [q, *parameters])
+
+    first, last = types
+    low = np.iinfo(first).min
+    _, x = rounded(x, 0.031, low + 130, first)
+    _, y = rounded(e.emit("div", [x, e.constant(np.float32(2**0.5))]), 0.022, low + 127, first)
+    _, y = rounded(e.emit("erf", [y]), 2 / 255, low + 128, first)
+    _, y = rounded(e.emit("add", [y, e.constant(np.float32(1))]), 2 / 255, low, first)
+    _, y = rounded(e.emit("mul", [x, y]), 0.032, low + 10, first)
+    y = e.emit("mul", [y, e.constant(np.float32(0.5))])
+    return rounded(y, 0.016, np.iinfo(last).min + 11, last)[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("types", [(U, U), (S, S), (U, S), (S, U)])
+def test_functions_of_a_byte_are_tables(
+    tmp_path: Path, target: str, types: tuple[type, type]
+) -> None:
+    """GELU between two layers, every part of which is quantized: exact."""
+    rng = np.random.default_rng(3)
+    length, k, n = 19, 24, 20
+    e = Editor(name="parts", length=length)
+    x = e.input("x", np.uint8, (BATCH, length, k))
+    w = e.constant(rng.integers(-127, 128, (n, k)).astype(np.int8))
+    made = e.emit("qlinear", [x, w, e.constant(np.float32(1.5e-4))], x_zp=128)
+    q = gelu_in_parts(e, made, types)
+    again = e.constant(rng.integers(-9, 9, (n, n)).astype(np.int8))
+    zero = 0 if types[1] == S else 128
+    e.outputs.append(e.emit("qlinear", [q, again, e.constant(np.float32(0.01))], x_zp=zero))
+    graph = e.finish()
+    library = compile_graph(tmp_path, graph, target)
+    assert "8_by(" in (tmp_path / f"bucket_{length}" / "bucket.c").read_text()
+    # Sums of all sizes.
+    given = rng.integers(0, 256, (5, length, k)) * np.linspace(0, 1, 5)[:, None, None]
+    inputs = [np.clip(given + rng.integers(0, 128, k), 0, 255).astype(np.uint8)]
+    (want,), (have,) = interpret(graph, inputs), library.run(inputs)
+    assert len(np.unique(want)) > 500
+    np.testing.assert_array_equal(have, want)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_layernorm(tmp_path: Path, target: str) -> None:
     for channels in (1, 2, 7, 64):
@@ -491,11 +538,13 @@ def attention_graph(
     extra_shape: tuple[int | BatchDim, ...],
     score_zero: np.ndarray | None = None,
     fill: bool | None = None,
+    most: float = 1.0,
 ) -> Graph:
     """Attention whose operands come straight from the inputs.
 
     With `score_zero`, a zero point, scores are quantized in steps of 1.5 and back.  With `fill`,
-    a truth value, they are -1e9 where the mask has it, instead of being added to.
+    a truth value, they are -1e9 where the mask has it, instead of being added to.  Probabilities of
+    `most` become the highest byte.
     """
     channels = heads * dim
     e = Editor(name="attention", length=length)
@@ -519,7 +568,7 @@ def attention_graph(
     prob = Editor(name="prob")
     p = prob.input("p", np.float32, full)
     if types[3] != np.float32:
-        scale = prob.constant(np.float32(1 / 255))
+        scale = prob.constant(np.float32(most / 255))
         p = prob.emit("quantize", [p, scale, prob.constant(np.array(zps[3], types[3]))])
     prob.outputs.append(p)
     e.outputs.append(
@@ -540,7 +589,6 @@ def attention_graph(
     return e.finish()
 
 
-U, S, F = np.uint8, np.int8, np.float32
 VECTOR_TARGETS = [p for p in TARGETS if p.values[0] != "amx"]
 FULL = (BATCH, 1, 1, 21)
 
@@ -722,6 +770,32 @@ def test_attention_with_byte_scores(
         for i in range(3):
             assert np.isfinite(have[i]).all(), name
             assert_attention(have[i], want[i])
+
+
+@pytest.mark.parametrize("zero", [None, np.uint8(120)], ids=["any scores", "byte scores"])
+@pytest.mark.parametrize("most", [1.0, 0.5, 0.001])
+@pytest.mark.parametrize("target", TARGETS)
+def test_outputs_of_attention_do_not_saturate(
+    tmp_path: Path, target: str, most: float, zero: np.ndarray | None
+) -> None:
+    """Sums in 16 bits of probabilities, as many as there can be, and of the lowest value."""
+    length, dim = 40, 8
+    types, zps = (U, U, U, S), (0, 128, 128, -128)
+    extra = (BATCH, 1, 1, length)
+    zero = None if zero is None else np.asarray(zero)
+    graph = attention_graph(length, 1, dim, types, zps, extra, zero, most=most)
+    library = compile_graph(tmp_path, graph, target)
+    # Equal scores of all keys, of 20 (0.05 of 0.5 is 25.5 of 255, rounded up) and of 2.
+    batch = 3
+    same = np.full((batch, length, dim), 7, np.uint8)
+    mask = np.full((batch, 1, 1, length), -1e9, np.float32)
+    for i, keys in enumerate((length, 20, 2)):
+        mask[i, ..., :keys] = 0
+    for lowest in (0, 255):
+        inputs = [same, same, np.full((batch, length, dim), lowest, np.uint8), mask]
+        (want,) = interpret(graph, inputs)
+        (have,) = library.run(inputs)
+        np.testing.assert_allclose(have, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("zero", [None, np.uint8(120)], ids=["any scores", "byte scores"])

@@ -26,7 +26,7 @@ from sparsec.compiler.lowering.waits import Waits
 from sparsec.compiler.ops import OPS
 
 #: Elementwise nodes that one kernel takes at most: what they hold must find room in registers.
-GROUP_LIMIT = 16
+GROUP_LIMIT = 24
 
 
 @dataclass

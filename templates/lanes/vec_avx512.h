@@ -160,6 +160,29 @@ SPARSEC_INLINE void v_transpose16(int32_t *to, const int32_t *from, int n)
 /* Bytes of each lane: the greater, and a difference. */
 SPARSEC_INLINE vi vi_max_u8(vi a, vi b) { return (vi)_mm512_max_epu8((vi_raw)a, (vi_raw)b); }
 SPARSEC_INLINE vi vi_sub_u8(vi a, vi b) { return (vi)_mm512_sub_epi8((vi_raw)a, (vi_raw)b); }
+/* table[byte] of each byte: 16 shuffles by its low half, among which its high half chooses, from the
+ * lowest of its bits on. */
+SPARSEC_INLINE vi_raw vi_lookup16(vi_raw low, const uint8_t *table)
+{
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table)), low);
+}
+SPARSEC_INLINE vi vi_lookup(vi x, const uint8_t *table)
+{
+    const vi_raw low = _mm512_and_si512((vi_raw)x, _mm512_set1_epi8(15));
+    const __mmask64 bit4 = _mm512_movepi8_mask(_mm512_slli_epi16((vi_raw)x, 3));
+    const __mmask64 bit5 = _mm512_movepi8_mask(_mm512_slli_epi16((vi_raw)x, 2));
+    const __mmask64 bit6 = _mm512_movepi8_mask(_mm512_slli_epi16((vi_raw)x, 1));
+    vi_raw of64[4];
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *const t = table + 64 * i;
+        const vi_raw a = _mm512_mask_blend_epi8(bit4, vi_lookup16(low, t), vi_lookup16(low, t + 16));
+        const vi_raw b = _mm512_mask_blend_epi8(bit4, vi_lookup16(low, t + 32), vi_lookup16(low, t + 48));
+        of64[i] = _mm512_mask_blend_epi8(bit5, a, b);
+    }
+    const vi_raw less = _mm512_mask_blend_epi8(bit6, of64[0], of64[1]);
+    const vi_raw more = _mm512_mask_blend_epi8(bit6, of64[2], of64[3]);
+    return (vi)_mm512_mask_blend_epi8(_mm512_movepi8_mask((vi_raw)x), less, more);
+}
 /* e^(-x d) for the low byte d of each lane: tables of e^(-16 x i) and of e^(-x i), i in [0, 16). */
 SPARSEC_INLINE vf vf_decay(const float *table, vi d)
 {

@@ -118,6 +118,16 @@ SPARSEC_INLINE vi vi_max_u8(vi a, vi b)
     return (vi)((x & m) | (y & ~m));
 }
 SPARSEC_INLINE vi vi_sub_u8(vi a, vi b) { return (vi)((vb)a - (vb)b); }
+/* table[byte] of each byte. */
+SPARSEC_INLINE vi vi_lookup(vi x, const uint8_t *table)
+{
+    uint8_t bytes[sizeof(vi)];
+    memcpy(bytes, &x, sizeof x);
+    for (size_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = table[bytes[i]];
+    memcpy(&x, bytes, sizeof x);
+    return x;
+}
 /* e^(-x d) for the low byte d of each lane: the table holds all 256. */
 SPARSEC_INLINE vf vf_decay(const float *table, vi d)
 {

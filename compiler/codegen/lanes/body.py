@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.codegen.lanes import byte_tables
 from sparsec.compiler.codegen.lanes.arguments import Args
 from sparsec.compiler.codegen.lanes.program import Accumulator, Program
 from sparsec.compiler.ir import Graph, Node
@@ -79,7 +80,7 @@ class Panel:
     Attributes:
         y: C expression of where they are.
         pack: C function that packs 4 channels.
-        zero: C expression of the zero point that it is given besides, if it is.
+        zero: C arguments that it is given besides: a zero point, a table, or none.
     """
 
     y: str
@@ -214,13 +215,17 @@ class Body:
             if form == "lane":
                 self._store_lanes(prog, name, y, masked)
                 continue
-            value, zero, wants = self._byte(prog, name, form)
+            value, zero, wants, table = self._byte(prog, name, form)
             if form.startswith("panel"):
                 prog.lines.append(f"*p{len(panels)} = {value};")
-                panels.append(Panel(y, f"vi_pack4_{wants}" if zero else "vi_pack4", zero))
+                pack = (f"_{wants}" if zero else "") + ("_by" if table else "")
+                more = ", ".join(filter(None, (zero, table)))
+                panels.append(Panel(y, f"vi_pack4{pack}", more))
                 continue
             if zero:
                 value = f"vi_saturate_{wants}({value}, {zero})"
+            if table:
+                value = f"vi_lookup({value}, {table})"
             call, lanes_ = ("vi_store_8_lanes", ", lo, hi") if masked else ("vi_store_8", "")
             prog.lines.append(f"{call}({self._place(y)}, {value}{lanes_});")
         return panels
@@ -229,23 +234,30 @@ class Body:
         """C expression of where a vector of the rows of a channel is."""
         return f"{y} + (blk * {self.padded} + c) * 16 + s * VL"
 
-    def _byte(self, prog: Program, name: str, form: str) -> tuple[str, str, str]:
-        """A value as a byte of the form: C expression, that of its zero point, and signedness.
+    def _byte(self, prog: Program, name: str, form: str) -> tuple[str, str, str, str]:
+        """A value as a byte of the form: C expression, zero point, signedness, and table.
 
         With a zero point, the expression is the number of steps from it, not saturated yet; it is
-        "" where the expression is the byte itself.
+        "" where the expression is the byte itself.  With a table, all that is of a byte which the
+        value is looked up by.
         """
         dtype = self.graph.values[name].dtype
         wants = _wanted(form, dtype)
+        found = byte_tables.find(name, self.graph, prog.producers, prog.resolve)
+        if found is not None:
+            others = self.graph.values[found.source].dtype
+            value, zero, own, _ = self._byte(prog, found.source, "s8" if others == S8 else "u8")
+            flip = 128 * (wants != ("s8" if dtype == S8 else "u8"))
+            return value, zero, own, self.args.vector(found.bytes ^ np.uint8(flip), "bytes")
         steps = prog.steps(name)
         if steps is not None:
             value, zp = steps
             shift = 128 * ((dtype == S8) - (wants == "s8"))
-            return value, self.args.integer(zp + shift, "zero"), wants
+            return value, self.args.integer(zp + shift, "zero"), wants, ""
         value = prog.demand(name)
         if wants != ("s8" if dtype == S8 else "u8"):
             value = f"({value} ^ 128)"  # the other signedness is 128 away
-        return value, "", wants
+        return value, "", wants, ""
 
     def _store_lanes(self, prog: Program, name: str, y: str, masked: bool) -> None:
         """Append the store of a value in lanes of 4 bytes."""
