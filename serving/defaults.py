@@ -19,10 +19,16 @@ DEFAULT = "default"
 MODELS = {
     "fill-mask": "fill_mask",
     "question-answering": "qa",
+    "sentence-embedding": "embedding",
+    "sparse-embedding": "fill_mask",
     "text-classification": "sentiment",
     "token-classification": "ner",
+    "transformers_embedding_extraction": "embedding",
     "zero-shot-text-classification": "nli",
 }
+
+# Models of the hub for tasks that have none.
+_ELSEWHERE = {"rerank": "hf:cross-encoder/ms-marco-MiniLM-L6-v2"}
 
 # How the architecture of config.json ends, and the task of such models.
 _HEADS = {
@@ -45,7 +51,7 @@ def default_model(task: str) -> Path:
     if task not in MODELS:
         raise InputError(
             f"{task} has no default model, which {', '.join(MODELS)} have: give one (model_path), "
-            f"such as a folder with model.onnx, or hf:org/name"
+            f"such as a folder with model.onnx, or {_ELSEWHERE.get(task, 'hf:org/name')}"
         )
     try:
         import sparsec_models

@@ -1,4 +1,4 @@
-"""What examples/{ner,sentiment,qa,nli,fill_mask} are trained on, and the training script itself."""
+"""What the models of examples/models are trained on, and the training script itself."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ pytest.importorskip("safetensors", reason="examples need safetensors")
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from examples.embedding import data as embedding
 from examples.fill_mask import data as fill_mask
 from examples.ner import data as ner
 from examples.nli import data as nli
@@ -27,6 +28,7 @@ from examples.training.data import IGNORE, Example, Task, as_row, batches, colla
 from examples.training.templates import Grammar, Span, Text, read_lists, split
 from examples.training.vocabulary import trim
 from examples.training.words import ALL_NAMES, entities, invented
+from sparsec.serving.sentence import Normalize, SentenceSettings
 
 TASKS = {
     "ner": ner.TASK,
@@ -260,12 +262,22 @@ def test_targets(tokenizer: Tokenizer) -> None:
     assert batch.targets.tolist() == [[1], [0]]
 
 
-def test_batches_depend_on_the_seed_only(tokenizer: Tokenizer) -> None:
-    a, b = (batches(sentiment.TASK, tokenizer, (1, 2), 3) for _ in range(2))
-    assert len(a) == 3
-    for x, y in zip(a, b, strict=True):
-        assert np.array_equal(x.ids, y.ids) and np.array_equal(x.targets, y.targets)
-    assert not np.array_equal(a[0].ids, batches(sentiment.TASK, tokenizer, (1, 3), 3)[0].ids)
+@pytest.mark.parametrize("task", [sentiment.TASK, embedding.TASK], ids=lambda t: t.folder.name)
+def test_batches_depend_on_the_seed_only(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The vocabulary is that of a package.
+    monkeypatch.setattr(embedding, "words", lambda: ["acorn", "brook", "cedar"])
+    a, b = (batches(task, (1, 2), 3) for _ in range(2))
+    assert [len(examples) for examples in a] == [task.batch] * 3
+    assert a == b
+    assert a[0] != batches(task, (1, 3), 3)[0]
+
+
+def test_texts_to_judge_vectors_by_are_not_trained_on() -> None:
+    held_out = set(embedding.held_out_lines())
+    assert len(held_out) > 300
+    assert not held_out & set(embedding.lines())
+    rng = np.random.default_rng(0)
+    assert all(embedding.sample(rng, True).text in held_out for _ in range(9))
 
 
 def test_score_counts_rows_and_examples() -> None:
@@ -343,12 +355,17 @@ def _train_a_little(name: str, tmp_path: Path) -> tuple[Path, Path]:
         pytest.skip(f"{build.PACKAGE} is not installed (examples/minilm/requirements.txt)")
     import onnx
 
-    task = dataclasses.replace(TASKS[name], layers=1, pieces=5000, batch=4, sparsity=0.75)
+    task, kind = embedding.TASK, train.Trainer
+    if name == "embedding":
+        from examples.embedding.train import Distiller as kind
+    else:
+        task = TASKS[name]
+    task = dataclasses.replace(task, layers=1, pieces=5000, batch=4, sparsity=0.75)
     output, state = tmp_path / "model", tmp_path / "state"
     arguments = ["--state", str(state), "--output", str(output), "--threads", "1"]
     arguments += ["--steps", "3", "--minutes", "0"]
-    assert train.main(task, [*arguments, "--seconds", "0"]) == train.AGAIN
-    assert train.main(task, [*arguments, "--seconds", "600"]) == 0
+    assert train.main(task, [*arguments, "--seconds", "0"], kind) == train.AGAIN
+    assert train.main(task, [*arguments, "--seconds", "600"], kind) == 0
     onnx.checker.check_model(str(output / "model.onnx"))
     config = json.loads((output / "config.json").read_text())
     vocabulary = Tokenizer.from_file(str(output / "tokenizer.json")).get_vocab_size()
@@ -358,7 +375,7 @@ def _train_a_little(name: str, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @needs_torch
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, "embedding"])
 def test_training_runs_stops_and_goes_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,9 +390,17 @@ def test_training_runs_stops_and_goes_on(
     monkeypatch.setattr(train.sparsec, "sparsify", sparsify)
     monkeypatch.setattr(train, "TEXTS", 80)
     monkeypatch.setattr(train, "HELD_OUT_BATCHES", 2)
-    _train_a_little(name, tmp_path)
-    assert len(seen["texts"]) == 80 and seen["sparsity"] == 0.75
-    assert (seen["minutes"], seen["dialect"]) == (0, "sparseml")
+    monkeypatch.setattr(
+        "examples.embedding.train.held_out_lines", lambda: ["A door.", "Rain", "Why?"]
+    )
+    output, _ = _train_a_little(name, tmp_path)
+    assert len(seen["texts"]) == 80 and seen["dialect"] == "sparseml"
+    if name == "embedding":
+        assert seen["form"] == "int8"
+        settings = SentenceSettings.load(output)
+        assert settings.pooling.modes == ("mean",) and settings.steps == (Normalize(),)
+    else:
+        assert (seen["sparsity"], seen["minutes"]) == (0.75, 0)
 
 
 @needs_torch
@@ -387,6 +412,25 @@ def test_training_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     _, state = _train_a_little("sentiment", tmp_path)
     report = json.loads((state / "sparse" / "report.json").read_text())
     assert report["sparsity"] == pytest.approx(0.75, abs=0.01)
+
+
+def test_tables_become_bytes(tmp_path: Path) -> None:
+    import onnxruntime
+
+    from examples.encoders import EncoderConfig, write_random
+    from examples.training.tables import round_tables
+
+    config = EncoderConfig(layers=1, vocab=30)
+    path = tmp_path / "model.onnx"
+    write_random(path, config)
+    size = path.stat().st_size
+    ids = np.arange(24).reshape(2, 12)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids % 2}
+    before = onnxruntime.InferenceSession(path).run(None, inputs)[0]
+    round_tables(path, [f"{name}.weight" for name in config.tables()])
+    after = onnxruntime.InferenceSession(path).run(None, inputs)[0]
+    assert path.stat().st_size < size - 2.5 * config.hidden * (30 + config.max_position)
+    assert 0 < np.abs(after - before).max() < 0.05 * np.abs(before).max()
 
 
 def test_rows_are_what_sparsify_reads(tokenizer: Tokenizer) -> None:

@@ -620,7 +620,7 @@ SLOW = pytest.mark.slow
     ("name", "number"),
     [
         ("out.parquet", signal.SIGKILL),
-        ("folder", signal.SIGINT),
+        pytest.param("folder", signal.SIGINT, marks=SLOW),
         pytest.param("out.parquet", signal.SIGINT, marks=SLOW),
         pytest.param("folder", signal.SIGKILL, marks=SLOW),
     ],

@@ -163,14 +163,14 @@ def as_row(task: Task, tokenizer: Tokenizer, example: Example) -> dict[str, str]
 
 
 def batches(
-    task: Task, tokenizer: Tokenizer, seed: Sequence[int], count: int, held_out: bool = False
-) -> list[Batch]:
-    """`count` batches of examples of similar length, in random order."""
+    task: Task, seed: Sequence[int], count: int, held_out: bool = False
+) -> list[list[Example]]:
+    """The examples of `count` batches, of similar length in each, in random order."""
     rng = np.random.default_rng(list(seed))
     examples = [task.sample(rng, held_out) for _ in range(count * task.batch)]
     examples.sort(key=lambda e: len(e.text) + len(e.pair or ""))
     parts = [examples[i * task.batch : (i + 1) * task.batch] for i in range(count)]
-    return [collate(task, tokenizer, parts[i]) for i in rng.permutation(count)]
+    return [parts[i] for i in rng.permutation(count)]
 
 
 def score(results: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -77,9 +77,9 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids, mask and types, integers [B, S] -> (last hidden state, scores).
 
-        Scores are [B, rows, classes], each row a choice between classes: tokens between labels or
-        between words of the vocabulary, the whole text between labels (one row), or for question
-        answering start and end (two rows) between tokens.
+        Scores are the state where there is no head; else [B, rows, classes], each row a choice
+        between classes: tokens between labels or between words of the vocabulary, the whole text
+        between labels (one row), or for question answering start and end (two rows) between tokens.
         """
         rows = [functional.embedding(ids, self.parameter("embeddings.word_embeddings.weight"))]
         rows.append(self.parameter("embeddings.token_type_embeddings.weight")[types])
@@ -93,6 +93,8 @@ class Encoder(nn.Module):
             y = functional.gelu(self.linear(f"{layer}.intermediate.dense", x))
             y = self.linear(f"{layer}.output.dense", y)
             x = self.norm(f"{layer}.output.LayerNorm", x + self.dropout(y))
+        if self.config.head == "hidden":
+            return x, x
         if self.config.head == "token-classification":
             return x, self.linear("classifier", x)
         if self.config.head == "question-answering":

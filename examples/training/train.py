@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from torch.nn import functional
 import sparsec
 from examples.encoders import EncoderConfig, Weights, write_fp32
 from examples.minilm.build import find_model, load_model
-from examples.training.data import IGNORE, Batch, Task, as_row, batches, score
+from examples.training.data import IGNORE, Batch, Example, Task, as_row, batches, collate, score
 from examples.training.model import Encoder, with_head
+from examples.training.tables import round_tables
 from examples.training.vocabulary import trim
 
 SEED = 1
@@ -49,17 +50,6 @@ def make_config(task: Task, source: EncoderConfig, vocabulary: int) -> EncoderCo
     )
 
 
-def start(task: Task) -> tuple[Tokenizer, EncoderConfig, Weights]:
-    """MiniLM with a smaller vocabulary and a head that knows nothing yet."""
-    folder = find_model()
-    text, ids = trim(folder / "tokenizer.json", task.pieces, task.words)
-    source, weights = load_model(folder)
-    config = make_config(task, source, len(ids))
-    words = "embeddings.word_embeddings.weight"
-    weights[words] = weights[words][ids]
-    return Tokenizer.from_str(text), config, with_head(config, weights, SEED)
-
-
 def tensors(batch: Batch) -> tuple[torch.Tensor, ...]:
     """ids, mask, types and targets."""
     return tuple(torch.from_numpy(a) for a in (*batch.inputs, batch.targets))
@@ -77,13 +67,28 @@ class Trainer:
     def __init__(self, task: Task, folder: Path) -> None:
         self.task = task
         self.folder = folder
-        self.tokenizer, self.config, weights = start(task)
+        self.tokenizer, self.config, weights = self.start()
         self.model = Encoder(self.config, weights)
         self.step = 0
         values = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(values, lr=task.learning_rate, weight_decay=0.0)
         can = torch.cpu.get_capabilities()
         self.bfloat16 = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+    def start(self) -> tuple[Tokenizer, EncoderConfig, Weights]:
+        """MiniLM with a smaller vocabulary and a head that knows nothing yet."""
+        folder = find_model()
+        text, ids = trim(folder / "tokenizer.json", self.task.pieces, self.task.words)
+        source, weights = load_model(folder)
+        config = make_config(self.task, source, len(ids))
+        words = "embeddings.word_embeddings.weight"
+        weights[words] = weights[words][ids]
+        weights = self.layers(config, weights)
+        return Tokenizer.from_str(text), config, with_head(config, weights, SEED)
+
+    def layers(self, config: EncoderConfig, weights: Weights) -> Weights:
+        """The weights that training begins with, by the names of the smaller model."""
+        return weights
 
     def say(self, text: str) -> None:
         print(f"[{self.task.folder.name} {self.step:>4}/{self.task.steps}] {text}", flush=True)
@@ -114,8 +119,13 @@ class Trainer:
     def steps(self) -> Iterator[Batch]:
         """The batches from the current step on."""
         while self.step < self.task.steps:
-            chunk = batches(self.task, self.tokenizer, (SEED, self.step // CHUNK), CHUNK)
-            yield from chunk[self.step % CHUNK :]
+            chunk = batches(self.task, (SEED, self.step // CHUNK), CHUNK)
+            for examples in chunk[self.step % CHUNK :]:
+                yield self.collate(examples)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples as a batch, with what is right."""
+        return collate(self.task, self.tokenizer, examples)
 
     def train(self, seconds: float) -> bool:
         """Train for some time; returns whether all steps are done."""
@@ -132,7 +142,6 @@ class Trainer:
 
     def one(self, batch: Batch) -> None:
         """One step."""
-        ids, mask, types, targets = tensors(batch)
         steps = self.task.steps
         rate = self.task.learning_rate * min(1.0, (self.step + 1) / (0.05 * steps))
         for group in self.optimizer.param_groups:
@@ -140,7 +149,7 @@ class Trainer:
         torch.manual_seed(self.step)
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-            loss = loss_of(self.model(ids, mask, types)[1], targets)
+            loss = self.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -149,9 +158,15 @@ class Trainer:
         if self.step % 25 == 0:
             self.say(f"loss {loss.item():.4f}")
 
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """What a step makes smaller."""
+        ids, mask, types, targets = tensors(batch)
+        return loss_of(self.model(ids, mask, types)[1], targets)
+
     def held_out(self) -> list[Batch]:
         """Examples of templates and names that training never sees."""
-        return batches(self.task, self.tokenizer, (SEED, 999_999), HELD_OUT_BATCHES, True)
+        made = batches(self.task, (SEED, 999_999), HELD_OUT_BATCHES, True)
+        return [self.collate(examples) for examples in made]
 
     def report(self, folder: Path, what: str) -> None:
         """Say how a model does on held-out examples."""
@@ -169,16 +184,25 @@ class Trainer:
         folder = self.folder / "dense"
         folder.mkdir(parents=True, exist_ok=True)
         write_fp32(folder / "model.onnx", self.config, self.model.export())
-        (folder / "tokenizer.json").write_text(self.tokenizer.to_str(), encoding="utf-8")
-        text = json.dumps(hf_config(self.task, self.config), indent=2)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        for name, text in self.files().items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
         return folder
+
+    def files(self) -> dict[str, str]:
+        """What lies beside the model."""
+        config = json.dumps(hf_config(self.task, self.config), indent=2)
+        return {"tokenizer.json": self.tokenizer.to_str(), "config.json": config + "\n"}
 
     def texts(self) -> list[dict[str, str]]:
         """What the pruned model learns from."""
         rng = np.random.default_rng([SEED, 1])
         made = (self.task.sample(rng, False) for _ in range(TEXTS))
         return [as_row(self.task, self.tokenizer, example) for example in made]
+
+    def how(self) -> dict[str, Any]:
+        """What is asked of `sparsec.sparsify`."""
+        return {"sparsity": self.task.sparsity, "minutes": self.task.minutes}
 
     def sparsify(self) -> None:
         """Prune and round the float model, and write the task's folder."""
@@ -189,18 +213,20 @@ class Trainer:
             dense,
             texts=self.texts(),
             output=made,
-            sparsity=self.task.sparsity,
-            minutes=self.task.minutes,
             dialect="sparseml",
+            **self.how(),
             seed=SEED,
             seconds=0,
             force=True,
             progress=self.say,
         )
         self.task.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("model.onnx", "tokenizer.json", "config.json"):
-            shutil.copyfile(made / name, self.task.folder / name)
-        self.report(self.task.folder, "pruned int8")
+        path = Path(shutil.copyfile(made / "model.onnx", self.task.folder / "model.onnx"))
+        round_tables(path, [f"{name}.weight" for name in self.config.tables()])
+        for name in self.files():
+            (self.task.folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(dense / name, self.task.folder / name)
+        self.report(self.task.folder, "int8")
 
 
 def run_onnx(path: Path, task: Task, data: list[Batch]) -> list[np.ndarray]:
@@ -224,6 +250,7 @@ ARCHITECTURES = {
     "sequence-classification": "BertForSequenceClassification",
     "question-answering": "BertForQuestionAnswering",
     "masked-lm": "BertForMaskedLM",
+    "hidden": "BertModel",
 }
 
 
@@ -251,7 +278,7 @@ def hf_config(task: Task, config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def main(task: Task, argv: list[str] | None = None) -> int:
+def main(task: Task, argv: list[str] | None = None, kind: type[Trainer] = Trainer) -> int:
     """Train a task from the command line."""
     parser = argparse.ArgumentParser(
         description=f"Train {task.folder.name}, prune it, and write {task.folder}.",
@@ -267,7 +294,7 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     task = dataclasses.replace(task, folder=args.output, steps=args.steps, minutes=args.minutes)
-    trainer = Trainer(task, args.state)
+    trainer = kind(task, args.state)
     trainer.load()
     if not trainer.train(args.seconds):
         trainer.say("the time is up; run again to go on")
@@ -276,6 +303,6 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(task: Task) -> None:
+def run(task: Task, kind: type[Trainer] = Trainer) -> None:
     """`main` as a script."""
-    sys.exit(main(task))
+    sys.exit(main(task, kind=kind))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -12,6 +12,18 @@ from tokenizers import Tokenizer
 # BERT's vocabulary has letters of all scripts; a text in one that is dropped becomes [UNK].
 _KEPT = re.compile(r"(##)?[\x21-\x7e]+")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def frequent(source: Path, size: int) -> list[str]:
+    """The most frequent pieces of a WordPiece vocabulary, whose ids are sorted by frequency."""
+    vocabulary: dict[str, int] = json.loads(source.read_text("utf-8"))["model"]["vocab"]
+    return _plain(vocabulary)[:size]
+
+
+def _plain(vocabulary: Mapping[str, int]) -> list[str]:
+    """The pieces that texts are spelt with here, in order."""
+    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
+    return [w for w in ordered if _KEPT.fullmatch(w) and not re.fullmatch(r"\[.+\]", w)]
 
 
 def trim(source: Path, size: int, texts: Iterable[str]) -> tuple[str, list[int]]:
@@ -36,9 +48,8 @@ def trim(source: Path, size: int, texts: Iterable[str]) -> tuple[str, list[int]]
     raw = json.loads(whole.to_str())
     vocabulary: dict[str, int] = raw["model"]["vocab"]
     ordered = sorted(vocabulary, key=vocabulary.__getitem__)
-    plain = [w for w in ordered if _KEPT.fullmatch(w) and not re.fullmatch(r"\[.+\]", w)]
-    frequent = set(plain[:size]) | set(_SPECIAL)
-    kept = [w for w in ordered if w in frequent or vocabulary[w] in needed]
+    usual = set(_plain(vocabulary)[:size]) | set(_SPECIAL)
+    kept = [w for w in ordered if w in usual or vocabulary[w] in needed]
     ids = [vocabulary[w] for w in kept]
     renumbered = {w: i for i, w in enumerate(kept)}
     raw["model"]["vocab"] = renumbered
