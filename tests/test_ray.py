@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
 import sys
@@ -78,6 +79,8 @@ def cluster() -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="the extra sparsec[ray] is not installed")
     from ray.cluster_utils import Cluster
 
+    # On a busy machine a process of Serve takes longer to start than the 5 s it is given.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
     made = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "object_store_memory": 100 << 20},
