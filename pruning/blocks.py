@@ -2,7 +2,7 @@
 
 Which blocks stay is found for all rows at once (`splitting`), and made a little better by exchanges
 where that is asked for (`refining`); for a whole ladder of sparsities, by one greedy order of
-removal (`removal`).  The remaining weights are solved exactly (`least_squares.solve_rows`).
+removal (`removal`).  The remaining weights are solved for (`least_squares.solve_rows`).
 
 Squared error of the query layer of all-MiniLM-L6-v2's third encoder layer, as a share of its
 output's variance, the remaining weights solved in each case but the first:

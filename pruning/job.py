@@ -29,7 +29,7 @@ from sparsec.pruning.evaluation.models import USUAL_LENGTH, Found, count_tokens
 from sparsec.pruning.evaluation.parts import Latency
 from sparsec.pruning.evaluation.texts import Sample
 from sparsec.pruning.layers import Layer
-from sparsec.pruning.learn import Lesson, learn
+from sparsec.pruning.learn import Lesson, begun, learn
 from sparsec.pruning.made import Made
 from sparsec.pruning.outcome import CurvePoint, LayerOutcome, Sparsified
 from sparsec.pruning.planner import Plan
@@ -241,7 +241,12 @@ class Job:
         """Layers after a plan, trained for a share of the time if at all."""
         if self.wanted.trains and share:
             return self._train(chosen, share)
-        forms = self._forms(chosen)
+        return Made(self._solved(self._forms(chosen)), {}, chosen, ())
+
+    def _solved(self, forms: Mapping[str, oneshot.Form]) -> dict[str, oneshot.Compressed]:
+        """Layers pruned and rounded in one shot; those of an earlier run are not solved again."""
+        if not forms:
+            return {}
         settings = oneshot.Settings(per_channel=export.per_channel(self.ready, self.wanted.dialect))
         kept = self.work.layers(json.dumps({n: asdict(f) for n, f in forms.items()}))
         known = kept.read()
@@ -262,15 +267,17 @@ class Job:
             self.say(Step(line, "solving layers", done, len(forms), lost=f"{made.error:.2%}"))
 
         run = oneshot.OneShot(self.model, self.batches, settings).compress(forms, report, known)
-        return Made(run.made, {}, chosen, ())
+        return run.made
 
     def _train(self, chosen: Plan, share: float) -> Made:
         """Layers that are trained for a share of the time."""
         digest = hashlib.sha256(json.dumps(asdict(chosen)).encode()).hexdigest()[:16]
         lesson = Lesson(self.samples, self.items, self.held, self.held_items, self.labelled)
+        forms, began = self._forms(chosen), time.monotonic()
+        start = self._solved(begun(forms))
         learnt = learn(
-            self.model, self.found, lesson, self.layers,
-            forms=self._forms(chosen), minutes=share * self.wanted.minutes,
+            self.model, self.found, lesson, self.layers, forms=forms, start=start,
+            minutes=share * self.wanted.minutes, spent=time.monotonic() - began,
             steps=self.wanted.steps,
             max_length=self.longest, pad=self.pad, seed=self.wanted.seed,
             per_channel=export.per_channel(self.ready, self.wanted.dialect),

@@ -1,4 +1,4 @@
-"""The least squares that second moments pose, and its exact solutions.
+"""The least squares that second moments pose, and its solutions.
 
 For inputs x [K] and targets y [N] of one layer the loss of the weights w of one output, with the
 best bias for it, is
@@ -26,6 +26,9 @@ DEAD = 1e-9
 
 #: What damping is chosen from, as shares of the Hessian's mean diagonal.
 DAMPINGS = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+#: Where conjugate gradients end: a residual of this share; or so many steps, or passes of those.
+CLOSE, MOST_STEPS, MOST_PASSES = 1e-4, 200, 12
 
 #: Bytes of matrices that are worked on together.
 BATCH_BYTES = 256 << 20
@@ -129,58 +132,74 @@ def row_batches(rows: int, width: int, size: int = 4) -> Iterator[slice]:
     yield from (slice(i, min(i + step, rows)) for i in range(0, rows, step))
 
 
-def solve_rows(hessian: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
-    """The weights of least loss that are zero outside a mask, row by row.
+def solve_rows(hessian: Tensor, weights: Tensor, keep: Tensor, close: float = CLOSE) -> Tensor:
+    """The weights of least loss that are zero outside a mask.
+
+    By conjugate gradients (Hestenes and Stiefel, 1952) in all rows side by side, preconditioned
+    with the inverse of the whole Hessian, of which each row takes its part: a product of matrices
+    a step, some tens of steps, where exact solving takes a factorization for each row.
 
     Args:
         hessian: float64 [K, K], positive definite.
         weights: [N, K], the minimum without a mask.
         keep: bool [N, K].
+        close: the share of the residual at which it ends.
 
     Returns:
-        Float64 [N, K], exact but for rounding.
+        Float64 [N, K]; the loss is above the least by about a share of `close` squared.
     """
-    result = torch.zeros_like(weights, dtype=torch.float64)
-    counts = keep.sum(1)
-    order = counts.argsort(descending=True)
-    order = order[counts[order] > 0]
-    single = hessian.float()
-    start = 0
-    while start < len(order):
-        widest = int(counts[order[start]])
-        step = max(1, BATCH_BYTES // (2 * widest * widest * 4))
-        rows = order[start : start + step]
-        _solve_batch(hessian, single, weights, keep, rows, result)
-        start += step
-    return result
+    if bool(keep.all()):
+        return weights.double()
+    # In units in which every input has a variance of 1.
+    size = hessian.diagonal().sqrt()
+    scaled = hessian / size[:, None] / size
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled)).float()
+    aim, mask, single = weights.double() * size, keep.float(), scaled.float()
+    solution = torch.zeros_like(aim)
+    enough = None
+    for _ in range(MOST_PASSES):  # float32 leaves something each time
+        residual = ((aim - solution) @ scaled) * keep
+        left = residual.square().sum(1)
+        enough = close**2 * left if enough is None else enough
+        if bool((left <= enough).all()):
+            break
+        solution += conjugate_gradients(single, inverse, residual.float(), mask)
+    return solution / size
 
 
-def _solve_batch(
-    hessian: Tensor, single: Tensor, weights: Tensor, keep: Tensor, rows: Tensor, result: Tensor
-) -> None:
-    """:func:`solve_rows` of some rows, widest first, whose matrices fit in memory together."""
-    mask = keep[rows]
-    widest = int(mask[0].sum())
-    # Columns that a row keeps come first; rows with fewer are filled up with rows of the identity.
-    columns = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :widest]
-    real = mask.gather(1, columns)
-    matrices = single[columns[:, :, None], columns[:, None, :]]
-    matrices *= real[:, :, None] & real[:, None, :]
-    matrices.diagonal(dim1=1, dim2=2).add_((~real).float())
-    factor, info = torch.linalg.cholesky_ex(matrices)
-    exact = bool((info != 0).any())
-    if exact:  # too ill-conditioned for float32
-        matrices = hessian[columns[:, :, None], columns[:, None, :]]
-        matrices *= real[:, :, None] & real[:, None, :]
-        matrices.diagonal(dim1=1, dim2=2).add_((~real).double())
-        factor = torch.linalg.cholesky(matrices)
-    solution = torch.zeros_like(weights[rows], dtype=torch.float64)
-    # What float32 leaves is solved for once more.
-    for _ in range(1 if exact else 3):
-        gradient = ((weights[rows].double() - solution) @ hessian).gather(1, columns) * real
-        step = torch.cholesky_solve(gradient.to(factor)[..., None], factor)[..., 0]
-        solution.scatter_add_(1, columns, step.double() * real)
-    result[rows] = solution
+def conjugate_gradients(
+    hessian: Tensor, inverse: Tensor, wanted: Tensor, mask: Tensor, most: int = MOST_STEPS
+) -> Tensor:
+    """x [N, K] with x H = wanted in a mask, and zero outside of it, each row for itself.
+
+    Args:
+        hessian: float32 [K, K].
+        inverse: float32 [K, K], the inverse of about that; or [K], of its diagonal.
+        wanted: [N, K], zero outside the mask.
+        mask: [N, K], 0 or 1.
+        most: steps; fewer where all rows have come nearer than :data:`CLOSE`.
+    """
+
+    def near(rows: Tensor) -> Tensor:
+        return rows * inverse if inverse.dim() == 1 else (rows @ inverse) * mask
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(1, keepdim=True)
+
+    solution, residual = torch.zeros_like(wanted), wanted
+    direction = near(residual)
+    size, enough = dot(residual, direction), (CLOSE / 2) ** 2 * dot(wanted, wanted)
+    for step in range(most):
+        along = (direction @ hessian) * mask
+        length = size / dot(direction, along).clamp_min(1e-30)
+        solution = solution + length * direction
+        residual = residual - length * along
+        if step % 4 == 3 and bool((dot(residual, residual) <= enough).all()):
+            break
+        nearer = near(residual)
+        before, size = size, dot(residual, nearer)
+        direction = nearer + size / before.clamp_min(1e-30) * direction
+    return solution
 
 
 def padded(problem: Problem, block: int) -> tuple[Tensor, Tensor]:

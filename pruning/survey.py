@@ -38,7 +38,7 @@ LEAST_CHANNELS = 16
 DAMPING = 0.01
 
 #: Outputs of a layer that are looked at, and the share of their blocks that is removed at once.
-ROWS, RATE = 64, 0.1
+ROWS, RATE = 64, 0.2
 
 
 @dataclass(frozen=True)

@@ -460,6 +460,37 @@ def test_a_training_for_a_speedup_goes_on_after_a_stop(
     assert len(plans) == 1
 
 
+@pytest.mark.parametrize("form", ["blocks", "channels"])
+def test_a_training_begins_with_one_shot(
+    form: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float, float]] = []
+
+    def look(self: Trainer) -> None:
+        start = {
+            name: value.detach().clone()
+            for name, value in self.teacher.parameters_by_name().items()
+        }
+        moved = [
+            float((value.detach() - start[name])[value != 0].abs().max())
+            for name, value in self.student.named_values().items()
+            if name in self.student.masks
+        ]
+        seen.append((self.student.sparsity(), self.agreement(), min(moved)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train", look)
+    with pytest.raises(KeyboardInterrupt):
+        sparsec.sparsify(
+            model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, steps=3, form=form, **ORT
+        )
+    (sparsity, agreement, moved), *_ = seen
+    # Channels go at once, blocks to a part.
+    assert sparsity == pytest.approx(0.3 if form == "blocks" else 0.5, abs=0.06)
+    assert agreement > 0.5
+    assert moved > 0  # what is left makes up for what went
+
+
 def test_surveys_of_heads_and_channels_are_kept(model: Path, tmp_path: Path) -> None:
     dense = TorchModel(load_model(model))
     found = sites(dense.opened.graph(dense.opened.probe), dense.layers)

@@ -124,9 +124,15 @@ def trainer(
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps=st.integers(1, 3000), prune=st.booleans(), quantize=st.booleans())
-def test_plans_have_the_steps_that_are_asked_for(steps: int, prune: bool, quantize: bool) -> None:
-    cycles = plan.make(steps, prune, quantize)
+@given(
+    steps=st.integers(1, 3000), prune=st.booleans(), quantize=st.booleans(),
+    start=st.sampled_from([0.0, 0.6]),
+)  # fmt: skip
+def test_plans_have_the_steps_that_are_asked_for(
+    steps: int, prune: bool, quantize: bool, start: float
+) -> None:
+    cycles = plan.make(steps, prune, quantize, start)
+    assert cycles[0].share > start
     assert plan.total(cycles) == steps and all(c.steps >= 1 for c in cycles)
     shares = [c.share for c in cycles]
     assert shares == sorted(shares) and shares[-1] == 1.0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsec.pruning.blocks import BLOCK, expand
+from sparsec.pruning.least_squares import conjugate_gradients
 from sparsec.pruning.masks import input_scores
 
 DAMPING = 0.01
@@ -73,33 +74,18 @@ def settle(weight: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
     """The weights `[N, K]` within a mask whose outputs are about nearest to those of `weight`: what
     is left makes up for what went.
 
-    By conjugate gradients (Hestenes and Stiefel, 1952) in all rows side by side: exact solving
-    costs as much as some hundred steps of training, which go on from here anyway.
+    By few steps of conjugate gradients: training goes on from here anyway.
     """
     diagonal = moments.diagonal()
     strength = DAMPING * float(diagonal.mean().clamp_min(1e-12))
-    # Of inputs of very different sizes: in units of their own.
-    inverse = 1 / (diagonal + strength)
-
-    def product(rows: Tensor) -> Tensor:
-        return (rows @ moments + strength * rows) * mask
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(1, keepdim=True)
-
+    hessian = moments + strength * torch.eye(len(moments), device=moments.device)
     settled = weight * mask
-    residual = product(weight - settled)
-    direction = residual * inverse
-    size = dot(residual, direction)
-    for _ in range(SETTLING):
-        along = product(direction)
-        step = size / dot(direction, along).clamp_min(1e-30)
-        settled = settled + step * direction
-        residual = residual - step * along
-        scaled = residual * inverse
-        before, size = size, dot(residual, scaled)
-        direction = scaled + size / before.clamp_min(1e-30) * direction
-    return settled
+    residual = ((weight - settled) @ hessian) * mask
+    # Of inputs of very different sizes: in units of their own.
+    steps = conjugate_gradients(
+        hessian, 1 / hessian.diagonal(), residual, mask.to(weight.dtype), SETTLING
+    )
+    return settled + steps
 
 
 def sensitivity(squares: Tensor, moments: Tensor) -> Tensor | None:

@@ -65,13 +65,16 @@ def cubic(done: float) -> float:
     return 1 - (1 - min(1.0, max(0.0, done))) ** 3
 
 
-def make(steps: int, prune: bool = True, quantize: bool = True) -> tuple[Cycle, ...]:
+def make(
+    steps: int, prune: bool = True, quantize: bool = True, start: float = 0.0
+) -> tuple[Cycle, ...]:
     """The cycles of a training.
 
     Args:
         steps: of all cycles together, at least 1.
         prune: whether sparsity is to rise; else masks stay as they are.
         quantize: whether the end computes with rounded numbers.
+        start: share of the final sparsity that is there before the first step.
 
     Raises:
         ValueError: there is no step.
@@ -87,7 +90,7 @@ def make(steps: int, prune: bool = True, quantize: bool = True) -> tuple[Cycle, 
         count = max(1, min(MOST_CYCLES, rising // SHORTEST))
         for i, length in enumerate(_even(rising, count), 1):
             # The masks of the last of them are the final ones.
-            cycles.append(Cycle(length, cubic(i / count)))
+            cycles.append(Cycle(length, start + (1 - start) * cubic(i / count)))
     if settling:
         cycles.append(Cycle(settling, 1.0))
     if rounded:

@@ -64,6 +64,7 @@ class Options:
         weights: of the parts of the loss.
         quantize: whether the end computes with 8 bits.
         seed: of the order of the texts.
+        start: share of the final sparsity that the student has when it comes.
         save_every: seconds between two checkpoints.
         measure_every: seconds between two measurements on held-out texts, besides those at the end
             of cycles.
@@ -76,6 +77,7 @@ class Options:
     weights: losses.Weights = field(default_factory=losses.Weights)
     quantize: bool = True
     seed: int = 0
+    start: float = 0.0
     save_every: float = 120.0
     measure_every: float = 300.0
 
@@ -116,6 +118,7 @@ class Trainer:
         answers: folder for the teacher's answers, which trainings of the same teacher on the same
             texts share; None: they are computed anew each time.
         fingerprint: of the model, the texts and the options that lead to the student.
+        spent: seconds of the time that are gone already; half of it is left in any case.
         say: called with lines of progress.
     """
 
@@ -132,8 +135,10 @@ class Trainer:
         folder: Path | None = None,
         answers: Path | None = None,
         fingerprint: str = "",
+        spent: float = 0.0,
         say: Say = lambda line: None,
     ) -> None:
+        self._budget = max(60 * options.minutes - spent, 30 * options.minutes)
         self.teacher = teacher
         self.student = student
         self._batches = batches
@@ -230,13 +235,15 @@ class Trainer:
         steps = options.steps
         if steps is None:
             pace, taught = self._pace()
-            seconds, epoch = 60 * options.minutes, self._batches.per_epoch
+            seconds, epoch = self._budget, self._batches.per_epoch
             steps = plan.steps_in(seconds, pace)
             if self._answers is not None and remembered.can_be(self._kinds):
                 fewer = plan.steps_in(seconds - epoch * taught, pace - taught)
                 steps, pace = (fewer, pace - taught) if fewer >= EPOCHS * epoch else (steps, pace)
-            self._say(f"{pace:.2f} s a step: {steps} steps in {options.minutes:g} minutes")
-        return plan.make(steps, prune=bool(self._targets), quantize=options.quantize)
+            self._say(f"{pace:.2f} s a step: {steps} steps in {seconds / 60:.3g} minutes")
+        return plan.make(
+            steps, prune=bool(self._targets), quantize=options.quantize, start=options.start
+        )
 
     def _pace(self) -> tuple[float, float]:
         """Seconds that a step takes, the median of some that are undone, and how many of them the
@@ -334,7 +341,7 @@ class Trainer:
         if options.steps is not None or not state.step:
             return
         left = plan.total(state.cycles) - state.step
-        budget = 60 * options.minutes
+        budget = self._budget
         need = state.pace * left + self._beginning * (len(state.cycles) - index)
         if state.seconds + need > LATE * budget:
             factor = max(0.0, budget - state.seconds) / need
