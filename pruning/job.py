@@ -29,7 +29,7 @@ from sparsec.pruning.evaluation.models import USUAL_LENGTH, Found, count_tokens
 from sparsec.pruning.evaluation.parts import Latency
 from sparsec.pruning.evaluation.texts import Sample
 from sparsec.pruning.layers import Layer
-from sparsec.pruning.learn import Lesson, begun, learn
+from sparsec.pruning.learn import Lesson, begun, learn, start_share
 from sparsec.pruning.made import Made
 from sparsec.pruning.outcome import CurvePoint, LayerOutcome, Sparsified
 from sparsec.pruning.planner import Plan
@@ -274,11 +274,11 @@ class Job:
         digest = hashlib.sha256(json.dumps(asdict(chosen)).encode()).hexdigest()[:16]
         lesson = Lesson(self.samples, self.items, self.held, self.held_items, self.labelled)
         forms, began = self._forms(chosen), time.monotonic()
-        start = self._solved(begun(forms))
+        minutes, steps = share * self.wanted.minutes, self.wanted.steps
+        start = self._solved(begun(forms, start_share(minutes, steps)))
         learnt = learn(
             self.model, self.found, lesson, self.layers, forms=forms, start=start,
-            minutes=share * self.wanted.minutes, spent=time.monotonic() - began,
-            steps=self.wanted.steps,
+            minutes=minutes, spent=time.monotonic() - began, steps=steps,
             max_length=self.longest, pad=self.pad, seed=self.wanted.seed,
             per_channel=export.per_channel(self.ready, self.wanted.dialect),
             folder=self.work.folder / f"training-{digest}", answers=self.work.folder / "teacher",

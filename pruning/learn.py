@@ -31,8 +31,10 @@ from sparsec.serving.runner import Features
 #: Tokens of a training batch, about: twice the steps with half of the tokens learn more.
 TOKENS = 512
 
-#: Share of the final sparsity that one shot gives a training to begin with.
-START = 0.6
+#: Share of the final sparsity that one shot gives a training to begin with.  What is pruned step by
+#: step is chosen again as weights move, but takes time to recover: a short training, of fewer
+#: minutes or steps than these, keeps the blocks that one shot has chosen.
+START, SHORT_MINUTES, SHORT_STEPS = 0.6, 90.0, 3000
 
 Say = Callable[[str], None]
 
@@ -132,10 +134,11 @@ def learn(
             (lesson.samples, lesson.items), (lesson.held_samples, lesson.held_items),
         )
     )  # fmt: skip
-    shares = {layer.name: _share(layer, forms[layer.name]) for layer in layers}
+    share = start_share(minutes, steps) if start else 0.0
+    left = {} if share == 1 else {x.name: _share(x, forms[x.name]) for x in layers}
     trainer = Trainer(
-        network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds, shares,
-        Options(minutes=minutes, steps=steps, seed=seed, start=START if start else 0.0),
+        network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds, left,
+        Options(minutes=minutes, steps=steps, seed=seed, start=share),
         folder=folder, answers=answers, fingerprint=fingerprint, spent=spent, say=say,
     )  # fmt: skip
     try:
@@ -145,13 +148,19 @@ def learn(
     return _learnt(model, network, trained, layers, per_channel)
 
 
-def begun(forms: Mapping[str, Form]) -> dict[str, Form]:
-    """What one shot makes of layers before a training: floats, without a part of the blocks that
+def start_share(minutes: float, steps: int | None) -> float:
+    """Share of the final sparsity that a training begins with."""
+    short = minutes < SHORT_MINUTES if steps is None else steps < SHORT_STEPS
+    return 1.0 if short else START
+
+
+def begun(forms: Mapping[str, Form], share: float) -> dict[str, Form]:
+    """What one shot makes of layers before a training: floats, without a share of the blocks that
     are to go.  Nothing where nothing goes."""
     if not any(form.prunes for form in forms.values()):
         return {}
     return {
-        name: replace(form, sparsity=START * form.sparsity, quantize=False)
+        name: replace(form, sparsity=share * form.sparsity, quantize=False)
         for name, form in forms.items()
     }
 

@@ -460,9 +460,11 @@ def test_a_training_for_a_speedup_goes_on_after_a_stop(
     assert len(plans) == 1
 
 
-@pytest.mark.parametrize("form", ["blocks", "channels"])
+@pytest.mark.parametrize(
+    ("form", "steps", "gone"), [("blocks", 3000, 0.3), ("blocks", 3, 0.5), ("channels", 3000, 0.5)]
+)
 def test_a_training_begins_with_one_shot(
-    form: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, steps: int, gone: float, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, float, float]] = []
 
@@ -482,11 +484,11 @@ def test_a_training_begins_with_one_shot(
     monkeypatch.setattr(Trainer, "train", look)
     with pytest.raises(KeyboardInterrupt):
         sparsec.sparsify(
-            model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, steps=3, form=form, **ORT
+            model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, steps=steps, form=form, **ORT
         )
     (sparsity, agreement, moved), *_ = seen
-    # Channels go at once, blocks to a part.
-    assert sparsity == pytest.approx(0.3 if form == "blocks" else 0.5, abs=0.06)
+    # Channels go at once, blocks to a part where there is time.
+    assert sparsity == pytest.approx(gone, abs=0.06)
     assert agreement > 0.5
     assert moved > 0  # what is left makes up for what went
 
