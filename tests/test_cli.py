@@ -383,7 +383,7 @@ def test_inspect_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> 
     # Dead channels are gone: a few of 256, and with them some of the zeros.
     assert re.search(r"qlinear +25\d x 64 +(79|80)\.\d% +(79|80)\.\d%", row)
     assert re.search(r"; sparse [\d.]+, dense [\d.]+$", row)
-    assert re.search(r"\nkernel calls:\n  attention +attention_i8_i8_bytes x 1\n", text)
+    assert re.search(r"\nkernel calls:\n  attention +attention_i8_i8_pairs_bytes x 1\n", text)
     assert "  linear    linear_i8_sparse_pairs x " in text
 
     assert run("inspect", tiny_model, "--json") == 0
