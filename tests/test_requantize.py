@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsec import targets
-from sparsec.compiler.codegen.lanes.byte_scores import decay_table
+from sparsec.compiler.codegen.lanes.byte_scores import decay_table, probability_scale
 from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds, exact_factor
+from sparsec.compiler.ir import Graph, Node
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,3 +79,22 @@ def test_decay_tables(decay: float) -> None:
     product = t8[:8][d >> 5] * (t8[8:16][(d >> 2) & 7] * t8[16:][d & 7])
     np.testing.assert_allclose(product, want, rtol=4e-7, atol=1e-37)
     np.testing.assert_allclose(t4, want, rtol=1e-7, atol=1e-37)
+
+
+@pytest.mark.parametrize(
+    ("scale", "usable"),
+    [
+        (1 / 255, True),
+        (2.0**-30, True),
+        (1e-12, False),
+        (0.0, False),
+        (-0.5, False),
+        (np.inf, False),
+    ],
+)
+def test_probabilities_have_a_scale_whose_steps_can_be_counted(scale: float, usable: bool) -> None:
+    """Any file may say that a probability is 1e12 steps, or that a step is nothing."""
+    node = Node("quantize", ("p", "scale", "zero"), ("q",))
+    constants = {"scale": np.array(scale, np.float32), "zero": np.array(0, np.uint8)}
+    found = probability_scale(Graph("prob", 1, ("p",), ("q",), (node,), constants, {}))
+    assert found == (pytest.approx(scale) if usable else None)

@@ -24,6 +24,9 @@ Array = np.ndarray[Any, Any]
 #: e to this power is 0 in float32.
 VANISHES = -110.0
 
+#: Of probabilities: 1 is 2^30 steps of it.
+LEAST_SCALE = 2.0**-30
+
 
 @dataclass(frozen=True)
 class ByteScores:
@@ -95,7 +98,8 @@ def find(node: Node, graph: Graph) -> ByteScores | None:
 
 
 def probability_scale(prob: Graph) -> float | None:
-    """The scale, if probabilities are quantized and nothing else, 0 being the lowest byte."""
+    """The scale, if probabilities are quantized and nothing else, 0 being the lowest byte, and
+    numbers of steps fit into 32 bits."""
     if len(prob.nodes) != 1 or prob.nodes[0].op != "quantize":
         return None
     node = prob.nodes[0]
@@ -104,7 +108,8 @@ def probability_scale(prob: Graph) -> float | None:
         return None
     if zero.dtype not in BYTES or int(zero.reshape(-1)[0]) != np.iinfo(zero.dtype).min:
         return None
-    return float(scale.reshape(-1)[0])
+    found = float(scale.reshape(-1)[0])
+    return found if LEAST_SCALE <= found < np.inf else None
 
 
 def _chain(
