@@ -275,9 +275,10 @@ class Job:
         lesson = Lesson(self.samples, self.items, self.held, self.held_items, self.labelled)
         forms, began = self._forms(chosen), time.monotonic()
         minutes, steps = share * self.wanted.minutes, self.wanted.steps
-        start = self._solved(begun(forms, start_share(minutes, steps)))
+        there = start_share(minutes, steps)
+        start = self._solved(begun(forms, there))
         learnt = learn(
-            self.model, self.found, lesson, self.layers, forms=forms, start=start,
+            self.model, self.found, lesson, self.layers, forms=forms, start=start, share=there,
             minutes=minutes, spent=time.monotonic() - began, steps=steps,
             max_length=self.longest, pad=self.pad, seed=self.wanted.seed,
             per_channel=export.per_channel(self.ready, self.wanted.dialect),

@@ -83,6 +83,7 @@ def learn(
     *,
     forms: Mapping[str, Form],
     start: Mapping[str, Compressed],
+    share: float,
     minutes: float,
     spent: float,
     steps: int | None,
@@ -101,6 +102,7 @@ def learn(
         layers: those that are to compute with bytes.
         forms: what becomes of them: channels are gone from the start, blocks go step by step.
         start: layers as floats to begin with, by :func:`begun`.
+        share: of the final sparsity that they have.
         minutes, spent: how long, and seconds of that which are gone already.
         folder: for checkpoints.
         answers: folder for the dense model's answers.
@@ -134,7 +136,6 @@ def learn(
             (lesson.samples, lesson.items), (lesson.held_samples, lesson.held_items),
         )
     )  # fmt: skip
-    share = start_share(minutes, steps) if start else 0.0
     left = {} if share == 1 else {x.name: _share(x, forms[x.name]) for x in layers}
     trainer = Trainer(
         network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds, left,
