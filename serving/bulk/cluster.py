@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from sparsec.errors import InputError, SparsecError
 from sparsec.serving.bulk import fields as tasks
+from sparsec.serving.bulk.encoding import Done, Encoded
 from sparsec.serving.bulk.model_files import Packed
-from sparsec.serving.bulk.output import Done, Encoded, Output
+from sparsec.serving.bulk.output import Output
 from sparsec.serving.bulk.parts import Part, Plan, Reader
 from sparsec.serving.bulk.progress import Meter
 from sparsec.serving.bulk.work import Work

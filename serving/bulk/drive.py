@@ -18,8 +18,9 @@ from sparsec.errors import InputError
 from sparsec.runtime import cpu
 from sparsec.serving.bulk import fields as tasks
 from sparsec.serving.bulk import files, parts
+from sparsec.serving.bulk.encoding import Schema, collision
 from sparsec.serving.bulk.files import Location
-from sparsec.serving.bulk.output import Output, Schema, collision, describe
+from sparsec.serving.bulk.output import Output, describe
 from sparsec.serving.bulk.parts import Part, Plan, Reader
 from sparsec.serving.bulk.progress import Meter, Progress, duration, speed
 from sparsec.serving.bulk.work import Work

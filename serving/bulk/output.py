@@ -6,32 +6,19 @@ noted part by part, so that the same command goes on after any end of the proces
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import csv
 import fcntl
-import io
 import json
-import os
 import posixpath
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-import orjson
-import pyarrow as pa
-from pyarrow import parquet
+from typing import Any
 
 from sparsec.arguments import argument
 from sparsec.errors import InputError
-from sparsec.serving.bulk.fields import Answers, Values
-from sparsec.serving.bulk.files import COMPRESSIONS, Location, Source, suffix_kind
-from sparsec.serving.bulk.worker import Answered
-
-FORMATS = ("parquet", "csv", "jsonl")
+from sparsec.serving.bulk.encoding import FORMATS, Done, Encoded, Schema
+from sparsec.serving.bulk.files import Location, suffix_kind
+from sparsec.serving.bulk.joining import Joined
+from sparsec.serving.bulk.storage import Folder, Whole
 
 # Of a folder of parts, the folder with what is done; readers of data sets skip such names.
 _STATE = "_run"
@@ -40,394 +27,6 @@ _SETTINGS = "settings.json"
 _DONE = ".done"
 _LOCK = "lock"
 _JOINED = "joined.tmp"
-
-# Rows of a row group of a file of Parquet that is joined.
-_GROUP_ROWS = 1 << 17
-_GROUP_BYTES = 1 << 26
-
-
-@dataclass(frozen=True)
-class Schema:
-    """The form of the output.
-
-    Attributes:
-        kind: of :data:`FORMATS`.
-        columns: the input's, of CSV by name alone; None: JSON lines as they are.
-        answers: what is added, with types.
-        single: whether it is one file, joined from the parts.
-    """
-
-    kind: str
-    columns: pa.Schema | None
-    answers: pa.Schema
-    single: bool = False
-
-    @property
-    def part_kind(self) -> str:
-        """The format of the parts: tables are written as Parquet once, when they are joined."""
-        return "arrow" if self.single and self.kind == "parquet" else self.kind
-
-    @property
-    def whole(self) -> pa.Schema:
-        """All columns, of Parquet and CSV."""
-        assert self.columns is not None
-        fields = [*self.columns, *self.answers]
-        return pa.schema(fields, self.columns.metadata if self.kind == "parquet" else None)
-
-
-@dataclass(frozen=True)
-class Done:
-    """What has become of a part.
-
-    Attributes:
-        rows: how many have an answer.
-        bad: how many have none.
-        cut: how many texts were cut.
-    """
-
-    rows: int
-    bad: int
-    cut: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A part as it is written."""
-
-    data: bytes
-    bad: bytes
-    done: Done
-
-
-# ---- encoding ------------------------------------------------------------------------------------
-
-
-def encode(found: Answered, schema: Schema, sources: Sequence[Source]) -> Encoded:
-    """A part's rows with their answers, and the bad ones, as bytes of files.
-
-    Raises:
-        InputError: a column of the input has the name of an answer.
-    """
-    both = found.rows.names() & set(schema.answers.names)
-    if both:
-        raise collision(both)
-    data = _WRITERS[schema.part_kind](found, schema)
-    done = Done(len(found.good), len(found.bad), found.cut)
-    return Encoded(data, _bad(found, sources), done)
-
-
-def collision(names: set[str]) -> InputError:
-    """The error for answers that are called as columns of the input."""
-    return InputError(
-        f"the input has a column {', '.join(sorted(names))} already, as the answer is called: give "
-        f"a prefix for the answer's names, such as predicted_"
-    )
-
-
-def _bad(found: Answered, sources: Sequence[Source]) -> bytes:
-    lines = []
-    rows = found.rows.records([bad.index for bad in found.bad])
-    broken = found.rows.broken()
-    for bad, row in zip(found.bad, rows, strict=True):
-        line = {
-            "file": sources[found.rows.source(bad.index)].name,
-            "row": found.rows.number(bad.index),
-            "error": str(bad.error),
-        }
-        raw = broken.get(bad.index)
-        lines.append(dumps({**line, **({"raw": raw.raw} if raw else {"data": row})}))
-    return b"".join(lines)
-
-
-def _answers_table(answers: Answers, schema: pa.Schema) -> pa.Table:
-    arrays = [_array(answers.get(field.name, []), field.type) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _array(values: Values, kind: pa.DataType) -> pa.Array:
-    if isinstance(values, np.ndarray):
-        flat = pa.array(values.reshape(-1), kind.value_type)
-        return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
-    if values and isinstance(values[0], np.ndarray) and values[0].ndim == 1:
-        flat = pa.array(np.concatenate(values), kind.value_type)
-        ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-        return pa.ListArray.from_arrays(pa.array(ends), flat)
-    if values and isinstance(values[0], np.ndarray):
-        values = [list(value) for value in values]
-    return pa.array(values, kind)
-
-
-def _table(found: Answered, schema: Schema) -> pa.Table:
-    table = found.rows.table(found.good, schema.columns)
-    added = _answers_table(found.columns, schema.answers)
-    for field, column in zip(added.schema, added.columns, strict=True):
-        table = table.append_column(field, column)
-    return table.cast(schema.whole)
-
-
-def _parquet(found: Answered, schema: Schema) -> bytes:
-    sink = io.BytesIO()
-    parquet.write_table(_table(found, schema), sink, **_encoding(schema.whole))
-    return sink.getvalue()
-
-
-def _arrow(found: Answered, schema: Schema) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, schema.whole) as writer:
-        writer.write_table(_table(found, schema))
-    return sink.getvalue()
-
-
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """How columns are written: vectors as they are, since no two numbers of them are alike."""
-    vectors = [
-        field.name
-        for field in schema
-        if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type)
-    ]
-    others = [name for name in schema.names if name not in vectors]
-    return {"use_dictionary": others, "write_statistics": others} if vectors else {}
-
-
-def _csv(found: Answered, schema: Schema) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(schema.whole.names)
-    assert schema.columns is not None
-    names = schema.columns.names
-    columns = [found.columns.get(name, []) for name in schema.answers.names]
-    rows = found.rows.records(found.good)
-    for row, *answers in zip(rows, *columns, strict=True) if columns else ():
-        writer.writerow([*(_cell(row.get(name)) for name in names), *map(_cell, answers)])
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def _cell(value: Any) -> Any:
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    return dumps(value).decode().rstrip("\n")
-
-
-def _jsonl(found: Answered, schema: Schema) -> bytes:
-    names = schema.answers.names
-    columns = [found.columns.get(name, []) for name in names]
-    lines = []
-    for row, *answers in zip(found.rows.records(found.good), *columns, strict=True):
-        lines.append(dumps({**row, **dict(zip(names, answers, strict=True))}))
-    return b"".join(lines)
-
-
-_WRITERS = {"arrow": _arrow, "parquet": _parquet, "csv": _csv, "jsonl": _jsonl}
-
-_JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
-
-
-def dumps(value: Any) -> bytes:
-    """A line of JSON."""
-    try:
-        return orjson.dumps(value, _plain, _JSON)
-    except TypeError:
-        # Whole numbers of more than 64 bits, and halves of characters.
-        return json.dumps(value, default=_plain).encode() + b"\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-# ---- keeping -------------------------------------------------------------------------------------
-
-
-class Folder:
-    """A folder of any file system, whose files are written whole or not at all."""
-
-    def __init__(self, place: Location) -> None:
-        self.place = place
-
-    def path(self, name: str) -> str:
-        return posixpath.join(self.place.path, name)
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file.
-
-        Raises:
-            InputError: it cannot be written; what was there stays.
-        """
-        path = self.path(name)
-        with self.writing(path) as stream:
-            stream.write(data)
-
-    def writing(self, path: str) -> _Whole:
-        """A file to write, which is there when the block ends well."""
-        return _Whole(self.place, path)
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            data: bytes = self.place.fs.cat_file(self.path(name))
-        except FileNotFoundError:
-            return None
-        return data
-
-    def names(self) -> set[str]:
-        # Other processes write here, too: what is remembered of it may be old.
-        self.place.fs.invalidate_cache()
-        try:
-            found = self.place.fs.ls(self.place.path, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return set()
-        return {posixpath.basename(path.rstrip("/")) for path in found}
-
-    def remove(self) -> None:
-        """Remove it with all that is in it."""
-        if self.place.local:
-            shutil.rmtree(self.place.path, ignore_errors=True)
-        elif self.place.fs.exists(self.place.path):
-            self.place.fs.rm(self.place.path, recursive=True)
-
-
-class _Whole:
-    """Writes a file elsewhere and moves it to its place at the end.
-
-    Args:
-        place: says on which file system.
-        path: of the file.
-        compression: as fsspec calls it; None: none.
-        part: where it is written; None: beside it.
-    """
-
-    def __init__(
-        self, place: Location, path: str, compression: str | None = None, part: str | None = None
-    ) -> None:
-        folder, name = posixpath.split(path)
-        self._fs, self._local = place.fs, place.local
-        self._path = path
-        self._part = part or posixpath.join(folder, f".{name}.tmp")
-        self._compression = compression
-
-    def __enter__(self) -> BinaryIO:
-        try:
-            self._fs.makedirs(posixpath.dirname(self._path), exist_ok=True)
-            self._stream = self._fs.open(self._part, "wb", compression=self._compression)
-        except (OSError, ValueError, ImportError) as error:
-            raise self.failed(error) from error
-        found: BinaryIO = self._stream
-        return found
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            self._stream.close()
-            if error is None:
-                self._publish()
-        except OSError as failure:
-            error = failure
-        if error is not None:
-            self._drop()
-        if isinstance(error, OSError):
-            raise self.failed(error) from error
-
-    def _publish(self) -> None:
-        if not self._local:
-            self._fs.mv(self._part, self._path)
-            return
-        _flush(self._part)
-        Path(self._part).replace(self._path)
-        _flush(posixpath.dirname(self._path))
-
-    def _drop(self) -> None:
-        try:
-            self._fs.rm(self._part)
-        except OSError:
-            return
-
-    def failed(self, error: Exception) -> InputError:
-        """The error for a file that cannot be written."""
-        reason = getattr(error, "strerror", None) or error
-        return InputError(
-            f"cannot write {self._path}: {reason}; what is done stays: repeat the command to go on"
-        )
-
-
-def _flush(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class _Joined:
-    """The one file that parts become, in their order.
-
-    Args:
-        place: of the file.
-        schema: its form.
-        part: where it is until it is whole.
-    """
-
-    def __init__(self, place: Location, schema: Schema, part: str) -> None:
-        compression = COMPRESSIONS.get(posixpath.splitext(place.path)[1])
-        self._parquet = schema.kind == "parquet"
-        self._whole = _Whole(place, place.path, None if self._parquet else compression, part)
-        self._stream = self._whole.__enter__()
-        self._tables: list[pa.Table] = []
-        self._heading = b""
-        if self._parquet:
-            self._writer = parquet.ParquetWriter(
-                self._stream, schema.whole, **_encoding(schema.whole)
-            )
-        elif schema.kind == "csv":
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerow(schema.whole.names)
-            self._heading = text.getvalue().encode("utf-8", "backslashreplace")
-            self._stream.write(self._heading)
-
-    def add(self, part: bytes) -> None:
-        """Add the next part.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        try:
-            if self._parquet:
-                self._tables.append(pa.ipc.open_file(pa.py_buffer(part)).read_all())
-                self._group(_GROUP_ROWS, _GROUP_BYTES)
-            else:
-                self._stream.write(memoryview(part)[len(self._heading) :])
-        except OSError as error:
-            raise self._whole.failed(error) from error
-
-    def _group(self, rows: int, size: int) -> None:
-        """Write what there is as a row group, if it is so much."""
-        there = sum(table.num_rows for table in self._tables)
-        if there >= rows or sum(table.nbytes for table in self._tables) >= size:
-            self._writer.write_table(pa.concat_tables(self._tables))
-            self._tables = []
-
-    def finish(self) -> None:
-        """Put the file in its place.
-
-        Raises:
-            InputError: it cannot be written.
-        """
-        try:
-            if self._parquet:
-                if self._tables:
-                    self._group(0, 0)
-                self._writer.close()
-        except OSError as error:
-            self.drop()
-            raise self._whole.failed(error) from error
-        self._whole.__exit__(None, None, None)
-
-    def drop(self) -> None:
-        """Forget it."""
-        if self._parquet:
-            with contextlib.suppress(OSError, ValueError):
-                self._writer.close()
-            self._writer.is_open = False  # else it tries again when it is collected
-        self._whole.__exit__(InputError, InputError("dropped"), None)
 
 
 def describe(output: str, kind: str | None, of_input: str) -> tuple[Location, str, bool]:
@@ -479,7 +78,7 @@ class Output:
         self._state = Folder(place.beside(state))
         self._parts = self._state if self.single else Folder(place)
         self._lock: Any = None
-        self._joined: _Joined | None = None
+        self._joined: Joined | None = None
         self._next = 0
         self._there: set[int] = set()
         try:
@@ -580,7 +179,7 @@ class Output:
     def finish(self, done: Mapping[int, Done]) -> None:
         """Make the output of its parts, which are all there, and the file of bad rows."""
         if self.bad is not None:
-            with _Whole(self.bad, self.bad.path) as stream:
+            with Whole(self.bad, self.bad.path) as stream:
                 for number in sorted(number for number in done if done[number].bad):
                     stream.write(self._state.read(f"{number:05d}.bad") or b"")
         if not self.single:
@@ -590,14 +189,14 @@ class Output:
         joined.finish()
         self._state.remove()
 
-    def _join(self, number: int = -1, data: bytes = b"") -> _Joined:
+    def _join(self, number: int = -1, data: bytes = b"") -> Joined:
         """Join the parts that are there behind those that are joined.
 
         Args:
             number, data: a part that need not be read.
         """
         if self._joined is None:
-            self._joined = _Joined(self.place, self.schema, self._state.path(_JOINED))
+            self._joined = Joined(self.place, self.schema, self._state.path(_JOINED))
         while self._next in self._there:
             known = data if self._next == number else None
             self._joined.add(known or self._parts.read(self.part_name(self._next)) or b"")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsec.arguments import argument
+from sparsec.serving.bulk.encoding import Encoded, Schema, encode
 from sparsec.serving.bulk.files import Source
-from sparsec.serving.bulk.output import Encoded, Schema, encode
 from sparsec.serving.bulk.worker import Pending
 
 
