@@ -25,7 +25,7 @@ Scope = Literal["layer", "row"]
 START, GROWTH = 0.1, 1.1
 
 #: Steps with one rho, at most as many in all, and how many of an unchanged support end it.
-EACH, MOST, STEADY = 3, 90, 4
+EACH, MOST, STEADY = 2, 60, 4
 
 
 def choose_support(
