@@ -39,7 +39,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path[0] = str(ROOT)
 
 from benchmarks.harness import machine, report  # noqa: E402
-from benchmarks.harness.installs import PEERS, Unavailable, peer_python  # noqa: E402
+from benchmarks.harness.installs import Unavailable, add_peers, peer_pythons  # noqa: E402
 from benchmarks.serve import Client, Running, serving  # noqa: E402
 from examples.minilm.build import find_model, write_dense  # noqa: E402
 from examples.minilm.text import HERE  # noqa: E402
@@ -48,7 +48,12 @@ CLIENTS = (1, 32)
 BUCKETS = [16, 32, 64, 128, 256]
 SENTENCES = {"short": 1, "long": 9}
 COMPARED = 8
-PEER_NAMES = ("infinity", "infinity-onnx", "fastembed", "sentence-transformers")
+PEER_NAMES = {
+    "infinity": "infinity",
+    "infinity-onnx": "infinity",
+    "fastembed": "fastembed",
+    "sentence-transformers": "sentence-transformers",
+}
 
 # No telemetry, and no look for newer files.
 QUIET = {
@@ -276,17 +281,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=1.0, help="of each load (default: %(default)s)")
     add("--budget", type=float, default=300.0, help="seconds for all (default: %(default)s)")
     add("--sparse", type=Path, help="folder with a pruned and quantized model, to compare too")
-    add("--peers", default=",".join(PEER_NAMES), help="(default: %(default)s)")
-    add("--peer-python", action="append", default=[], metavar="PEER=PYTHON", help="an environment")
+    add_peers(parser, PEER_NAMES, PEER_NAMES)
     add("--port", type=int, default=5611, help="the first of several (default: %(default)s)")
     add("--prepare", action="store_true", help="only make models and environments")
     add("--cache", type=Path, default=ROOT / "build" / "bench", help="models and environments")
     add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where to save")
-    args = parser.parse_args(argv)
-    args.peers = [name for name in args.peers.split(",") if name]
-    if unknown := set(args.peers) - set(PEER_NAMES):
-        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,15 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     end = time.monotonic() + args.budget
     args.cache.mkdir(parents=True, exist_ok=True)
-    given = dict(text.split("=", 1) for text in args.peer_python)
-    pythons, skipped = {}, {}
-    for name in args.peers:
-        try:
-            pythons[name] = given.get(name) or peer_python(
-                PEERS[name.removesuffix("-onnx")], args.cache, {}
-            )
-        except Unavailable as reason:
-            skipped[name] = str(reason)
+    peers = {name: PEER_NAMES[name] for name in args.peers}
+    pythons, skipped = peer_pythons(peers, args.cache, args.peer_python)
     model = folder_of(args.cache)
     commands = servers(args, model, pythons)
     if args.prepare:

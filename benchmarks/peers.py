@@ -31,7 +31,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.harness import limit, machine, models, report  # noqa: E402
 from benchmarks.harness.comparison import CONTENDERS, Comparison, Point  # noqa: E402
-from benchmarks.harness.installs import PEERS, Unavailable, peer_python  # noqa: E402
+from benchmarks.harness.installs import add_peer_python, peer_pythons  # noqa: E402
 from benchmarks.harness.models import Recipe  # noqa: E402
 from benchmarks.harness.turns import Slice  # noqa: E402
 from examples.encoders import FORMS, PRESETS  # noqa: E402
@@ -55,14 +55,6 @@ def shapes(text: str) -> list[tuple[int, int]]:
     return [(pair[0], pair[1]) for pair in pairs]
 
 
-def assignment(text: str) -> tuple[str, str]:
-    """``openvino=/path/to/python`` as a pair."""
-    name, _, path = text.partition("=")
-    if name not in PEERS or not path:
-        raise argparse.ArgumentTypeError(f"{text!r}: PEER=PYTHON, PEER being {', '.join(PEERS)}")
-    return name, path
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -84,10 +76,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=0.5, help="of a turn, at least (default: %(default)s)")
     add("--longest", type=float, default=10.0, help="seconds of a turn (default: %(default)s)")
     add("--plots", action="store_true", help="measure and draw the two curves as well")
-    add(
-        "--peer-python", type=assignment, action="append", default=[], metavar="PEER=PYTHON",
-        help="an environment that has the peer, instead of making one",
-    )  # fmt: skip
+    add_peer_python(parser)
     add("--cache", type=Path, default=ROOT / "build" / "bench", help="models and environments")
     add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where to save")
     args = parser.parse_args(argv)
@@ -111,17 +100,10 @@ def recipe(args: argparse.Namespace) -> Recipe:
 
 def environments(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
     """The interpreter of each engine, and why a peer has none."""
-    pythons, skipped = {"sparsec": sys.executable}, {}
-    given = dict(args.peer_python)
     # ONNX Runtime computes the references, so it is wanted in any case.
-    for name in sorted({"onnxruntime", *(CONTENDERS[c].engine for c in args.engines)}):
-        if name in pythons:
-            continue
-        try:
-            pythons[name] = peer_python(PEERS[name], args.cache, given)
-        except Unavailable as reason:
-            skipped[name] = str(reason)
-    return pythons, skipped
+    wanted = sorted({"onnxruntime", *(CONTENDERS[c].engine for c in args.engines)} - {"sparsec"})
+    pythons, skipped = peer_pythons({n: n for n in wanted}, args.cache, args.peer_python)
+    return {"sparsec": sys.executable, **pythons}, skipped
 
 
 class Bench:

@@ -44,7 +44,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path[0] = str(ROOT)
 
 from benchmarks.harness import machine, models, report  # noqa: E402
-from benchmarks.harness.installs import PEERS, Unavailable, peer_python  # noqa: E402
+from benchmarks.harness.installs import Unavailable, add_peers, peer_pythons  # noqa: E402
 from benchmarks.harness.models import Recipe  # noqa: E402
 from examples.encoders import FORMS, PRESETS  # noqa: E402
 
@@ -653,30 +653,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=20.0, help="of each load (default: %(default)s)")
     add("--rounds", type=int, default=3, help="of ours (default: %(default)s)")
     add("--requests", type=int, default=100_000, help="in a row; 0: none (default: %(default)s)")
-    add("--peers", default="", help=f"also measure: {','.join(SERVERS)}")
-    add("--peer-python", action="append", default=[], metavar="PEER=PYTHON", help="an environment")
+    add_peers(parser, SERVERS)
     add("--port", type=int, default=5599, help="(default: %(default)s)")
     add("--cache", type=Path, default=ROOT / "build" / "bench", help="models and environments")
     add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where to save")
-    args = parser.parse_args(argv)
-    args.peers = [name for name in args.peers.split(",") if name]
-    if unknown := set(args.peers) - set(SERVERS):
-        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
     args = arguments(argv)
-    given = dict(text.split("=", 1) for text in args.peer_python)
-    pythons, skipped = {}, {}
-    for name in args.peers:
-        peer = PEERS[SERVERS[name]]
-        try:
-            renamed = {peer.name: given[name]} if name in given else {}
-            pythons[name] = peer_python(peer, args.cache, renamed)
-        except Unavailable as reason:
-            skipped[name] = str(reason)
+    peers = {name: SERVERS[name] for name in args.peers}
+    pythons, skipped = peer_pythons(peers, args.cache, args.peer_python)
     result = measure(args, pythons, skipped)
     text = markdown(result)
     print(text)

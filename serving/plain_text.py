@@ -71,9 +71,18 @@ class PlainText:
         """
         rows = [form.split() for form in forms]
         known = self._words
-        new = {word for row in rows for word in row if word not in known}
-        if new:
-            self._learn(known, list(new))
+        try:
+            return self._looked_up(known, rows)
+        except KeyError:
+            self._learn(known, list({word for row in rows for word in row if word not in known}))
+        return self._looked_up(known, rows)
+
+    @staticmethod
+    def _looked_up(known: dict[str, list[int]], rows: list[list[str]]) -> list[list[int]]:
+        """
+        Raises:
+            KeyError: a word is not among those that are remembered.
+        """
         return [list(chain.from_iterable(map(known.__getitem__, row))) for row in rows]
 
     def _learn(self, known: dict[str, list[int]], new: list[str]) -> None:

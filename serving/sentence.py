@@ -53,56 +53,72 @@ class Pooling:
     modes: tuple[str, ...] = ("mean",)
     include_prompt: bool = True
 
-    def __call__(self, states: NDArray[Any], prompt: int = 0) -> Vector:
+    def __call__(self, states: Sequence[NDArray[Any]], prompt: int = 0) -> Vector:
         """Pool.
 
         Args:
-            states: float ``[tokens, channels]``; no padding.
-            prompt: tokens at the beginning that are the prompt's.
+            states: of each text float ``[tokens, channels]``; no padding.
+            prompt: tokens at the beginning of each that are the prompt's.
 
         Returns:
-            float32 ``[modes * channels]``.
+            float32 ``[texts, modes * channels]``.
         """
-        x = np.asarray(states, np.float32)
-        skipped = prompt if not self.include_prompt and prompt < len(x) else 0
-        parts = [_POOL[mode](x[skipped:], skipped) for mode in self.modes]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        channels = states[0].shape[-1]
+        pooled = np.empty((len(states), len(self.modes) * channels), np.float32)
+        counted = 0 if self.include_prompt else prompt
+        if counted:
+            first = [counted if counted < len(one) else 0 for one in states]
+            states = [one[skipped:] for one, skipped in zip(states, first, strict=True)]
+        else:
+            first = [0] * len(states)
+        for i, mode in enumerate(self.modes):
+            _POOL[mode](states, first, pooled[:, i * channels : (i + 1) * channels])
+        return pooled
 
 
 # Tokens up to which sums are in single precision, as PyTorch's are: half of the time.
 _FEW = 64
 
 
-def _sum(x: NDArray[np.float32]) -> NDArray[Any]:
-    found: NDArray[Any] = np.add.reduce(x, 0, np.float32 if len(x) <= _FEW else np.float64)
-    return found
+def _mean(states: Sequence[NDArray[Any]], power: float, out: Vector) -> None:
+    """Sums over tokens, divided by a power of how many they are."""
+    for one, row in zip(states, out, strict=True):
+        np.add.reduce(one, 0, np.float32 if len(one) <= _FEW else np.float64, row)
+    out /= np.array([len(one) ** power for one in states], np.float32)[:, None]
 
 
-def _mean(x: NDArray[np.float32], skipped: int) -> Vector:
-    found: Vector = (_sum(x) / len(x)).astype(np.float32, copy=False)
-    return found
-
-
-def _mean_sqrt(x: NDArray[np.float32], skipped: int) -> Vector:
-    found: Vector = (_sum(x) / np.sqrt(len(x))).astype(np.float32, copy=False)
-    return found
-
-
-def _weighted(x: NDArray[np.float32], skipped: int) -> Vector:
+def _weighted(states: Sequence[NDArray[Any]], first: Sequence[int], out: Vector) -> None:
     """A token's weight is its place in the sequence, counted from 1."""
-    weights = np.arange(1, len(x) + 1, dtype=np.float64) + skipped
-    found: Vector = (weights @ x.astype(np.float64) / weights.sum()).astype(np.float32)
-    return found
+    for one, row, skipped in zip(states, out, first, strict=True):
+        weights = np.arange(1, len(one) + 1, dtype=np.float64) + skipped
+        row[:] = weights @ one.astype(np.float64) / weights.sum()
 
 
-# Of the states ``[tokens, channels]`` behind so many that are left out.
-_POOL: Mapping[str, Callable[[NDArray[np.float32], int], Vector]] = {
-    "cls": lambda x, skipped: x[0],
-    "max": lambda x, skipped: x.max(axis=0),
-    "mean": _mean,
-    "mean_sqrt_len_tokens": _mean_sqrt,
+def _token(index: int) -> Pool:
+    def pool(states: Sequence[NDArray[Any]], first: Sequence[int], out: Vector) -> None:
+        for one, row in zip(states, out, strict=True):
+            row[:] = one[index]
+
+    return pool
+
+
+def _max(states: Sequence[NDArray[Any]], first: Sequence[int], out: Vector) -> None:
+    for one, row in zip(states, out, strict=True):
+        np.maximum.reduce(one, 0, np.float32, row)
+
+
+# From states of texts, ``[tokens, channels]`` each, behind so many tokens that are left out, to
+# vectors ``[texts, channels]``, which are written in place: an array for each text takes longer
+# than the sums.
+Pool = Callable[[Sequence[NDArray[Any]], Sequence[int], Vector], None]
+
+_POOL: Mapping[str, Pool] = {
+    "cls": _token(0),
+    "max": _max,
+    "mean": lambda states, first, out: _mean(states, 1, out),
+    "mean_sqrt_len_tokens": lambda states, first, out: _mean(states, 0.5, out),
     "weightedmean": _weighted,
-    "lasttoken": lambda x, skipped: x[-1],
+    "lasttoken": _token(-1),
 }
 
 
@@ -274,7 +290,7 @@ class SentenceSettings:
         if states[0].ndim == 1:
             x = np.stack(states).astype(np.float32, copy=False)
             return unit(x) if any(isinstance(step, Normalize) for step in self.steps) else x
-        x = np.stack([self.pooling(one, prompt) for one in states])
+        x = self.pooling(states, prompt)
         for step in self.steps:
             x = step(x) if isinstance(step, Normalize) else np.stack([step(row) for row in x])
         return np.ascontiguousarray(x, np.float32)

@@ -34,11 +34,6 @@ _TIGHT = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 # library release the GIL.
 LONG = 4096
 
-# What most sequences have for token types and masks: parts of these, which nobody writes to.
-_ZEROS = np.zeros(4096, np.int64)
-_ONES = np.ones(4096, np.int64)
-_ZEROS.flags.writeable = _ONES.flags.writeable = False
-
 
 class Text:
     """A tokenizer.
@@ -180,25 +175,37 @@ class Text:
             # The one that it is says so.
             return [self.encode(text).ids for text in texts]
 
-    def single(self, ids: Sequence[int], max_length: int) -> Features:
-        """What the model takes of one text, with special tokens, cut to `max_length` in all.
+    def singles(self, rows: Sequence[Sequence[int]], max_length: int) -> list[Features]:
+        """What the model takes of texts, with special tokens, each cut to `max_length` in all.
 
         Args:
-            ids: as :meth:`all_ids` gives them.
+            rows: ids of each text, as :meth:`all_ids` gives them.
 
         Raises:
             InputError: as for :meth:`features`.
         """
         room = max_length - self.special_tokens()
-        if len(ids) > room:
-            _check_room(room)
-            ids = ids[:room] if self.side == "right" else ids[len(ids) - room :]
-        before, after, types = self._frame
-        whole = np.array([*before, *ids, *after], np.int64)
-        if types == (0, 0, 0) and len(whole) <= len(_ZEROS):
-            return self._features(whole, _ZEROS[: len(whole)])
-        kinds = np.repeat(np.array(types), [len(before), len(ids), len(after)])
-        return self._features(whole, kinds)
+        before, after, kinds = self._frame
+        # All in one array, of which each sequence has a part.
+        flat: list[int] = []
+        ends = [0]
+        for ids in rows:
+            if len(ids) > room:
+                _check_room(room)
+                ids = ids[:room] if self.side == "right" else ids[len(ids) - room :]
+            flat += before
+            flat += ids
+            flat += after
+            ends.append(len(flat))
+        whole = np.array(flat, np.int64)
+        if kinds == (0, 0, 0):
+            types = np.zeros(len(flat), np.int64)
+        else:
+            types = np.full(len(flat), kinds[1], np.int64)
+            for start, end in itertools.pairwise(ends):
+                types[start : start + len(before)] = kinds[0]
+                types[end - len(after) : end] = kinds[2]
+        return self._split(whole, types, ends)
 
     def join(self, first: Encoding, second: Encoding | None = None) -> Encoding:
         """Put the special tokens around one or two encodings."""
@@ -354,21 +361,36 @@ class Text:
         return self._features(ids, np.zeros(len(ids), np.int64))
 
     def _features(self, ids: NDArray[np.int64], types: NDArray[np.int64]) -> Features:
-        count = len(ids)
+        (found,) = self._split(ids, types, [0, len(ids)])
+        return found
+
+    def _split(
+        self, ids: NDArray[np.int64], types: NDArray[np.int64], ends: Sequence[int]
+    ) -> list[Features]:
+        """The sequences of one array.
+
+        Args:
+            ends: where each ends, behind a 0.
+        """
+        places = list(itertools.pairwise(ends))
+        rows = [ids[start:end] for start, end in places]
         if not self._all_known:
-            self._check_known(ids)
-        arrays: dict[str, NDArray[np.int64]] = {}
+            for row in rows:
+                self._check_known(row)
+        columns: list[list[NDArray[np.int64]]] = []
         for role in self._roles:
             if role.kind == "ids":
-                arrays[role.name] = ids
-            elif role.kind == "types":
-                arrays[role.name] = types
+                columns.append(rows)
             elif role.kind == "positions":
-                arrays[role.name] = self._positions.of(ids)
+                columns.append([self._positions.of(row) for row in rows])
             else:
-                known = count <= len(_ONES)
-                arrays[role.name] = _ONES[:count] if known else np.ones(count, np.int64)
-        return Features(arrays, count)
+                whole = types if role.kind == "types" else np.ones(len(ids), np.int64)
+                columns.append([whole[start:end] for start, end in places])
+        names = [role.name for role in self._roles]
+        return [
+            Features(dict(zip(names, arrays, strict=True)), len(row))
+            for row, *arrays in zip(rows, *columns, strict=True)
+        ]
 
     def _check_known(self, ids: NDArray[np.int64]) -> None:
         size = self._vocabulary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 import sys
@@ -16,7 +17,13 @@ import pytest
 from benchmarks import general, layers, peers
 from benchmarks.harness import kernels, machine, models, report, rows, samples
 from benchmarks.harness.comparison import Agreement, Point, Timing, compare
-from benchmarks.harness.installs import PEERS, Unavailable, peer_python
+from benchmarks.harness.installs import (
+    PEERS,
+    Unavailable,
+    add_peers,
+    peer_python,
+    peer_pythons,
+)
 from benchmarks.harness.limit import Peak, limit_seconds
 from benchmarks.harness.models import Recipe, Work
 from benchmarks.harness.turns import Slice, Worker, WorkerError, take_turns
@@ -317,6 +324,22 @@ def test_rows_of_the_table_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert rows.why_not(half, frozenset())
     assert rows.why_not(dynamic, frozenset()) == ""
+
+
+def test_peers_are_chosen_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_peers(parser, {"one": "onnxruntime", "two": "openvino"}, ["two"])
+    assert parser.parse_args([]).peers == ["two"] and parser.parse_args(["--peers="]).peers == []
+    args = parser.parse_args(["--peers", "one,two", "--peer-python", f"one={sys.executable}"])
+    assert args.peer_python == [("one", sys.executable)]
+    for wrong in (["--peers", "three"], ["--peer-python", "three=x"], ["--peer-python", "one"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(wrong)
+        assert wrong[1] in capsys.readouterr().err
+    # Both names of one peer have environments of their own.
+    given = {"a": str(tmp_path / "none"), "b": sys.executable}
+    pythons, skipped = peer_pythons(dict.fromkeys("ab", "onnxruntime"), tmp_path, given.items())
+    assert pythons == {"b": sys.executable} and list(skipped) == ["a"]
 
 
 def test_servers_of_embeddings(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
+from sparsec.serving.runner import roles
 from sparsec.serving.text import Text
 from tests import pipelines_support
 
@@ -63,22 +64,19 @@ def test_which_tokenizers_have_it(tmp_path: Path) -> None:
 
 
 def test_a_sequence_of_ids_is_what_the_tokenizer_makes(tmp_path: Path) -> None:
-    """`single` puts special tokens where the post-processor does, and cuts as `fit` does."""
+    """`singles` puts special tokens where the post-processor does, and cuts as `fit` does."""
     for kind in (pipelines_support.word_piece, pipelines_support.byte_level):
         made = Tokenizer.from_file(str(kind(tmp_path / "t.json")))
         made.no_truncation()
         made.no_padding()
         for left in (False, True):
             text = Text(made, cut_left=left)
-            text._roles = ()
-            for words in ("", "mary is flying", "mary is flying to new york " * 5):
-                (ids, _) = text.all_ids([words, "a"])
+            text._roles = roles(["input_ids", "attention_mask", "token_type_ids"])
+            texts = ["", "mary is flying", "mary is flying to new york " * 5]
+            kept = text.singles(text.all_ids(texts), 16)
+            for words, one in zip(texts, kept, strict=True):
                 whole = text.fit(text.encode(words), 16)
-                before, after, types = text._frame
-                kept = text.single(ids, 16)
-                assert kept.length == len(whole)
-                middle = len(whole) - len(before) - len(after)
-                assert whole.ids[: len(before)] == before
-                assert whole.type_ids == [
-                    *[types[0]] * len(before), *[types[1]] * middle, *[types[2]] * len(after),
-                ]  # fmt: skip
+                assert one.length == len(whole)
+                assert one.arrays["input_ids"].tolist() == whole.ids
+                assert one.arrays["token_type_ids"].tolist() == whole.type_ids
+                assert one.arrays["attention_mask"].tolist() == [1] * len(whole)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,69 @@ PEERS = {
 
 class Unavailable(Exception):
     """A peer cannot be installed here; the message says why."""
+
+
+def add_peers(
+    parser: argparse.ArgumentParser, peers: Mapping[str, str], default: Iterable[str] = ()
+) -> None:
+    """Options that say which peers are measured, and where their environments are.
+
+    Args:
+        peers: the names that there are, each with its key in :data:`PEERS`.
+        default: those that are measured if the command line names none.
+    """
+
+    def names(text: str) -> list[str]:
+        found = [name for name in text.split(",") if name]
+        if unknown := set(found) - set(peers):
+            raise argparse.ArgumentTypeError(f"no such peer: {', '.join(sorted(unknown))}")
+        return found
+
+    parser.add_argument(
+        "--peers", type=names, default=list(default), metavar="PEER,...",
+        help=f"of {', '.join(peers)} (default: {', '.join(default) or 'none'})",
+    )  # fmt: skip
+    add_peer_python(parser, peers)
+
+
+def add_peer_python(parser: argparse.ArgumentParser, peers: Iterable[str] = PEERS) -> None:
+    """The option that says where environments of peers are.
+
+    Args:
+        peers: the names that there are.
+    """
+
+    def assignment(text: str) -> tuple[str, str]:
+        name, _, python = text.partition("=")
+        if name not in peers or not python:
+            known = ", ".join(peers)
+            raise argparse.ArgumentTypeError(f"{text!r}: PEER=PYTHON, PEER being {known}")
+        return name, python
+
+    parser.add_argument(
+        "--peer-python", type=assignment, action="append", default=[], metavar="PEER=PYTHON",
+        help="an environment that has the peer, instead of making one",
+    )  # fmt: skip
+
+
+def peer_pythons(
+    peers: Mapping[str, str], cache: Path, given: Iterable[tuple[str, str]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(the interpreter of each peer, why others have none), both by the peers' names.
+
+    Args:
+        peers: names, each with its key in :data:`PEERS`.
+        given: names and interpreters, which are taken as they are.
+    """
+    pythons, skipped = {}, {}
+    known = dict(given)
+    for name, key in peers.items():
+        try:
+            there = {key: known[name]} if name in known else {}
+            pythons[name] = peer_python(PEERS[key], cache, there)
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+    return pythons, skipped
 
 
 def peer_python(peer: Peer, cache: Path, given: Mapping[str, str]) -> str:

@@ -69,9 +69,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A part as it is written."""
+    """A part as it is written: bytes, or a buffer of Arrow's."""
 
-    data: bytes
+    data: bytes | pa.Buffer
     bad: bytes
     done: Done
 
@@ -139,14 +139,14 @@ def _table(found: Answered, schema: Schema) -> pa.Table:
     return table.cast(schema.whole)
 
 
-def _parquet(found: Answered, schema: Schema) -> bytes:
-    sink = io.BytesIO()
+def _parquet(found: Answered, schema: Schema) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
     parquet.write_table(_table(found, schema), sink, **column_options(schema.whole))
     return sink.getvalue()
 
 
-def _arrow(found: Answered, schema: Schema) -> bytes:
-    sink = io.BytesIO()
+def _arrow(found: Answered, schema: Schema) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema.whole) as writer:
         writer.write_table(_table(found, schema))
     return sink.getvalue()

@@ -74,11 +74,25 @@ def joined(parts: Sequence[Values]) -> Values:
     return [value for part in parts for value in part]
 
 
-def taken(column: Values, order: Sequence[int]) -> Values:
-    """A column's values in another order."""
-    if isinstance(column, np.ndarray):
-        return column[np.asarray(order, np.intp)]
-    return [column[i] for i in order]
+def ordered(parts: Sequence[Values], order: Sequence[int]) -> Values:
+    """A column of its parts, of which there is one at least, in another order.
+
+    Args:
+        order: for each value of the column, its place in the parts joined.
+    """
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) < len(parts):
+        column = joined(parts)
+        return [column[i] for i in order]
+    # Each value is copied once: they may be large.
+    found = np.empty((len(order), *arrays[0].shape[1:]), np.result_type(*arrays))
+    places = np.empty(len(order), np.intp)
+    places[np.asarray(order, np.intp)] = np.arange(len(order))
+    start = 0
+    for array in arrays:
+        found[places[start : start + len(array)]] = array
+        start += len(array)
+    return found
 
 
 def of(pipeline: Pipeline) -> Fields:

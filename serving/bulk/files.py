@@ -1,26 +1,14 @@
-"""Files of texts on any file system: which are meant, and what is in them, a record a row.
-
-Line-oriented files are read record by record with the place of each, so that a reader may begin at
-any of them; Parquet is read in batches of rows.
-"""
+"""Files of texts on any file system: which are meant, and of what format they are."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import orjson
-
 from sparsec.errors import InputError
 from sparsec.paths import user_path
-
-# Bytes of the longest line, or field of CSV.
-LONGEST = 1 << 26
 
 # What a file's name ends in.
 SUFFIXES = {
@@ -38,9 +26,6 @@ FORMATS = ("parquet", "csv", "jsonl", "text")
 
 # How compressed files' names end, and what fsspec calls that.
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-
-TEXT = "text"
-"""The one column of plain text."""
 
 
 @dataclass(frozen=True)
@@ -201,177 +186,3 @@ def _source(place: Location, kind: str | None, delimiter: str | None) -> Source:
         )
     usual = "\t" if ".tsv" in posixpath.basename(place.path).lower() else ","
     return Source(place, kind, None if kind == "parquet" else compression, delimiter or usual)
-
-
-# ---- records of line-oriented files --------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A record that cannot be read: why, and what there is instead."""
-
-    why: str
-    raw: str
-
-
-Record = Mapping[str, Any] | Broken
-
-
-class Lines:
-    """The lines of a stream, and where the next one begins.  An iterator of str; bytes that are not
-    UTF-8 are surrogates.
-
-    Attributes:
-        at: bytes before the next line.
-        number: lines before it.
-    """
-
-    def __init__(self, source: Source, stream: BinaryIO, at: int = 0, number: int = 0) -> None:
-        self._name, self._stream = source.name, stream
-        self.at, self.number = at, number
-        if at:
-            stream.seek(at)
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            line = self._stream.readline(LONGEST)
-        except (OSError, EOFError, ValueError) as error:
-            raise unreadable(self._name, error) from error
-        if not line:
-            raise StopIteration
-        if len(line) == LONGEST and not line.endswith(b"\n"):
-            raise InputError(f"{self._name}, line {self.number + 1}: longer than {LONGEST} bytes")
-        start, self.at, self.number = self.at, self.at + len(line), self.number + 1
-        text = line.decode("utf-8", "surrogateescape")
-        return text if start else text.removeprefix("\ufeff")
-
-
-def header(source: Source) -> list[str]:
-    """The columns of a CSV file.
-
-    Raises:
-        InputError: it has none, or two of one name.
-    """
-    with source.open() as stream:
-        names = next(_fields(source, Lines(source, stream)), None)
-    if not names or any(_is_broken(name) for name in names):
-        raise InputError(f"{source.name} has no first line with the names of columns")
-    if len(set(names)) < len(names):
-        raise InputError(f"{source.name} has several columns of one name: {', '.join(names)}")
-    return names
-
-
-def records(source: Source, lines: Lines, columns: Sequence[str] = ()) -> Iterator[Record]:
-    """The records from where `lines` is; what is behind `lines` is not read before it is asked for.
-
-    Args:
-        columns: of CSV, its :func:`header`.
-    """
-    if source.kind == "text":
-        return (_plain(line) for line in lines)
-    if source.kind == "csv":
-        if not lines.at:
-            next(_fields(source, lines), None)
-        return (_row(fields, columns) for fields in _fields(source, lines))
-    return (_object(line) for line in lines if _no_array(source, lines, line))
-
-
-def places(source: Source, lines: Lines) -> Iterator[tuple[int, int]]:
-    """Where each record ends: (bytes, lines) before the next one.  Nothing is parsed that need not
-    be."""
-    if source.kind == "csv":
-        fields = _fields(source, lines)
-        next(fields, None)
-        return ((lines.at, lines.number) for _ in fields)
-    if source.kind == "text":
-        return ((lines.at, lines.number) for _ in lines)
-    return ((lines.at, lines.number) for line in lines if _no_array(source, lines, line))
-
-
-def _blank(line: str) -> bool:
-    return line.isspace() or line == "\ufeff"
-
-
-def _is_broken(text: str) -> bool:
-    return not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text)
-
-
-def _legible(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _plain(line: str) -> Record:
-    text = line.removesuffix("\n").removesuffix("\r")
-    return Broken("it is not UTF-8", _legible(text)) if _is_broken(text) else {TEXT: text}
-
-
-def _no_array(source: Source, lines: Lines, line: str) -> bool:
-    """Whether a line has a record.
-
-    Raises:
-        InputError: the file is JSON, but no JSON lines.
-    """
-    if lines.number == 1 and line.lstrip("\ufeff").lstrip().startswith("["):
-        raise InputError(
-            f"{source.name} begins with [: a JSON array; JSON lines are needed, an object a line"
-        )
-    return not _blank(line)
-
-
-def _object(line: str) -> Record:
-    if _is_broken(line):
-        return Broken("it is not UTF-8", _legible(line.strip()))
-    try:
-        found = orjson.loads(line)
-        if _is_rounded(found):
-            found = json.loads(line)
-    except orjson.JSONDecodeError:
-        # Which is right, or is what only json reads: NaN, numbers beyond a double's.
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            return Broken(f"it is not JSON: {error}", line.strip())
-    if not isinstance(found, dict):
-        return Broken("it is JSON, but no object", line.strip())
-    return found
-
-
-def _is_rounded(value: Any) -> bool:
-    """Whether a value of orjson may have a whole number of more than 64 bits, which it makes a
-    double."""
-    if isinstance(value, dict):
-        return any(map(_is_rounded, value.values()))
-    if isinstance(value, list):
-        return any(map(_is_rounded, value))
-    return isinstance(value, float) and abs(value) >= 1 << 63
-
-
-def _fields(source: Source, lines: Lines) -> Iterator[list[str]]:
-    """Records of CSV that are not empty."""
-    csv.field_size_limit(LONGEST)
-    reader = csv.reader(lines, delimiter=source.delimiter)
-    while True:
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(f"{source.name}, line {lines.number}: {error}") from None
-        if fields:
-            yield fields
-
-
-def _row(fields: list[str], columns: Sequence[str]) -> Record:
-    if len(fields) != len(columns):
-        raw = io.StringIO()
-        csv.writer(raw).writerow(map(_legible, fields))
-        return Broken(
-            f"it has {len(fields)} fields, and the first line names {len(columns)}",
-            raw.getvalue().strip(),
-        )
-    if any(map(_is_broken, fields)):
-        return Broken("it is not UTF-8", ",".join(map(_legible, fields)))
-    return dict(zip(columns, fields, strict=True))

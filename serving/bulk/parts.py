@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import abc
+import bisect
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from sparsec.errors import InputError
-from sparsec.serving.bulk import files
-from sparsec.serving.bulk.files import TEXT, Broken, Lines, Record, Source, unreadable
+from sparsec.serving.bulk.files import Source, unreadable
+from sparsec.serving.bulk.records import TEXT, Block, Broken, Record, blocks, header
 from sparsec.serving.bulk.rows import Columns, Origin, Records, Rows, as_table
 
 # Bytes of its files that a part has at most, or a row more.
@@ -91,75 +93,126 @@ def plan(
         columns, runs = _parquet(sources)
         return Plan(tuple(sources), tuple(_cut(runs, part_rows)), columns)
     seen = _Seen(output, texts) if kind == "jsonl" and output != "jsonl" else None
-    runs = itertools.chain.from_iterable(_steps(i, s, seen) for i, s in enumerate(sources))
+    runs = itertools.chain.from_iterable(_lines(i, s, seen) for i, s in enumerate(sources))
     columns = _columns(sources)
     cut = tuple(_cut(runs, part_rows))
     return Plan(tuple(sources), cut, seen.columns(sources) if seen else columns)
 
 
-class _Run(NamedTuple):  # one for each line: a data class would take most of the time
-    """Rows of a file: where the first is, and how many bytes each is, about."""
+class _Run(abc.ABC):
+    """Neighbouring rows of a file.
 
-    source: int
-    at: int
-    number: int
-    rows: int
-    bytes_each: float
+    Args:
+        source: index of the file.
+        rows: how many they are.
+    """
+
+    def __init__(self, source: int, rows: int) -> None:
+        self.source, self.rows = source, rows
+
+    @abc.abstractmethod
+    def place(self, row: int) -> tuple[int, int]:
+        """Where a row is: `at` and `number` of :class:`Slice`."""
+
+    @abc.abstractmethod
+    def size(self, row: int, count: int) -> float:
+        """Bytes of so many rows."""
+
+    @abc.abstractmethod
+    def within(self, row: int, size: float) -> int:
+        """How many rows it takes from one on to have so many bytes, or more."""
 
 
-def _steps(index: int, source: Source, seen: _Seen | None) -> Iterator[_Run]:
-    """The records of a file, each alone."""
+class _LineRun(_Run):
+    """Records of a block."""
+
+    def __init__(self, source: int, at: int, number: int, block: Block) -> None:
+        super().__init__(source, len(block.ends))
+        self._first = (at, number)
+        self._block = block
+
+    def place(self, row: int) -> tuple[int, int]:
+        return (self._block.ends[row - 1], self._block.numbers[row - 1]) if row else self._first
+
+    def size(self, row: int, count: int) -> float:
+        return self._block.ends[row + count - 1] - self.place(row)[0]
+
+    def within(self, row: int, size: float) -> int:
+        return bisect.bisect_left(self._block.ends, self.place(row)[0] + size, row) + 1 - row
+
+
+class _ParquetRun(_Run):
+    """All rows of a file, which are taken to be of one size."""
+
+    def __init__(self, source: int, rows: int, size: int) -> None:
+        super().__init__(source, rows)
+        self._each = max(size / max(rows, 1), 1)
+
+    def place(self, row: int) -> tuple[int, int]:
+        return row, row
+
+    def size(self, row: int, count: int) -> float:
+        return count * self._each
+
+    def within(self, row: int, size: float) -> int:
+        return math.ceil(size / self._each)
+
+
+def _lines(index: int, source: Source, seen: _Seen | None) -> Iterator[_Run]:
+    """The blocks of a file."""
     with source.open() as stream:
-        lines = Lines(source, stream)
         at = number = 0
-        for end, line in seen.places(source, lines) if seen else files.places(source, lines):
-            yield _Run(index, at, number, 1, end - at)
-            at, number = end, line
+        for block in blocks(source, stream, parsed=seen is not None):
+            if seen is not None:
+                seen.note(block.records)
+            if block.ends:
+                yield _LineRun(index, at, number, block)
+                at, number = block.ends[-1], block.numbers[-1]
 
 
 def _cut(runs: Iterator[_Run], part_rows: int) -> Iterator[Part]:
     number = rows = 0
     size = 0.0
-    slices: list[list[int]] = []
+    slices: list[Slice] = []
     for run in runs:
-        if run.rows == 1 and 0 < rows < part_rows - 1 and size + run.bytes_each < PART_BYTES:
-            # Nearly all: a line, and the part has room.
-            _add(slices, run, 0, 1)
-            rows, size = rows + 1, size + run.bytes_each
-            continue
         done = 0
         while done < run.rows:
-            room = max(1, int((PART_BYTES - size) / max(run.bytes_each, 1)))
+            room = max(1, run.within(done, PART_BYTES - size))
             count = min(run.rows - done, part_rows - rows, room)
             _add(slices, run, done, count)
-            done, rows, size = done + count, rows + count, size + count * run.bytes_each
+            rows, size, done = rows + count, size + run.size(done, count), done + count
             if rows >= part_rows or size >= PART_BYTES:
-                yield Part(number, tuple(Slice(*piece) for piece in slices))
+                yield Part(number, tuple(slices))
                 number, rows, size, slices = number + 1, 0, 0.0, []
     if slices:
-        yield Part(number, tuple(Slice(*piece) for piece in slices))
+        yield Part(number, tuple(slices))
 
 
-def _add(slices: list[list[int]], run: _Run, done: int, count: int) -> None:
-    """Add rows to the fields of slices."""
-    if slices and slices[-1][0] == run.source:
-        slices[-1][3] += count
+def _add(slices: list[Slice], run: _Run, done: int, count: int) -> None:
+    """Add rows of a run, which follow those that are there if they are of the same file."""
+    if slices and slices[-1].source == run.source:
+        slices[-1] = replace(slices[-1], rows=slices[-1].rows + count)
     else:
-        slices.append([run.source, run.at + done, run.number + done, count])
+        slices.append(Slice(run.source, *run.place(done), count))
 
 
 # ---- columns -------------------------------------------------------------------------------------
 
 
 def _parquet(sources: Sequence[Source]) -> tuple[pa.Schema, Iterator[_Run]]:
-    schemas, runs = [], []
+    schemas: list[pa.Schema] = []
+    runs: list[_Run] = []
     for index, source in enumerate(sources):
         with source.open() as stream, _opened(source, stream) as file:
             schemas.append(file.schema_arrow)
+            if len(set(names := file.schema_arrow.names)) < len(names):
+                raise InputError(
+                    f"{source.name} has several columns of one name: {', '.join(names)}"
+                )
             rows = file.metadata.num_rows
             groups = range(file.metadata.num_row_groups)
             size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
-            runs.append(_Run(index, 0, 0, rows, size / max(rows, 1)))
+            runs.append(_ParquetRun(index, rows, size))
     return _unified(sources, schemas), iter(runs)
 
 
@@ -186,9 +239,9 @@ def _columns(sources: Sequence[Source]) -> pa.Schema | None:
     if kind == "text":
         return pa.schema([(TEXT, pa.string())])
     if kind == "csv":
-        names = files.header(sources[0])
+        names = header(sources[0])
         for source in sources[1:]:
-            if (other := files.header(source)) != names:
+            if (other := header(source)) != names:
                 raise InputError(
                     f"{source.name} has the columns {', '.join(other)}, and {sources[0].name} "
                     f"{', '.join(names)}: run them apart"
@@ -207,30 +260,23 @@ class _Seen:
     def __init__(self, output: str, texts: Collection[str]) -> None:
         self._typed = output == "parquet"
         self._texts = tuple(texts)
-        self._rows: list[Mapping[str, Any]] = []
         self._names: dict[str, None] = {}
         self._schemas: list[pa.Schema] = []
 
-    def places(self, source: Source, lines: Lines) -> Iterator[tuple[int, int]]:
-        """As :func:`files.places`, while the records are looked at."""
-        for record in files.records(source, lines):
-            if not isinstance(record, Broken):
-                self._rows.append(record)
-            if len(self._rows) == _BATCH:
-                self._note()
-            yield lines.at, lines.number
-        self._note()
+    def note(self, records: Sequence[Record]) -> None:
+        """Take note of the columns of records.
 
-    def _note(self) -> None:
+        Raises:
+            InputError: the values of one are of several types.
+        """
+        rows = [record for record in records if not isinstance(record, Broken)]
         if self._typed:
-            good = [row for row in self._rows if self._readable(row)]
-            schema = as_table(good).schema
+            schema = as_table([row for row in rows if self._readable(row)]).schema
             if schema not in self._schemas:
                 self._schemas.append(schema)
         else:
-            for row in self._rows:
+            for row in rows:
                 self._names.update(dict.fromkeys(row))
-        self._rows = []
 
     def _readable(self, row: Mapping[str, Any]) -> bool:
         for name in self._texts:
@@ -348,15 +394,24 @@ class _Cursor(abc.ABC):
 class _LineCursor(_Cursor):
     def __init__(self, index: int, source: Source, start: Slice, columns: Sequence[str]) -> None:
         super().__init__(index, source, start.at)
-        self._lines = Lines(source, self._stream, start.at, start.number)
-        self._records = files.records(source, self._lines, columns)
+        self._blocks = blocks(source, self._stream, start.at, start.number, columns)
+        self._block = Block((), (), ())
+        self._next = 0
 
     def take(self, rows: int) -> tuple[Any, int]:
-        found, numbers = [], []
-        for record in itertools.islice(self._records, rows):
-            found.append(record)
-            numbers.append(self._lines.number)
-        self.at = self._lines.at
+        found: list[Record] = []
+        numbers: list[int] = []
+        while len(found) < rows:
+            if self._next == len(self._block.ends):
+                block = next(self._blocks, None)
+                if block is None:
+                    break
+                self._block, self._next = block, 0
+                continue
+            end = min(self._next + rows - len(found), len(self._block.ends))
+            found += self._block.records[self._next : end]
+            numbers += self._block.numbers[self._next : end]
+            self._next, self.at = end, self._block.ends[end - 1]
         return (found, numbers), len(found)
 
 

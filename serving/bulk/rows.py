@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sparsec.errors import InputError
-from sparsec.serving.bulk.files import Broken, Record
+from sparsec.serving.bulk.records import Broken, Record
 
 
 class Rows(Protocol):

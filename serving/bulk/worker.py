@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from sparsec.errors import InputError, NonFiniteError
-from sparsec.serving.bulk.fields import Answers, Fields, Row, joined, taken
+from sparsec.serving.bulk.fields import Answers, Fields, Row, joined, ordered
 from sparsec.serving.bulk.rows import Rows
 from sparsec.serving.pipelines import Pipeline
 
@@ -190,8 +190,9 @@ class Pending:
         indices = [index for batch in batches for index in batch.indices]
         order = sorted(range(len(indices)), key=indices.__getitem__)
         found.good = [indices[place] for place in order]
-        columns = _all([batch.columns for batch in batches])
-        found.columns = {name: taken(column, order) for name, column in columns.items()}
+        some = [batch.columns for batch in batches if batch.columns]
+        for name in some[0] if some else ():
+            found.columns[name] = ordered([columns[name] for columns in some], order)
         return found
 
 

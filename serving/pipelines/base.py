@@ -455,9 +455,11 @@ class Pipeline(abc.ABC):
             TooLongError: as for :meth:`fit`.
         """
         special = self.text.special_tokens()
-        for i, ids in enumerate(self.text.all_ids(texts) if texts else ()):
-            self.admit(job, len(ids) + special, f"{where}.{i}")
-            job.items.append(self.text.single(ids, self.max_length))
+        rows = self.text.all_ids(texts) if texts else []
+        for i, ids in enumerate(rows):
+            if len(ids) + special > self.max_length:
+                self.admit(job, len(ids) + special, f"{where}.{i}")
+        job.items += self.text.singles(rows, self.max_length)
 
     def pair(
         self,
