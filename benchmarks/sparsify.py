@@ -128,10 +128,12 @@ def spam() -> Subject:
         return [Labelled(m.text[:MAIL_CHARACTERS], "spam" if m.spam else "ham") for m in found]
 
     dense = dense_models.fine_tuned(folder / "dense", "sequence-classification", rows(False), 200)
+    held = rows(True)  # wanted mail first
+    step = -(-len(held) // HELD_OUT_TEXTS)
     return Subject(
         dense,
         lines(folder / "texts.jsonl", (r.row() for r in rows(False))),
-        lines(folder / "held-out.jsonl", (r.row() for r in rows(True)[:HELD_OUT_TEXTS])),
+        lines(folder / "held-out.jsonl", (r.row() for r in held[::step])),
     )
 
 
@@ -293,7 +295,7 @@ def curves(rows: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
         trained = {
             key.removeprefix(f"{subject}: "): row["curve"]
             for key, row in rows.items()
-            if key.startswith(f"{subject}: ") and row.get("curve")
+            if key.startswith(f"{subject}: ") and len(row.get("curve", ())) > 4
         }
         if not trained:
             continue

@@ -27,6 +27,7 @@ for _package in ("onnxruntime", "sklearn", "scipy", "seqeval", "tokenizers", "ma
 
 from sparsec.pruning import (  # noqa: E402
     channels,
+    export,
     job,
     memory,
     oneshot,
@@ -99,6 +100,25 @@ def test_a_folder_comes_out(half: Sparsified, model: Path) -> None:
     assert [old.graph.input, old.graph.output] == [new.graph.input, new.graph.output]
     assert old.opset_import == new.opset_import
     assert "agreement" in str(half)
+
+
+def test_large_models_have_their_weights_beside_them(
+    half: Sparsified, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes out of a model as one file is the same in two, and goes in again as two."""
+    monkeypatch.setattr(export, "INLINE_LIMIT", 1000)
+    given, out = tmp_path / "given", tmp_path / "out"
+    shutil.copytree(model, given)
+    proto = onnx.load(given / "model.onnx")
+    onnx.save(proto, given / "model.onnx", save_as_external_data=True, location="weights.bin")
+    for dense, folder in ((model, out), (given, tmp_path / "again")):
+        sparsec.sparsify(dense, texts=TEXTS, output=folder, sparsity=0.5, **ORT)
+        assert (folder / export.DATA).stat().st_size > 50_000
+        assert half.path is not None
+        new, old = (onnx.load(path / "model.onnx") for path in (folder, half.path))
+        pairs = zip(new.graph.initializer, old.graph.initializer, strict=True)
+        for a, b in pairs:
+            np.testing.assert_array_equal(numpy_helper.to_array(a), numpy_helper.to_array(b))
 
 
 def test_the_same_seed_gives_the_same_bytes(half: Sparsified, model: Path, tmp_path: Path) -> None:
