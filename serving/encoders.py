@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,6 +154,8 @@ class SentenceTransformer(_Model):
             InputError: there is no such prompt, or fewer dimensions.
             TooLongError: a text has too many tokens, and `truncate` is off.
         """
+        if not isinstance(sentences, Iterable):
+            raise InputError(f"sentences must be a text or several, not {sentences!r}")
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
             raise InputError(f"sentences.{wrong[0]} is no text but {texts[wrong[0]]!r}")
@@ -276,7 +278,10 @@ class CrossEncoder(_Model):
             InputError: they are no pairs.
             TooLongError: one has too many tokens, and `truncate` is off.
         """
-        single = bool(len(sentences)) and isinstance(sentences[0], str)
+        if isinstance(sentences, str) or not isinstance(sentences, Iterable):
+            raise InputError(f"sentences must be pairs of texts, not {sentences!r}")
+        sentences = list(sentences)
+        single = bool(sentences) and isinstance(sentences[0], str)
         pairs = [sentences] if single else sentences
         given = [_pair(i, pair) for i, pair in enumerate(pairs)]
         rows: list[NDArray[np.float64]] = [np.zeros(1)] * len(given)
@@ -389,7 +394,8 @@ def _activation(
 
 
 def _pair(index: int, given: Any) -> list[str]:
-    if isinstance(given, str) or len(given) != 2 or not all(isinstance(t, str) for t in given):
+    pair = isinstance(given, Collection) and not isinstance(given, str)
+    if not pair or len(given) != 2 or not all(isinstance(t, str) for t in given):
         raise InputError(f"sentences.{index}: a pair of texts is needed, not {given!r}")
     return list(given)
 

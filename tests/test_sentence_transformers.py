@@ -175,6 +175,9 @@ def test_options_of_encode(model: Callable[..., Path]) -> None:
             ours.encode("a", prompt_name="x")
         with pytest.raises(InputError, match="32 elements"):
             ours.encode("a", truncate_dim=33)
+        for wrong in (5, None):
+            with pytest.raises(InputError, match=f"a text or several, not {wrong}"):
+                ours.encode(wrong)
         with pytest.raises(InputError, match=r"sentences\.1 is no text"):
             ours.encode(["a", 3])
     for kind in ("cosine", "euclidean", "manhattan"):
@@ -287,6 +290,11 @@ def test_cross_encoders(tmp_path: Path, labels: int) -> None:
         else:
             with pytest.raises(ModelError, match="3 labels"):
                 ours.rank("x", documents)
+        for wrong in ("ab", 5, None):
+            with pytest.raises(InputError, match=f"pairs of texts, not {wrong!r}"):
+                ours.predict(wrong)
+        with pytest.raises(InputError, match=r"sentences\.1: a pair of texts is needed, not 5"):
+            ours.predict([["a", "b"], 5])
         with pytest.raises(InputError, match=r"sentences\.0: a pair"):
             ours.predict([("a", "b", "c")])
     ours = CrossEncoder(folder, engine_type="onnxruntime")

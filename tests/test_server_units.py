@@ -588,8 +588,11 @@ def test_a_task_is_one_file(mood: Pipeline, tmp_path: Path) -> None:
 
     assert tensors.inputs(mood) == [
         {"name": "phrases", "datatype": "BYTES", "shape": [-1]},
-        {"name": "tone", "datatype": "BYTES", "shape": [-1]},
+        {"name": "tone", "datatype": "BYTES", "shape": [1]},
     ]
+    given = {"phrases": oip.texts(["mary", "john"]), "tone": oip.texts(["loud"])}
+    (made,) = tensors.to_inputs(mood, oip.InferRequest(None, given, {}, False, {}))
+    assert made == MoodInput(phrases=["mary", "john"], tone="loud")
     ranks = {row["name"]: (row["datatype"], len(row["shape"])) for row in endpoint.tensors}
     assert ranks == {"moods": ("BYTES", 1), "certainty": ("FP32", 2)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from sparsec import Pipeline
+from sparsec.serving.pipelines.base import explain
+from sparsec.serving.server.openai import EmbeddingsRequest
 from tests.server_support import Server, TextModels, endpoint
 
 TEXTS = ["Mary lives in Paris", "", "John works at acme ."]
@@ -52,6 +56,80 @@ def vectors(text_models: TextModels) -> Iterator[Pipeline]:
         yield pipeline
 
 
+# ---- Open Inference Protocol V2 ------------------------------------------------------------------
+
+
+def test_every_task_answers_in_tensors(server: Server, http: httpx.Client) -> None:
+    """As JSON and as bytes, of the types and axes that its metadata says."""
+    names = http.get("/v2/models").json()["models"]
+    assert len(names) == 9
+    for name in names:
+        metadata = http.get(f"/v2/models/{name}").json()
+        outputs = {row["name"]: row for row in metadata["outputs"]}
+        fields = {
+            row["name"]: ["Paris [MASK]" if name == "fill" else "Mary lives in Paris"]
+            for row in metadata["inputs"]
+            if not row.get("parameters", {}).get("optional")
+        }
+        if name == "zero":
+            fields["labels"] = ["sport", "news"]
+        body: dict[str, Any] = {
+            "inputs": [
+                {"name": field, "datatype": "BYTES", "shape": [len(texts)], "data": texts}
+                for field, texts in fields.items()
+            ]
+        }
+        answer = http.post(f"/v2/models/{name}/infer", json=body)
+        assert answer.status_code == 200, (name, answer.text)
+        body["parameters"] = {"binary_data_output": True}
+        raw = http.post(f"/v2/models/{name}/infer", json=body)
+        assert raw.status_code == 200, (name, raw.text)
+        length = int(raw.headers["Inference-Header-Content-Length"])
+        at = length
+        described = {row["name"]: row for row in json.loads(raw.content[:length])["outputs"]}
+        for row in answer.json()["outputs"]:
+            known = outputs.pop(row["name"])
+            assert row["datatype"] == known["datatype"]
+            assert len(row["shape"]) == len(known["shape"])
+            size = described[row["name"]]["parameters"]["binary_data_size"]
+            data, at = raw.content[at : at + size], at + size
+            if row["datatype"] == "FP32":
+                np.testing.assert_array_equal(
+                    np.frombuffer(data, "<f4"), np.array(row["data"], np.float32)
+                )
+        assert not outputs and at == len(raw.content)
+    query = {"name": "query", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}
+    documents = {"name": "documents", "datatype": "BYTES", "shape": [3], "data": ["a", "b", "c"]}
+    answer = http.post("/v2/models/order/infer", json={"inputs": [query, documents]})
+    assert answer.status_code == 400 and "input query takes one element, not 2" in answer.text
+    query |= {"shape": [1], "data": ["a"]}
+    answer = http.post("/v2/models/order/infer", json={"inputs": [query, documents]})
+    assert answer.json()["outputs"][0]["shape"] == [3]
+    vectors = http.get("/v2/models/vectors").json()["outputs"]
+    assert vectors == [{"name": "embeddings", "datatype": "FP32", "shape": [-1, -1]}]
+
+
+# ---- what is wrong -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "input: List should have at least 1 item after validation, not 0"),
+        ("", "input: String should have at least 1 character"),
+        (5, "input: Input should be a valid string or a valid list"),
+        (["a", 5], "input.1: Input should be a valid string"),
+        ([[-1]], "input.0.0: Input should be greater than or equal to 0"),
+        ([[]], "input.0: List should have at least 1 item after validation, not 0"),
+        ([1.5], "input.0: Input should be a valid integer, got a number with a fractional part"),
+    ],
+)
+def test_of_several_forms_the_nearest_is_spoken_of(given: Any, said: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        EmbeddingsRequest.model_validate({"input": given})
+    assert explain(error.value).startswith(said) and ";" not in explain(error.value)
+
+
 # ---- OpenAI --------------------------------------------------------------------------------------
 
 
@@ -64,7 +142,8 @@ def test_embeddings(http: httpx.Client, vectors: Pipeline) -> None:
     assert [row["index"] for row in answer["data"]] == [0, 1, 2]
     tokens = sum(item.length for item in vectors.prepare(vectors.parse(TEXTS)).items)
     assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
-    body = {"model": "vectors", "input": TEXTS[0], "encoding_format": "base64", "dimensions": 8}
+    # The only endpoint that can answer need not be named.
+    body = {"input": TEXTS[0], "encoding_format": "base64", "dimensions": 8}
     (row,) = http.post("/v1/embeddings", json=body).json()["data"]
     got = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
     np.testing.assert_array_equal(got, want[0, :8])
@@ -90,7 +169,7 @@ def test_a_small_answer_takes_few_bytes(http: httpx.Client, vectors: Pipeline) -
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"input": "a"}, 400, "model: Field required"),
+        ({"model": "vectors"}, 400, "input: Field required"),
         ({"model": "vectors", "input": []}, 400, "input"),
         ({"model": "vectors", "input": ""}, 400, "input"),
         ({"model": "none", "input": "a"}, 404, "no model 'none'"),

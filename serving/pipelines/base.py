@@ -14,6 +14,7 @@ import inspect
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -819,13 +820,52 @@ def _buckets(
     return tuple(sorted(set(given)))
 
 
+# What pydantic puts into the place of an error where a value may have several forms.
+_FORM = re.compile(
+    r"(str|int|float|bool|none|list|dict|tuple)(\[.*\])?|(constrained|function|lax-or|json-or)-.*|_?[A-Z].*"
+)
+
+
 def explain(error: ValidationError) -> str:
-    """What is wrong, field by field, in one line."""
+    """What is wrong, field by field, in one line.  Of a value that may have several forms, what is
+    wrong with the one that it comes nearest to."""
     seen: dict[str, None] = {}
+    forms: dict[tuple[str | int, ...], list[tuple[list[str | int], Any]]] = {}
     for row in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(part) for part in row["loc"])
-        seen[f"{where}: {row['msg']}" if where else row["msg"]] = None
+        where = row["loc"]
+        form = next((i for i, part in enumerate(where) if _is_form(part)), None)
+        if form is None:
+            seen[_said(where, row["msg"])] = None
+            continue
+        inside = [part for part in where[form:] if not _is_form(part)]
+        forms.setdefault(where[:form], []).append((inside, row))
+    for where, rows in forms.items():
+        inside, messages = _nearest(rows)
+        seen[_said((*where, *inside), messages)] = None
     return "; ".join(seen)
+
+
+def _is_form(part: str | int) -> bool:
+    return isinstance(part, str) and _FORM.fullmatch(part) is not None
+
+
+def _said(where: Sequence[str | int], message: str) -> str:
+    place = ".".join(map(str, where))
+    return f"{place}: {message}" if place else message
+
+
+def _nearest(rows: Sequence[tuple[list[str | int], Any]]) -> tuple[list[str | int], str]:
+    """Where the form that fits furthest is wrong, and why: any of several of another type."""
+    furthest = max((inside for inside, _ in rows), key=lambda inside: [_rank(p) for p in inside])
+    there = [row for inside, row in rows if inside == furthest]
+    valued = [row for row in there if not row["type"].endswith("_type")]
+    first, *others = dict.fromkeys(row["msg"] for row in valued or there)
+    more = [message.removeprefix("Input should be ") for message in others]
+    return furthest, " or ".join([first, *more])
+
+
+def _rank(part: str | int) -> tuple[int, str]:
+    return (part, "") if isinstance(part, int) else (0, part)
 
 
 __all__ = [

@@ -39,7 +39,8 @@ class EmbeddingsRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: str
+    # Left out where only one endpoint can answer.
+    model: str | None = None
     input: (
         Annotated[str, Field(min_length=1)]
         | _Ids
@@ -57,7 +58,7 @@ class EmbeddingsRequest(BaseModel):
 RERANK = {"query": "Who flies to Lima?", "documents": [SENTENCE, "The soup was cold."]}
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
     text: str
 
 
@@ -68,7 +69,7 @@ class RerankRequest(BaseModel):
 
     model: str | None = None
     query: str
-    documents: Annotated[list[str | _Document], Field(min_length=1)]
+    documents: Annotated[list[str | Document], Field(min_length=1)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
     # Not Cohere's.

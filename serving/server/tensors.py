@@ -2,7 +2,8 @@
 predictions become tensors with one row per text.
 
 The first axis of a task's required inputs counts texts.  Its other inputs, such as the labels of
-zero-shot classification, belong to the whole request: tensors, or parameters of the request.  What
+zero-shot classification, belong to the whole request: tensors, or parameters of the request.  So
+does a text that stands beside lists, as the query of reranking beside the documents.  What
 is not text or numbers, such as a list of entities, is a JSON text per row.
 """
 
@@ -29,9 +30,11 @@ _SCALARS = {str: "BYTES", bool: "BOOL", int: "INT64", float: "FP32"}
 def inputs(pipeline: Pipeline) -> list[dict[str, Any]]:
     """The tensors that a task takes."""
     found: list[dict[str, Any]] = []
+    counted = _counted(pipeline)
     for name, field in pipeline.input_schema.model_fields.items():
         kind, depth = _leaf(field.annotation)
-        entry: dict[str, Any] = {"name": name, "datatype": kind, "shape": [-1]}
+        shape = [-1] if name in counted else [1]
+        entry: dict[str, Any] = {"name": name, "datatype": kind, "shape": shape}
         if not field.is_required():
             entry |= {"shape": [-1] if depth else [1], "parameters": {"optional": True}}
         found.append(entry)
@@ -71,6 +74,14 @@ def _takes_one(pipeline: Pipeline) -> bool:
     )
 
 
+def _counted(pipeline: Pipeline) -> list[str]:
+    """The required inputs whose first axis counts texts."""
+    fields = pipeline.input_schema.model_fields
+    required = [name for name, field in fields.items() if field.is_required()]
+    one = _takes_one(pipeline)
+    return [name for name in required if one or _leaf(fields[name].annotation)[1]]
+
+
 def _rank(pipeline: Pipeline, field: FieldInfo) -> int:
     """The least number of axes: a label of each text and lists of labels look alike."""
     if _holds_models(field.annotation):
@@ -94,7 +105,8 @@ def to_inputs(pipeline: Pipeline, request: InferRequest) -> list[BaseModel]:
     if missing:
         raise HttpError(400, f"input {', '.join(missing)} is missing")
     words = bool(pipeline.words_field and _scalar(tensors, request, pipeline.words_field))
-    rows = {name: _rows(name, tensors[name], words) for name in required}
+    counted = _counted(pipeline)
+    rows = {name: _rows(name, tensors[name], words) for name in counted}
     counts = {name: len(values) for name, values in rows.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
         raise HttpError(400, f"inputs must have equally many rows, at least one, not {counts}")
@@ -105,7 +117,7 @@ def to_inputs(pipeline: Pipeline, request: InferRequest) -> list[BaseModel]:
         if (field := _field(schema, name)) and field not in required
     }
     for name, array in tensors.items():
-        if name not in required:
+        if name not in counted:
             depth = _leaf(schema.model_fields[name].annotation)[1]
             values = array.reshape(-1).tolist()
             if not depth and len(values) != 1:
@@ -232,8 +244,18 @@ def _leaves(annotation: Any, depth: int) -> Iterator[tuple[str, int]]:
             yield from _leaves(part, depth)
     elif origin in (list, tuple, Sequence):
         yield from _leaves(get_args(annotation)[0], depth + 1)
+    elif origin is np.ndarray:  # whose type says nothing of its axes: rows of numbers
+        yield _kind(get_args(annotation)[1]), depth + 2
     elif annotation in _SCALARS:
         yield _SCALARS[annotation], depth
+
+
+def _kind(dtype: Any) -> str:
+    """Datatype for the numbers of an array, by its annotation."""
+    element = next(iter(get_args(dtype)), Any)
+    kinds = {np.bool_: "BOOL", np.integer: "INT64"}
+    return next((kinds[k] for k in kinds if isinstance(element, type) and issubclass(element, k)),
+                "FP32")  # fmt: skip
 
 
 def _holds_models(annotation: Any) -> bool:
