@@ -12,53 +12,33 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from sparsec import targets
 from sparsec.compiler import build, toolchain
 from sparsec.compiler.codegen import emit_buckets
 from sparsec.compiler.ir import BatchDim, Graph, bind_shape
-from sparsec.runtime import cpu
+from tests import stand_ins
 
 UBSAN = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
 
-#: What runs the kernels of targets that this CPU cannot run.  AVX-VNNI's have the AVX-512 encoding
-#: of the same instruction, AMX's an emulation beside vectors of 32 bytes: it takes all the layers
-#: that it can.
-STAND_INS = {
-    "avx_vnni": replace(
-        targets.get("avx_vnni"), features=("avx2", "fma", "avx512f", "avx512vl", "avx512vnni")
-    ),
-    "amx": replace(
-        targets.get("avx2"),
-        name="amx",
-        bf16=(),
-        matrix=targets.Matrix(header="tiles_emulated.h", weights=16 << 10, sweep=4, kept=0),
-        costs=replace(
-            targets.costs(targets.get("avx2")), matrix=(1e-3, 1e-3, 0.1, 1e-3, 1e-3, 1e-3)
-        ),
-    ),
-}
+#: AMX's tiles take all the layers that they can.
+TAKING_ALL = (1e-3, 1e-3, 0.1, 1e-3, 1e-3, 1e-3)
 
 
 def target_params() -> list[Any]:
-    """A pytest parameter for every ISA target, skipped with a reason where it can't run."""
-    info = cpu.detect()
-    params = []
-    for target in targets.TARGETS:
-        missing = target.missing(info.features)
-        if missing and not STAND_INS.get(target.name, target).missing(info.features):
-            missing = ()
-        marks = [pytest.mark.skip(reason=f"this CPU lacks {', '.join(missing)}")] if missing else []
-        params.append(pytest.param(target.name, marks=marks))
-    return params
+    """A pytest parameter for every ISA target, skipped with a reason where it can't run.
+
+    Where 64-byte vectors are emulated those of `amx` are in the fast tests.
+    """
+    return stand_ins.parameters(slow=("avx512_vnni", "avx_vnni"))
 
 
-def _target(name: str) -> targets.Target:
-    target = next(t for t in targets.TARGETS if t.name == name)
-    if target.missing(cpu.detect().features) and name in STAND_INS:
-        return STAND_INS[name]
-    return target
+def _target(name: str, precision: str = "fp32") -> targets.Target:
+    target = stand_ins.here(name, precision)
+    if target.matrix is None or target.matrix.header != "tiles_emulated.h":
+        return target
+    matrix = replace(target.matrix, weights=16 << 10, sweep=4, kept=0)
+    return replace(target, matrix=matrix, costs=replace(targets.costs(target), matrix=TAKING_ALL))
 
 
 def _spec(graph: Graph, name: str) -> SimpleNamespace:
@@ -117,10 +97,12 @@ def compile_graph(
     precision: str = "fp32",
 ) -> Library:
     """Emit, compile (with UBSan unless told otherwise) and load a graph."""
-    target = targets.at(_target(target_name), precision)
+    target = _target(target_name, precision)
     cc = toolchain.find()
     if extra and (not isinstance(cc, toolchain.Gcc) or shutil.which("gcc") is None):
         extra = ()
+    if stand_ins.emulates_vectors(target) and target.matrix is None:
+        extra = ()  # amx has the same with sanitizers; they take a compiler four times as long
     signature = SimpleNamespace(
         inputs=[_spec(graph, n) for n in graph.inputs],
         outputs=[_spec(graph, n) for n in graph.outputs],
@@ -134,7 +116,9 @@ def compile_graph(
         sources.append(str(folder / "weights.S"))
     output = folder / f"one_{library}"
     flags = [f for f in cc.flags(target) if f != "-O3"]
-    level = "-O0" if target_name == "generic" else "-O2"  # portable C takes a compiler long
+    # What compilers take long for: portable C and emulated instructions.
+    level = "-O0" if target_name == "generic" else "-O2"
+    level = "-O1" if stand_ins.emulates_vectors(target) else level
     command = [*cc.command, *flags, level, *extra, "-shared", "-fPIC", f"-I{folder}"]
     subprocess.run(
         [*command, "-o", str(output), *sources, "-lm"], check=True, cwd=folder, capture_output=True

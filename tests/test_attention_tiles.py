@@ -52,7 +52,7 @@ def test_results_are_those_of_vectors(tmp_path: Path, name: str) -> None:
     score_zero = None if zero is None else np.asarray(zero)
     graph = attention_graph(LENGTH, heads, dim, types, zps, extra, score_zero)
     made: dict[str, Library] = {
-        target: compile_graph(tmp_path / target, graph, target) for target in ("amx", "avx2")
+        target: compile_graph(tmp_path / target, graph, target) for target in ("amx", "avx512_vnni")
     }
     text = (tmp_path / "amx" / f"bucket_{LENGTH}" / "bucket.c").read_text()
     assert f"attention_i8_i8_{heads}x{dim}_tiles" in text and "TILE_DOT(" in text
@@ -68,7 +68,9 @@ def test_results_are_those_of_vectors(tmp_path: Path, name: str) -> None:
         ]
         mask[1] = 0  # one sequence of another kind among the others
         for given in (None, lengths):
-            have, want = (made[target].run([*inputs, mask], given)[0] for target in ("amx", "avx2"))
+            have, want = (
+                made[target].run([*inputs, mask], given)[0] for target in ("amx", "avx512_vnni")
+            )
             np.testing.assert_array_equal(have, want, err_msg=which)
 
 

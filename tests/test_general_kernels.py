@@ -33,7 +33,7 @@ from sparsec.compiler.ir import BATCH, BatchDim, Graph, bind_shape
 from sparsec.compiler.ops import OPS
 from sparsec.compiler.templates import read_template
 from sparsec.runtime import cpu
-from tests.lane_harness import STAND_INS
+from tests import stand_ins
 
 
 def compiler_flags(kind: str) -> list[str]:
@@ -975,7 +975,7 @@ def test_integer_extremes(build: Any, dtype: str) -> None:
     build([case])
 
 
-@pytest.mark.parametrize("target", ["avx2", "avx_vnni"])
+@pytest.mark.parametrize("target", ["avx2", "avx_vnni", "avx512_vnni"])
 @BATCHED
 @given(
     cases=st.lists(
@@ -985,13 +985,12 @@ def test_integer_extremes(build: Any, dtype: str) -> None:
     )
 )
 def test_other_vectors(target: str, cases: list[Case], tmp_path_factory: Any) -> None:
-    """The instructions of other targets that this machine can run, or such as do the same."""
-    cc, features = toolchain.find(), cpu.detect().features
-    needs = STAND_INS.get(target, targets.get(target)).features
-    if isinstance(cc, toolchain.Zig) or not {*needs} <= {*features}:
+    """The instructions of other targets, which this machine has or emulates."""
+    cc, row, found = toolchain.find(), stand_ins.here(target), cpu.detect()
+    if isinstance(cc, toolchain.Zig) or not row.runs_on(found.arch, found.features):
         pytest.skip(f"cannot build or run {target} here")
     own = ["-Wno-aggressive-loop-optimizations"] if isinstance(cc, toolchain.Gcc) else []
-    flags = [*toolchain.SEMANTICS, "-O2", *(f"-m{feature}" for feature in needs), *own]
+    flags = [*toolchain.SEMANTICS, "-O2", *cc.target_flags(row), *own]
     run(cases, tmp_path_factory.mktemp(target), [*cc.command, *cc.base_flags(), *flags])
 
 

@@ -22,6 +22,7 @@ from sparsec import targets
 from sparsec.compiler import toolchain
 from sparsec.runtime import cpu
 from sparsec.targets import Target
+from tests import stand_ins
 
 HERE = Path(__file__).parent
 
@@ -167,15 +168,17 @@ def compile_sanitized(tree: Tree, target: Target, output: Path) -> None:
 
 
 def sanitized_cases() -> list[Any]:
-    """Every form for every target; what is like another one only in the slow tests."""
-    able = cpu.detect()
+    """Every form for every target; what is like another one only in the slow tests, and what is
+    emulated in one form, since it takes the compiler long."""
     best = best_target()
     cases = []
-    for target in targets.TARGETS:
-        runs = target.runs_on(able.arch, able.features)
-        skip = pytest.mark.skipif(not runs, reason=f"this CPU cannot run {target.name}")
-        for form in FORMS:
-            alike = form != "sparseml" and target != best
+    for target in map(stand_ins.here, targets.NAMES):
+        skip = pytest.mark.skipif(
+            not stand_ins.runs(target), reason=f"this CPU cannot run {target.name}"
+        )
+        emulated = stand_ins.emulates_vectors(target)
+        for form in ("sparseml",) if emulated else FORMS:
+            alike = emulated or (form != "sparseml" and target != best)
             marks = [skip, pytest.mark.slow] if alike else [skip]
             cases.append(pytest.param(form, target, marks=marks, id=f"{form}-{target.name}"))
     return cases
@@ -183,10 +186,13 @@ def sanitized_cases() -> list[Any]:
 
 @needs_gcc
 @pytest.mark.parametrize(("form", "target"), sanitized_cases())
-def test_stays_inside_its_buffers(tmp_path: Path, form: Form, target: Target) -> None:
+def test_stays_inside_its_buffers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form, target: Target
+) -> None:
     """AddressSanitizer and UBSan around inputs, outputs, workspace and weights of exact sizes:
     batches of 1, 3 and 17, all lengths, ragged and absent ones, hostile ids, masks and arguments,
     pieces of parallel loops in another order."""
+    stand_ins.install(monkeypatch)
     tree = compile_tree(tmp_path, ODD, form, target.name, [LENGTH])
     program = tmp_path / "driver"
     compile_sanitized(tree, target, program)

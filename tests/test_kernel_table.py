@@ -24,8 +24,8 @@ from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
 from sparsec.compiler.lowering.tiling import LayerClass, candidates
 from sparsec.targets import Target
-from tests import docs_kernels
-from tests.lane_harness import _target, compile_graph, target_params
+from tests import docs_kernels, stand_ins
+from tests.lane_harness import _target, compile_graph
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = Size(tokens=21, channels=64)
@@ -35,7 +35,7 @@ AROUND = {f"general/{name}.c.j2" for name in ("function", "nothing", "outside")}
 
 #: Those with a unit for products of tiles last: others run what needs none.
 RUNNING = sorted(
-    (_target(p.values[0]) for p in target_params() if not p.marks),
+    filter(stand_ins.runs, map(_target, targets.NAMES)),
     key=lambda target: target.matrix is not None,
 )
 

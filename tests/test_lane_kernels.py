@@ -37,9 +37,11 @@ from sparsec.compiler.lowering.words import (
 )
 from sparsec.compiler.ops import OPS, infer
 from sparsec.compiler.templates import environment, read_template
+from tests import stand_ins
 from tests.lane_harness import UBSAN, _target, compile_graph, target_params
 
 TARGETS = target_params()
+EVERYWHERE = stand_ins.parameters()
 
 #: Ways to place the non-zero weights of a layer, [n, k] -> bool mask.
 PATTERNS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
@@ -81,7 +83,7 @@ def int8_layers(rng: np.random.Generator, k: int, zp: int, dtype: type, length: 
 def int8_cases() -> list[Any]:
     """A target, input channels, zero point and type; portable C takes a compiler long."""
     cases = []
-    for target in TARGETS:
+    for target in EVERYWHERE:
         for k, zp, dtype in INT8:
             long = target.values == ("generic",) and k in (30, 64)
             marks = [*target.marks, pytest.mark.slow] if long else target.marks
@@ -116,7 +118,7 @@ def float_layers(rng: np.random.Generator, k: int) -> Graph:
     return e.finish()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 @pytest.mark.parametrize("k", [1, 30, 700])
 def test_float_linear(tmp_path: Path, target: str, k: int) -> None:
     rng = np.random.default_rng(k)

@@ -23,6 +23,7 @@ from sparsec import targets
 from sparsec.cli import main
 from sparsec.compiler.codegen import bucket
 from sparsec.errors import SparsecError
+from tests import stand_ins
 from tests.test_end_to_end import BOUNDS, Case, compare_case
 from tests.test_generated_c import ODD, compile_sanitized, compile_tree, needs_gcc
 
@@ -52,21 +53,23 @@ WIDE = {"layers": 1, "hidden": 96, "heads": 4, "intermediate": 260}
 #: The same, where no weights are still near at the next run: as with a large model.
 COLD = replace(EMULATED, matrix=replace(AMX.matrix, header="tiles_emulated.h", kept=0))
 
+#: On the target's own vectors, which are emulated where this CPU lacks them.
+WHOLE = stand_ins.on_emulated_tiles(stand_ins.here("amx"))
+assert WHOLE.matrix is not None
+
 #: Those whose tiles take all the layers they can; and whose masked tiles do.
-EAGER = replace(EMULATED, costs=replace(AMX.costs, matrix=(1e-3,) * 6))
-MASKING = replace(COLD, costs=replace(AMX.costs, matrix=(1e-3, 1e-3, 1.0, 1e-3, 1e-3, 1e-3)))
-
-
-def install(monkeypatch: pytest.MonkeyPatch, row: targets.Target) -> None:
-    """Make it the row of `amx`."""
-    rows = (row, *(t for t in targets.TARGETS if t.name != "amx"))
-    monkeypatch.setattr(targets, "TARGETS", targets.table(*rows))
+EAGER = replace(WHOLE, costs=replace(AMX.costs, matrix=(1e-3,) * 6))
+MASKING = replace(
+    WHOLE,
+    matrix=replace(WHOLE.matrix, kept=0),
+    costs=replace(AMX.costs, matrix=(1e-3, 1e-3, 1.0, 1e-3, 1e-3, 1e-3)),
+)
 
 
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """`amx` is the emulation."""
-    install(monkeypatch, EMULATED)
+    stand_ins.install(monkeypatch, EMULATED)
 
 
 def kernels(artifact: sparsec.Artifact, length: int) -> set[str]:
@@ -121,7 +124,7 @@ def test_each_bucket_runs_what_is_fastest_for_it(
     model = encoder(tmp_path, 0.85)
     warm = sparsec.compile(model.path, buckets=[16], target="amx", output=tmp_path / "warm")
     assert kernels(warm, 16) == {"tiles"}
-    install(monkeypatch, COLD)
+    stand_ins.install(monkeypatch, COLD)
     artifact = sparsec.compile(model.path, buckets=[16, 128], target="amx")
     assert kernels(artifact, 16) == kernels(artifact, 128) == {"masked"}
     plain = sparsec.compile(
@@ -150,7 +153,7 @@ def test_masked_tiles_give_what_vectors_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the weights are zero, and there is no time to fetch whole tiles."""
-    install(monkeypatch, COLD)
+    stand_ins.install(monkeypatch, COLD)
     model = encoder(tmp_path, 0.5)
     artifact = sparsec.compile(model.path, buckets=[32], target="amx")
     assert kernels(artifact, 32) == {"masked"}
@@ -203,7 +206,7 @@ def test_stays_inside_its_buffers(
 ) -> None:
     """As the other targets, with layers whose inputs and outputs are no whole tiles."""
     row = MASKING if form == "masked" else EAGER
-    install(monkeypatch, row)
+    stand_ins.install(monkeypatch, row)
     config = EncoderConfig(**{**vars(ODD), "hidden": 72, "intermediate": 202})
     tree = compile_tree(tmp_path, config, "sparseml", "amx", [21])
     text = (tree.folder / "bucket_21" / "bucket.c").read_text()

@@ -79,16 +79,21 @@ typedef struct {
     int8_t *to;
 } tile_stream;
 
-#ifndef tile_expand_row
 /* 64 bytes: where a bit of the mask is set the next 1 (or 4) of those that follow, else 0.  Returns what
- * follows those. */
+ * follows those.  May read 64 bytes whatever the mask is. */
 SPARSEC_INLINE const int8_t *tile_expand_row(int8_t *to, uint64_t mask, const int8_t *from, int granule)
 {
+#ifdef __AVX512VBMI2__
+    const __m512i next = _mm512_loadu_si512(from);
+    _mm512_store_si512(to, granule == 4 ? _mm512_maskz_expand_epi32((__mmask16)mask, next)
+                                        : _mm512_maskz_expand_epi8(mask, next));
+    return from + __builtin_popcountll(mask) * granule;
+#else
     for (int i = 0; i < 64; i++)
         to[i] = mask >> i / granule & 1 ? *from++ : 0;
     return from;
-}
 #endif
+}
 
 /* Makes whole tiles until there are so many.  Before each are the masks of its 16 rows, of 2 bytes where a bit
  * stands for 4 weights, of 8 where it stands for one. */

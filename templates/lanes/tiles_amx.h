@@ -3,7 +3,6 @@
  * Not by the compilers' intrinsics: GCC 12 takes _tile_loadconfig for a reader of 8 bytes, so that stores of
  * the rest of the configuration vanish, and _tile_loadd for one that reads no memory. */
 #include <errno.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,15 +29,3 @@ SPARSEC_INLINE void tiles_release(void) { __asm__ volatile("tilerelease" : : : "
     __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
 #define TILE_DOT(c, w, x) __asm__ volatile("tdpbsud %%tmm" #x ", %%tmm" #w ", %%tmm" #c : :)
 #define TILE_DOT_BF16(c, w, x) __asm__ volatile("tdpbf16ps %%tmm" #x ", %%tmm" #w ", %%tmm" #c : :)
-
-/* Reads 64 bytes whatever the mask is. */
-#ifdef __AVX512VBMI2__
-SPARSEC_INLINE const int8_t *tile_expand_row(int8_t *to, uint64_t mask, const int8_t *from, int granule)
-{
-    const __m512i next = _mm512_loadu_si512(from);
-    _mm512_store_si512(to, granule == 4 ? _mm512_maskz_expand_epi32((__mmask16)mask, next)
-                                        : _mm512_maskz_expand_epi8(mask, next));
-    return from + __builtin_popcountll(mask) * granule;
-}
-#define tile_expand_row tile_expand_row
-#endif

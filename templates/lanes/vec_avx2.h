@@ -50,8 +50,6 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
 {
 #if defined(__AVXVNNI__)
     return (vi)_mm256_dpbusd_avx_epi32((vi_raw)acc, (vi_raw)x, (vi_raw)w);
-#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return (vi)_mm256_dpbusd_epi32((vi_raw)acc, (vi_raw)x, (vi_raw)w);
 #else
     return vi_dot2(vi_dot2(acc, vi_even_u8(x), vi_even_s8(w)), vi_odd_u8(x), vi_odd_s8(w));
 #endif

@@ -5,8 +5,16 @@ typedef __m512 vf;
 typedef __m512i vi_raw;
 typedef int32_t vi __attribute__((vector_size(64)));
 
+/* Where assembler finds vectors, and VPDPBUSD with an operand that is one dword in memory; tests emulate both
+ * (tests/vectors_emulated.h). */
+#ifndef VPDPBUSD_BROADCAST
+#define V_CONSTRAINT "v"
+#define VPDPBUSD_BROADCAST(acc, x, w) __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(x), "m"(*(w)))
+#endif
+
 /* Values that must be ready here: keeps the compiler from undoing an interleaving of chains. */
-#define V_KEEP4(a, b, c, d) __asm__ volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d))
+#define V_KEEP4(a, b, c, d) \
+    __asm__ volatile("" : "+" V_CONSTRAINT(a), "+" V_CONSTRAINT(b), "+" V_CONSTRAINT(c), "+" V_CONSTRAINT(d))
 
 SPARSEC_INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
 SPARSEC_INLINE vi vi_set1(int32_t x) { return (vi)_mm512_set1_epi32(x); }
@@ -45,12 +53,12 @@ SPARSEC_INLINE vi vi_dot4(vi acc, vi x, vi w)
  * may be in memory.  GCC 12 does not fold the broadcast. */
 SPARSEC_INLINE vi vi_dot4_at(vi acc, vi x, const int32_t *w)
 {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(x), "m"(*w));
+    VPDPBUSD_BROADCAST(acc, x, w);
     return acc;
 }
 #define vi_dot4_at vi_dot4_at /* vec.h asks */
 /* A value that is to be in a register: loads to all lanes stay loads, one for all its products. */
-#define V_LOADED(v) __asm__("" : "+v"(v))
+#define V_LOADED(v) __asm__("" : "+" V_CONSTRAINT(v))
 /* 16 bytes, widened. */
 SPARSEC_INLINE vi vi_load_u8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)); }
 SPARSEC_INLINE vi vi_load_s8(const int8_t *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)); }
