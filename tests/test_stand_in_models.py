@@ -12,7 +12,6 @@ import pytest
 
 import sparsec
 from examples.encoders import EncoderConfig, Export, Form, Model, write_random
-from sparsec import targets
 from sparsec.compiler import toolchain
 from tests import stand_ins
 from tests.ort_reference import session
