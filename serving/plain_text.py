@@ -7,11 +7,14 @@ that each such word is tokenized once and remembered.
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 # Characters of the words that are remembered, where a word counts for some more: 30 MB or so.
@@ -33,7 +36,8 @@ class PlainText:
         self.tokenizer = tokenizer
         self._lower = lower
         self._marks = marks
-        self._words: dict[str, list[int]] = {}
+        # Of each word its tokens, an id a character: all of them are in one place of memory.
+        self._words: dict[str, str] = {}
         self._room = ROOM
 
     @classmethod
@@ -53,6 +57,8 @@ class PlainText:
         if kinds != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or not safe or " " in marks:
             return None
         made = Tokenizer.from_str(json.dumps({**whole, "normalizer": None}))
+        if max(made.get_vocab().values(), default=0) > sys.maxunicode:
+            return None
         return cls(made, bool(normalizer.get("lowercase", True)), marks)
 
     def form(self, text: str) -> str | None:
@@ -63,7 +69,7 @@ class PlainText:
             return None
         return text.lower() if self._lower else text
 
-    def ids(self, forms: Sequence[str]) -> list[list[int]]:
+    def ids(self, forms: Sequence[str]) -> list[NDArray[np.int64]]:
         """Ids of the tokens of each text, without special ones.
 
         Args:
@@ -72,24 +78,29 @@ class PlainText:
         rows = [form.split() for form in forms]
         known = self._words
         try:
-            return self._looked_up(known, rows)
+            found = _looked_up(known, rows)
         except KeyError:
             self._learn(known, list({word for row in rows for word in row if word not in known}))
-        return self._looked_up(known, rows)
+            found = _looked_up(known, rows)
+        codes = "".join(found).encode("utf-32-le", "surrogatepass")
+        flat = np.frombuffer(codes, "<u4").astype(np.int64)
+        ends = itertools.accumulate(map(len, found), initial=0)
+        return [flat[start:end] for start, end in itertools.pairwise(ends)]
 
-    @staticmethod
-    def _looked_up(known: dict[str, list[int]], rows: list[list[str]]) -> list[list[int]]:
-        """
-        Raises:
-            KeyError: a word is not among those that are remembered.
-        """
-        return [list(chain.from_iterable(map(known.__getitem__, row))) for row in rows]
-
-    def _learn(self, known: dict[str, list[int]], new: list[str]) -> None:
+    def _learn(self, known: dict[str, str], new: list[str]) -> None:
         """Add words to those that are remembered."""
         found = self.tokenizer.encode_batch(new, add_special_tokens=False)
-        known.update((word, one.ids) for word, one in zip(new, found, strict=True))
+        codes = ("".join(map(chr, one.ids)) for one in found)
+        known.update(zip(new, codes, strict=True))
         self._room -= sum(map(len, new)) + _WORD * len(new)
         if self._room < 0:
             # Whoever is at it goes on with the one that there is.
             self._words, self._room = {}, ROOM
+
+
+def _looked_up(known: Mapping[str, str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """
+    Raises:
+        KeyError: a word is not among those that are remembered.
+    """
+    return ["".join(map(known.__getitem__, row)) for row in rows]

@@ -149,7 +149,7 @@ class Text:
                 "the text is not valid Unicode: it has a surrogate (U+D800 to U+DFFF) of its own"
             ) from None
 
-    def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def all_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Ids of all tokens of each text, special ones and truncation left out.
 
         Other threads run meanwhile, and several share the work where the tokenizer may use them.
@@ -164,18 +164,19 @@ class Text:
         others = iter(self._batch([t for t, f in zip(texts, forms, strict=True) if f is None]))
         return [next(others if form is None else plain) for form in forms]
 
-    def _batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def _batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         if len(texts) < 2:
-            return [self.encode(text).ids for text in texts]
+            return [self.ids(text) for text in texts]
         # The newer one leaves out what ids do not need: where tokens are in the text.
         encode = getattr(self._bare, "encode_batch_fast", self._bare.encode_batch)
         try:
-            return [one.ids for one in encode(texts, add_special_tokens=False)]
+            found = encode(texts, add_special_tokens=False)
+            return [np.array(one.ids, np.int64) for one in found]
         except TypeError:
             # The one that it is says so.
-            return [self.encode(text).ids for text in texts]
+            return [self.ids(text) for text in texts]
 
-    def singles(self, rows: Sequence[Sequence[int]], max_length: int) -> list[Features]:
+    def singles(self, rows: Sequence[NDArray[np.int64]], max_length: int) -> list[Features]:
         """What the model takes of texts, with special tokens, each cut to `max_length` in all.
 
         Args:
@@ -187,21 +188,17 @@ class Text:
         room = max_length - self.special_tokens()
         before, after, kinds = self._frame
         # All in one array, of which each sequence has a part.
-        flat: list[int] = []
+        parts: list[NDArray[np.int64]] = []
         ends = [0]
         for ids in rows:
             if len(ids) > room:
                 _check_room(room)
                 ids = ids[:room] if self.side == "right" else ids[len(ids) - room :]
-            flat += before
-            flat += ids
-            flat += after
-            ends.append(len(flat))
-        whole = np.array(flat, np.int64)
-        if kinds == (0, 0, 0):
-            types = np.zeros(len(flat), np.int64)
-        else:
-            types = np.full(len(flat), kinds[1], np.int64)
+            parts += (before, ids, after)
+            ends.append(ends[-1] + len(before) + len(ids) + len(after))
+        whole = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        types = np.full(len(whole), kinds[1], np.int64)
+        if kinds != (kinds[1],) * 3:
             for start, end in itertools.pairwise(ends):
                 types[start : start + len(before)] = kinds[0]
                 types[end - len(after) : end] = kinds[2]
@@ -273,7 +270,7 @@ class Text:
         return parts
 
     @cached_property
-    def _frame(self) -> tuple[list[int], list[int], tuple[int, int, int]]:
+    def _frame(self) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[int, int, int]]:
         """Special tokens before and behind a single text; token types of those, with that of the
         text between."""
         texts = itertools.chain("a0.", self.tokenizer.get_vocab())
@@ -285,7 +282,8 @@ class Text:
         first, last = own[0], own[-1] + 1
         types = joined.type_ids
         kinds = (types[0], types[first], types[-1])
-        return joined.ids[:first], joined.ids[last:], kinds
+        ids = np.array(joined.ids, np.int64)
+        return ids[:first], ids[last:], kinds
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Tokens as text."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from sparsec.serving.runner import roles
 from sparsec.serving.text import Text
@@ -18,6 +21,11 @@ WORDS = st.lists(
     st.sampled_from(["Mary", "FLYING", "[SEP]", "[sep]", " ", "\t", "é", "東", "<new>", "a\x00b"]),
     max_size=8,
 ).map(" ".join)
+
+
+def _lists(rows: list[Any]) -> list[list[int]]:
+    assert all(row.dtype == np.int64 for row in rows)
+    return [row.tolist() for row in rows]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lower", "cased"])
@@ -34,7 +42,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @given(st.lists(ASCII | WORDS | st.text(max_size=20), min_size=2, max_size=6))
 def test_both_ways_give_the_same(tokenizer: Text, texts: list[str]) -> None:
     assert tokenizer._plain is not None
-    assert tokenizer.all_ids(texts) == [tokenizer.encode(text).ids for text in texts]
+    assert _lists(tokenizer.all_ids(texts)) == [tokenizer.encode(text).ids for text in texts]
     taken = [text for text in texts if tokenizer._plain.form(text) is not None]
     assert all(text.isascii() and "[" not in text for text in taken)
 
@@ -48,7 +56,7 @@ def test_words_are_forgotten_when_they_are_many(
     before = plain._words
     for i in range(9):
         texts = [f"mary flies {i} {j} york-{i + j}" for j in range(4)]
-        assert tokenizer.all_ids(texts) == [tokenizer.encode(text).ids for text in texts]
+        assert _lists(tokenizer.all_ids(texts)) == [tokenizer.encode(text).ids for text in texts]
     assert plain._words is not before
     assert plain._room > 0
 
@@ -80,3 +88,15 @@ def test_a_sequence_of_ids_is_what_the_tokenizer_makes(tmp_path: Path) -> None:
                 assert one.arrays["input_ids"].tolist() == whole.ids
                 assert one.arrays["token_type_ids"].tolist() == whole.type_ids
                 assert one.arrays["attention_mask"].tolist() == [1] * len(whole)
+
+
+def test_ids_of_any_size_are_remembered() -> None:
+    """Those between 0xD800 and 0xE000, too, which are no characters of their own."""
+    vocabulary = {"[UNK]": 0, **{f"w{i}": i for i in range(1, 70_000)}}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), BertPreTokenizer()
+    text = Text(made)
+    assert text._plain is not None
+    ids = [1, 255, 256, 0xD7FF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0xFFFF, 0x10000, 69_999]
+    words = " ".join(f"w{i}" for i in ids)
+    assert _lists(text.all_ids([words, "", "w7", words])) == [ids, [], [7], ids]

@@ -113,7 +113,8 @@ def run(
         delimiter: of CSV; None: a comma, a tab in ``.tsv``.
         bad_rows: a file of JSON lines for rows that cannot be answered; None: the first one is an
             error.
-        part_rows: rows of a part; None: 16384, fewer where answers are large.
+        part_rows: rows of a part; None: 16384, 4096 where answers are vectors, fewer where rows
+            are large.
         num_cores: cores to use, of each node with `ray`; None: all usable ones.
         ray: address of a Ray cluster whose nodes do the work, such as ``auto``, or ``local``.
         force: replace what is at `output`.

@@ -256,6 +256,9 @@ TASKS: dict[type[Pipeline], Fields] = {
         _texts("inputs"),
         lambda pipeline, output, rows: {"embedding": output.embeddings},
         _vector_length,
+        # Memory that is as large as more rows need comes from the system each time, which takes
+        # longer to clear it than all else takes to write the vectors.
+        part_rows=4096,
     ),
     EmbeddingExtractionPipeline: Fields(
         {"text": "text"},

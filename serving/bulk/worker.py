@@ -95,7 +95,9 @@ class Worker:
         bad = [Bad(i, InputError(why.why)) for i, why in broken.items()]
         values = {name: rows.column(column) for name, column in self._columns.items()}
         names = list(values)
-        lengths = [sum(map(_length, row)) for row in zip(*values.values(), strict=True)]
+        lengths = [0] * len(rows)
+        for column in values.values():
+            lengths = [n + _length(value) for n, value in zip(lengths, column, strict=True)]
         order = sorted((i for i in range(len(rows)) if i not in broken), key=lambda i: -lengths[i])
         self._done(len(bad))
         futures = []
