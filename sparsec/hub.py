@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.errors import InputError, ModelError
-from sparsec.paths import PLACES, choose_onnx, find_onnx
+from sparsec.paths import PLACES, choose_onnx, find_onnx, no_onnx
 
 PREFIX = "hf:"
 
@@ -135,10 +135,7 @@ def _choose(repository: str, files: list[str], tell: Progress) -> str:
         if models:
             hint = f"it has {_some(models)}: name one, as {PREFIX}{repository}/{models[0]}"
         else:
-            hint = (
-                f"it has no .onnx file: export it, for example with `optimum-cli export onnx "
-                f"--model {repository} FOLDER`, and give the folder"
-            )
+            hint = no_onnx(repository)
         raise ModelError(f"{repository} on the Hugging Face Hub has no model.onnx; {hint}")
     if chosen not in PLACES and len(models) > 1:
         others = _some([file for file in models if file != chosen])

@@ -95,8 +95,20 @@ def find_onnx(folder: Path) -> Path:
         return folder / chosen
     found = sorted(folder.glob("**/*.onnx"))
     names = ", ".join(str(p.relative_to(folder)) for p in found[:8])
-    hint = f"it has {names}: name one" if found else "it has no .onnx file"
+    hint = f"it has {names}: name one" if found else no_onnx(str(folder))
     raise ModelError(f"the folder {folder} has no model.onnx ({hint})")
+
+
+def no_onnx(model: str) -> str:
+    """What to do about a model of PyTorch, which has no file of ONNX.
+
+    Args:
+        model: its folder, or its name on the Hub.
+    """
+    return (
+        f"it has no .onnx file: export it, for example with `optimum-cli export onnx --model "
+        f"{model} FOLDER`, and give the folder"
+    )
 
 
 def around(path: Path) -> list[Path]:

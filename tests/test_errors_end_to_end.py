@@ -96,7 +96,7 @@ def external(location: str) -> Callable[[onnx.ModelProto], None]:
         (text, "is not an ONNX"),
         (truncated, "cut short"),
         (lfs_pointer, "git lfs pull"),
-        (directory, "no model.onnx"),
+        (directory, "no .onnx file: export it, for example with `optimum-cli"),
         (edit(absurd_shape), "export"),
         (edit(negative_shape), "negative"),
         (edit(nobody_makes_it), "nowhere"),
