@@ -5,11 +5,12 @@
 
 Compiles an encoder of MiniLM's size (int8, four of five 4-blocks zero) with random weights and the
 tokenizer of examples/models/sentiment, writes short texts (5 to 25 words) as JSON lines, and
-measures in turns: the engine alone, on the same texts (`--sample` of them), tokenized, padded and
-in the batches of `sparsec run` before the clock starts, one call a core at a time; and the command
-`sparsec run`, from the file to a file of Parquet with a vector for each text, of which what it
-takes for one text is left out: starting Python, opening the model.  Rates are those of wall time,
-and of the time that the process has had on a core, which other processes disturb less.
+measures in turns, before and behind each run: the engine alone, on the same texts (`--sample` of
+them), tokenized, padded and in the batches of `sparsec run` before the clock starts, one call a
+core at a time; and the command `sparsec run`, from the file to a file of Parquet with a vector for
+each text, of which what it takes for one text is left out: starting Python, opening the model.
+Rates are those of wall time, and of the time that the process has had on a core, which other
+processes disturb less.
 """
 
 from __future__ import annotations
@@ -164,10 +165,12 @@ def main() -> None:
         write_texts(folder / "one.jsonl", 1)
         alone = engine_alone(artifact, texts, cores)
         for _ in range(args.turns):
-            taken = here(alone)
-            engine.append((len(texts) / taken.wall, len(texts) / taken.cores))
+            around = [here(alone)]
             start = command(artifact, folder / "one.jsonl", folder / "one.parquet", None)
             taken = command(artifact, folder / "in.jsonl", folder / "out.parquet", args.part_rows)
+            # Before and behind: what else the machine does may change in a long run.
+            around.append(here(alone))
+            engine += [(len(texts) / one.wall, len(texts) / one.cores) for one in around]
             peak = max(peak, taken.memory)
             more = args.texts - 1
             run.append((more / (taken.wall - start.wall), more / (taken.cores - start.cores)))
