@@ -74,7 +74,7 @@ MODELS: dict[str, Callable[[Path], Made]] = {
 }
 
 
-#: Those that run for tiles, too; and all of them with their buckets: 33 tokens, and 128 in some.
+#: Those that run on tiles, too; and those with a bucket of 128 tokens beside that of 33.
 ON_TILES = ("int8, 80 %", "every op quantized", "dynamic")
 LONG = ("int8, 80 %", "fp32")
 
@@ -155,16 +155,11 @@ def test_models_agree_with_onnx_runtime(
 @pytest.mark.parametrize(
     "target", [pytest.param(t, marks=emulated(t)) for t in ("avx512_vnni", "amx")]
 )
-def test_bf16_agrees_with_portable_c(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
-) -> None:
-    """Whose form of the same products is another one."""
+def test_bf16_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """Within what 8 bits of significand cost, and not nearer."""
     made = MODELS["fp32"](tmp_path)
     stand_ins.install(monkeypatch)
-    theirs = compile_here(made.path, tmp_path, "generic", [33], "bf16")
-    ours = compile_here(made.path, tmp_path, target, [33], "bf16")
-    with sparsec.Engine(ours.path) as engine, sparsec.Engine(theirs.path) as other:
+    artifact = compile_here(made.path, tmp_path, target, [33], "bf16")
+    with sparsec.Engine(artifact.path) as engine:
         for inputs, want, _ in runs(made, 33):
-            have = engine.run(inputs)
-            assert relative(have, other.run(inputs)) <= 2e-3
-            assert 1e-4 < relative(have, want) < 2e-2
+            assert 1e-4 < relative(engine.run(inputs), want) < 2e-2
