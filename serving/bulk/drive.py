@@ -24,7 +24,7 @@ from sparsec.serving.bulk.output import Output, describe
 from sparsec.serving.bulk.parts import Part, Plan, Reader
 from sparsec.serving.bulk.progress import Meter, Progress, duration, speed
 from sparsec.serving.bulk.work import Work
-from sparsec.serving.bulk.worker import Pending, Worker, serial_tokenizers, settle
+from sparsec.serving.bulk.worker import Pending, Worker, serial_tokenizers, settle, system_memory
 from sparsec.serving.defaults import guess_task
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines import Pipeline
@@ -140,7 +140,11 @@ def run(
     # A call on each core, instead of calls that all cores share: no core waits for another.
     cores = cpu.usable_cores()[0] if num_cores is None else whole("num_cores", num_cores, 1)
     options = {"batch_size": BATCH, **options}
-    with serial_tokenizers(), Pipeline.create(task, model, num_cores=1, **options) as pipeline:
+    with (
+        serial_tokenizers(),
+        system_memory(),
+        Pipeline.create(task, model, num_cores=1, **options) as pipeline,
+    ):
         started = time.monotonic()
         fields = tasks.of(pipeline)
         wanted = tasks.columns(fields, pipeline.task, _by_field(columns), None)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+import pyarrow as pa
+
 from sparsec.errors import InputError, NonFiniteError
 from sparsec.serving.bulk.fields import Answers, Fields, Row, joined, ordered
 from sparsec.serving.bulk.rows import Rows
@@ -255,3 +257,15 @@ def serial_tokenizers() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextlib.contextmanager
+def system_memory() -> Iterator[None]:
+    """Let Arrow take memory where numpy does: its own pool gives what a part has used back to the
+    system, which clears it for the next one."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
