@@ -46,7 +46,7 @@ def test_a_good_file_and_its_folder(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no model\.onnx \(it has no \.onnx file\)"):
+    with pytest.raises(ModelError, match=r"no model\.onnx \(it has no \.onnx file: export"):
         load_model(tmp_path)
     (tmp_path / "onnx").mkdir()
     only = tmp_path / "onnx" / "model_quantized.onnx"

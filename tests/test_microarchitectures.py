@@ -130,7 +130,7 @@ def test_forms_compute_the_same(
     target = replace(targets.get(name), loops=loops)
     if target.missing(cpu.detect().features):
         pytest.skip("this CPU cannot run it")
-    monkeypatch.setattr(lane_harness, "_target", lambda _: target)
+    monkeypatch.setattr(lane_harness, "_target", lambda *_: target)
     graph = _graph(layers((0.05, 0.2, 0.45)))
     library = compile_graph(tmp_path, graph, name)
     rng = np.random.default_rng(0)
