@@ -230,7 +230,6 @@ def test_all_workers_answer(server: Server) -> None:
 
 
 def wait_until_ready(server: Server) -> None:
-    """Workers are told a moment before the server says that it is ready, and look when they can."""
     limit = time.monotonic() + 120
     while time.monotonic() < limit:
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -266,7 +265,7 @@ def test_keys_a_full_queue_and_the_end(text_models: TextModels, tmp_path: Path) 
             infer(ner("Mary"))
         assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert "an API key is needed" in error.value.details()
-        wait_until_ready(server)  # without a key
+        assert calls(channel, "ServerReady")(message("ServerReadyRequest")()).ready
         with pytest.raises(grpc.RpcError) as error:
             calls(channel, "RepositoryIndex")(message("RepositoryIndexRequest")())
         assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -123,10 +123,18 @@ class State:
 
     def forget(self, worker: int) -> None:
         """A worker is gone; its successor has not reported yet."""
-        (self.folder / f"worker-{worker}.json").unlink(missing_ok=True)
+        for name in (f"worker-{worker}.json", f"serving-{worker}"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def set_serving(self, worker: int) -> None:
+        """A worker takes requests."""
+        (self.folder / f"serving-{worker}").touch()
+
+    def serving(self, worker: int) -> bool:
+        return (self.folder / f"serving-{worker}").exists()
 
     def set_started(self) -> None:
-        """All workers have been ready once."""
+        """All workers have loaded what is wanted: they may take requests."""
         (self.folder / "started").touch()
 
     @property

@@ -152,12 +152,16 @@ class Supervisor:
         where = f"http://{sockets.text(listener)}"
         for slot in slots:
             self._start(slot, listener, lifeline)
+        announced = False
         while not self._stopping:
-            _wait(wake, POLL)
+            _wait(wake, POLL if announced else POLL / 10)
             for slot in slots:
                 self._look_after(slot, listener, lifeline)
             if not self.state.started and all(self._is_up(slot) for slot in slots):
                 self.state.set_started()
+            # Not before all of them have seen that: who waits for this line asks at once.
+            if not announced and all(self.state.serving(slot.number) for slot in slots):
+                announced = True
                 names = ", ".join(f"{e.route} ({e.task})" for e in self.config.endpoints)
                 rpc = f"; gRPC at {self._rpc}" if self._rpc else ""
                 names = names or "no endpoints yet"

@@ -156,6 +156,7 @@ class Worker:
                 self.service.ready = True
                 if self.rpc:
                     await self.rpc.set_health(True)
+                self.state.set_serving(self.number)
             if self.state.stamp() != self._stamp:
                 status = await self._apply()
                 if status.error:
