@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -29,6 +28,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.harness import corpora, dense_models, machine, report  # noqa: E402
 from benchmarks.harness.dense_models import Labelled  # noqa: E402
+from sparsec.pruning.waiting import wait_briefly  # noqa: E402
 
 WORK = ROOT / "build" / "sparsify"
 TRAINING_TEXTS, HELD_OUT_TEXTS = 80_000, 1000
@@ -332,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--plots", action="store_true", help="draw what is there, and do nothing else")
     add("--results", type=Path, default=WORK / "results.json")
     args = parser.parse_args(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()
     results = Results(args.results)
     if not args.plots:
         _all(args, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from sparsec.pruning.structure import sites  # noqa: E402
 from sparsec.pruning.survey import Surveyed  # noqa: E402
 from sparsec.pruning.training.trainer import Trainer  # noqa: E402
 from sparsec.pruning.units import SurveyedSite, shapes_of  # noqa: E402
+from sparsec.pruning.waiting import wait_briefly  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -539,3 +541,17 @@ def test_as_many_steps_give_the_same_bytes(model: Path, tmp_path: Path) -> None:
         assert made.steps == 6
         written.append((tmp_path / name / "model.onnx").read_bytes())
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("given", [None, "PASSIVE"])
+def test_threads_wait_briefly_unless_told_otherwise(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    wait_briefly()
+    assert os.environ["OMP_WAIT_POLICY"] == (given or "ACTIVE")
+    assert ("GOMP_SPINCOUNT" in os.environ) == (given is None)

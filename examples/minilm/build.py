@@ -19,7 +19,6 @@ if __package__ in (None, ""):  # run as a script
 import argparse
 import hashlib
 import json
-import os
 import shutil
 from importlib import metadata
 
@@ -98,9 +97,10 @@ def main(argv: list[str] | None = None) -> int:
     if (args.output / "sparse" / "model.onnx").exists() and not args.force:
         print(f"{args.output} is built already; --force builds it again")
         return 0
-    # Threads that wait for each other at full speed take the time of those that work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import sparsec
+    from sparsec.pruning.waiting import wait_briefly
+
+    wait_briefly()
 
     dense = write_dense(args.output / "dense")
     made = sparsec.sparsify(

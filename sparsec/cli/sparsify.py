@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from typing import Any
 
 from sparsec.cli.common import HelpFormatter, positive, progress
@@ -127,9 +126,10 @@ def _add_details(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prune, write, judge."""
-    # Threads that wait for each other at full speed take the time of those that work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import sparsec
+    from sparsec.pruning.waiting import wait_briefly
+
+    wait_briefly()
 
     found = sparsec.sparsify(
         args.model,
