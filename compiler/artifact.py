@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sparsec.arguments import argument
 from sparsec.errors import ArtifactError, ModelError
 from sparsec.interface import FORMAT, MANIFEST, SCHEMA
-from sparsec.paths import TOKENIZERS, around, belongs_to
+from sparsec.paths import TOKENIZERS, around, belongs_to, flush
 from sparsec.sentence_files import all_files
 
 if TYPE_CHECKING:
@@ -203,15 +203,6 @@ def file_sha256(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _rename(source: Path, destination: Path, flags: int) -> bool:

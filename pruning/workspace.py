@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from sparsec.arguments import argument
-from sparsec.compiler.artifact import flush, staging, writing
+from sparsec.compiler.artifact import staging, writing
 from sparsec.errors import ArtifactError, InputError
+from sparsec.paths import flush
 from sparsec.pruning.layers import Layer
 from sparsec.pruning.oneshot import Compressed
 from sparsec.pruning.planner import Plan

@@ -155,3 +155,12 @@ def belongs_to(file: Path, folder: Path) -> bool:
         and file.parent == snapshots.parent / "blobs"
         for snapshots in folder.parents
     )
+
+
+def flush(path: str | Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

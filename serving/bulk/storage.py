@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparsec.errors import InputError
+from sparsec.paths import flush
 from sparsec.serving.bulk.files import Location
 
 
@@ -103,9 +103,9 @@ class Whole:
         if not self._local:
             self._fs.mv(self._part, self._path)
             return
-        _flush(self._part)
+        flush(self._part)
         Path(self._part).replace(self._path)
-        _flush(posixpath.dirname(self._path))
+        flush(posixpath.dirname(self._path))
 
     def _drop(self) -> None:
         try:
@@ -119,11 +119,3 @@ class Whole:
         return InputError(
             f"cannot write {self._path}: {reason}; what is done stays: repeat the command to go on"
         )
-
-
-def _flush(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
