@@ -95,7 +95,8 @@ def prepare(version: str, interpreter: str) -> str:
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     call([*pip, "pip>=23", "setuptools>=77", "wheel", "Cython>=3.0", "argparse-manpage>=4.5"])
     call([*pip, *TOOLS])
-    call([*pip, "--no-build-isolation", "-e", f".[{EXTRAS}]"])
+    call([*pip, "--no-build-isolation", "--no-deps", "-e", "."])
+    call([*pip, f"sparsec[{EXTRAS}]"])
     return python
 
 
