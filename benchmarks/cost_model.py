@@ -115,7 +115,7 @@ def probe(target: Target, compiler: Toolchain, repeat: int) -> dict[str, tuple[f
 def best_matrix(target: Target, compiler: Toolchain, quick: bool) -> Target:
     """The target with what its unit is fastest with; prints what each choice takes."""
     assert target.matrix is not None
-    few = replace(target.tiles, sparse=(1,), dense=(1,))
+    few = replace(target.tiles, sparse=(1,))
     dense = layers("i8", SHAPES[:1] if quick else SHAPES[:3], (1.0,))
     total: dict[tuple[int, int], float] = {}
     for near in NEAR[:1] if quick else NEAR:

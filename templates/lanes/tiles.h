@@ -28,6 +28,9 @@ typedef struct {
 
 _Static_assert(sizeof(tile_config) == 64, "the instruction reads 64 bytes");
 
+#ifdef __AVX512VBMI2__
+#include <immintrin.h>
+#endif
 #include <string.h>
 
 #include "tiles_isa.h"
