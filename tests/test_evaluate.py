@@ -30,7 +30,7 @@ import sparsec
 from sparsec.cli import main
 from sparsec.errors import InputError, ModelError
 
-for _package in ("onnxruntime", "sklearn", "scipy", "seqeval", "tokenizers"):
+for _package in ("onnxruntime", "sklearn", "scipy", "tokenizers"):
     pytest.importorskip(_package, reason="evaluation needs it")
 
 from sparsec.pruning.evaluation import Evaluation, timing  # noqa: E402
@@ -41,7 +41,7 @@ from sparsec.pruning.evaluation.page import render  # noqa: E402
 from sparsec.pruning.evaluation.raw import Raw, alike  # noqa: E402
 from sparsec.pruning.evaluation.tasks import NAMES, metric, named  # noqa: E402
 from sparsec.pruning.evaluation.texts import Fields, Sample, read  # noqa: E402
-from sparsec.pruning.evaluation.tokens import by_kind, entity_f1  # noqa: E402
+from sparsec.pruning.evaluation.tokens import by_kind, entities, entity_f1  # noqa: E402
 from sparsec.serving.pipelines import tasks as pipeline_tasks  # noqa: E402
 from tests.pipelines_support import NER_LABELS, make  # noqa: E402
 
@@ -129,41 +129,65 @@ def test_accuracy_and_macro_f1(pairs: list[tuple[int, int]]) -> None:
     assert found["macro_f1"] == pytest.approx(np.mean(f1))
 
 
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Of tags that are proper BIO."""
-    found: list[list[Any]] = []
-    for i, tag in enumerate(tags):
-        if tag.startswith("B-"):
-            found.append([tag[2:], i, i])
-        elif tag.startswith("I-"):
-            found[-1][2] = i
-    return {(kind, a, b) for kind, a, b in found}
+def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """Every part of a text that is an entity: one kind, one beginning, and nothing goes on."""
+
+    def begins(i: int) -> bool:
+        return tags[i][0] == "B" or i == 0 or tags[i - 1][1:] != tags[i][1:]
+
+    def whole(a: int, b: int) -> bool:
+        one_kind = "O" not in tags[a:b] and len({tag[2:] for tag in tags[a:b]}) == 1
+        ends = b == len(tags) or begins(b)
+        return one_kind and ends and [i for i in range(a, b) if begins(i)] == [a]
+
+    parts = itertools.combinations(range(len(tags) + 1), 2)
+    return {(a, b, tags[a][2:]) for a, b in parts if whole(a, b)}
 
 
-@st.composite
-def proper_tags(draw: st.DrawFn) -> list[str]:
-    tags: list[str] = []
-    for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["O", "PER", "LOC"]))
-        size = draw(st.integers(1, 3))
-        tags += ["O"] * size if kind == "O" else [f"B-{kind}", *[f"I-{kind}"] * (size - 1)]
-    return [*tags, *["O"] * (12 - len(tags))]
+def tagged(length: int) -> st.SearchStrategy[list[str]]:
+    """Any tags: entities that begin with I-, or go on as another kind, one of them called O."""
+    tags = ["O", *(f"{prefix}-{kind}" for kind in ("PER", "PER-A", "O") for prefix in "BI")]
+    return st.lists(st.sampled_from(tags), min_size=length, max_size=length)
 
 
-@given(st.lists(st.tuples(proper_tags(), proper_tags()), min_size=1, max_size=6))
-@settings(max_examples=30)
+@given(st.lists(st.integers(0, 9).flatmap(lambda n: st.tuples(tagged(n), tagged(n))), max_size=6))
+@settings(max_examples=300)
 def test_entity_f1(pairs: list[tuple[list[str], list[str]]]) -> None:
-    right, given_ = (list(side) for side in zip(*pairs, strict=True))
+    right, given_ = [one for one, _ in pairs], [two for _, two in pairs]
     sets = [
-        [(i, *e) for i, tags in enumerate(side) for e in entities(tags)] for side in (right, given_)
+        {(text, *span) for text, tags in enumerate(side) for span in spans(tags)}
+        for side in (right, given_)
     ]
+    assert [entities(right), entities(given_)] == sets
     total = len(sets[0]) + len(sets[1])
-    wanted = 2 * len({*sets[0]} & {*sets[1]}) / total if total else 1.0
-    assert entity_f1(right, given_) == pytest.approx(wanted)
+    assert entity_f1(right, given_) == (2 * len(sets[0] & sets[1]) / total if total else 1.0)
     bars = by_kind("x", {"it": given_}, right)
+    assert list(bars.names) == sorted({span[3] for span in sets[0]})
     for kind, value in zip(bars.names, bars.series["it"], strict=True):
-        of = [{e for e in side if e[1] == kind} for side in sets]
-        assert value == pytest.approx(2 * len(of[0] & of[1]) / (len(of[0]) + len(of[1])))
+        of = [{e for e in side if e[3] == kind} for side in sets]
+        assert value == 2 * len(of[0] & of[1]) / (len(of[0]) + len(of[1]))
+
+
+@pytest.mark.parametrize(
+    ("right", "given_", "wanted"),
+    [
+        # The examples of seqeval's page, and what conlleval says of tags that are none of BIO's.
+        (["O O O B-MISC I-MISC I-MISC O", "B-PER I-PER O"],
+         ["O O B-MISC I-MISC I-MISC I-MISC O", "B-PER I-PER O"], 1 / 2),
+        (["O O B-MISC I-MISC B-MISC O O", "B-PER I-PER O"],
+         ["O O B-MISC I-MISC B-MISC I-MISC O", "B-PER I-PER O"], 2 / 3),
+        (["B-PER I-PER O"], ["I-PER I-PER O"], 1.0),
+        (["B-PER I-PER B-LOC"], ["B-PER I-PER I-LOC"], 1.0),
+        (["B-PER I-PER"], ["B-PER B-PER"], 0.0),
+        (["B-PER I-PER"], ["B-PER I-LOC"], 0.0),
+        (["O", "O"], ["O", "O"], 1.0),
+        (["O O"], ["B-PER O"], 0.0),
+        (["B-PER", "I-PER"], ["B-PER", "B-PER"], 1.0),
+    ],
+)  # fmt: skip
+def test_entity_f1_by_hand(right: list[str], given_: list[str], wanted: float) -> None:
+    sides = [[text.split() for text in side] for side in (right, given_)]
+    assert entity_f1(*sides) == wanted
 
 
 def test_squad() -> None:

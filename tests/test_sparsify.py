@@ -23,7 +23,7 @@ from tests.pipelines_support import make
 from tests.test_evaluate import sentences
 
 torch = pytest.importorskip("torch")
-for _package in ("onnxruntime", "sklearn", "scipy", "seqeval", "tokenizers", "matplotlib"):
+for _package in ("onnxruntime", "sklearn", "scipy", "tokenizers", "matplotlib"):
     pytest.importorskip(_package, reason="sparsify needs it")
 
 from sparsec.pruning import (  # noqa: E402

@@ -138,7 +138,7 @@ class _Settings:
 
 
 def _need_packages() -> None:
-    missing = [name for name in ("scipy", "seqeval", "sklearn") if find_spec(name) is None]
+    missing = [name for name in ("scipy", "sklearn") if find_spec(name) is None]
     if missing:
         raise InputError(
             f"evaluation needs {', '.join(missing)}, which is not installed: "

@@ -36,6 +36,9 @@ Numbers = NDArray[np.int64]
 Span = tuple[int, int]
 """Where a word starts and ends in its text."""
 
+Entity = tuple[int, int, int, str]
+"""Its text, its first word, the word behind its last one, its kind."""
+
 
 @dataclass
 class TokenJob(Job):
@@ -356,29 +359,55 @@ def _alike(row: Words) -> float:
     return float(np.minimum(np.exp(row.reference), np.exp(row.candidate)).sum(axis=1).mean())
 
 
-def entity_f1(right: Iterable[list[str]], given: Iterable[list[str]]) -> float:
-    """Micro F1 of whole entities; 1 where neither side has one."""
-    from seqeval.metrics import f1_score
+def entities(side: Iterable[Sequence[str]]) -> set[Entity]:
+    """Those that the tags of the words of some texts make, as conlleval counts them.
 
-    sides = list(right), list(given)
-    if not any(tag != OUTSIDE for side in sides for tags in side for tag in tags):
-        return 1.0
-    return float(f1_score(*sides, zero_division=0))
+    Args:
+        side: of each text, its tags: B-, I- and O.  What goes on with no entity of its kind begins
+            one, whatever its prefix is.
+    """
+    found = set()
+    for text, tags in enumerate(side):
+        start, kind = 0, ""
+        for i, tag in enumerate([*tags, OUTSIDE]):
+            if kind and tag == f"I-{kind}":
+                continue
+            if kind:
+                found.add((text, start, i, kind))
+            start, kind = i, "" if tag == OUTSIDE else tag[2:]
+    return found
+
+
+def entity_f1(right: Iterable[Sequence[str]], given: Iterable[Sequence[str]]) -> float:
+    """Micro F1 of whole entities; 1 where neither side has one."""
+    return _f1(entities(right), entities(given))
+
+
+def _f1(right: set[Entity], given: set[Entity]) -> float:
+    total = len(right) + len(given)
+    return 2 * len(right & given) / total if total else 1.0
 
 
 def by_kind(
     title: str, series: Mapping[str, Sequence[list[str]]], right: Sequence[list[str]]
 ) -> Bars:
     """F1 of each kind of entity that there is on the right side."""
-    from seqeval.metrics import classification_report
+    sides = {name: _of_kinds(given) for name, given in series.items()}
+    wanted = _of_kinds(right)
+    kinds = tuple(sorted(wanted))
+    return Bars(
+        title,
+        kinds,
+        {
+            name: tuple(_f1(wanted[kind], found.get(kind, set())) for kind in kinds)
+            for name, found in sides.items()
+        },
+    )
 
-    kinds = sorted({tag[2:] for tags in right for tag in tags if tag != OUTSIDE})
-    values: dict[str, tuple[float, ...]] = {}
-    for name, given in series.items():
-        found: dict[str, Any] = {}
-        if kinds:
-            found = classification_report(
-                list(right), list(given), output_dict=True, zero_division=0
-            )
-        values[name] = tuple(float(found[kind]["f1-score"]) for kind in kinds)
-    return Bars(title, tuple(kinds), values)
+
+def _of_kinds(side: Iterable[Sequence[str]]) -> dict[str, set[Entity]]:
+    """The entities of each kind."""
+    found: dict[str, set[Entity]] = {}
+    for entity in entities(side):
+        found.setdefault(entity[-1], set()).add(entity)
+    return found
