@@ -386,7 +386,7 @@ def test_inspect_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert re.search(r"\nkernel calls:\n  attention +attention_i8_i8_pairs_bytes x 1\n", text)
     assert "  linear    linear_i8_sparse_pairs x " in text
 
-    assert run("inspect", tiny_model, "--json") == 0
+    assert run("inspect", tiny_model, "--target", "avx2", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["unsupported"] == [] and len(report["layers"]) == 6
     first = report["layers"][0]
