@@ -8,7 +8,7 @@ Measures layers of several shapes and densities with every tiling, fits the coef
 model costs over the best measured one, and last the ``costs`` of this machine's row in
 ``sparsec/microarchitectures.py``.  Where the target has a unit for products of tiles, first what
 that does (``tiles_probe.c``), then how many weights are best kept near and how many rows they
-should meet (``Matrix``), which the fit then takes.  Takes some minutes on an idle machine;
+should meet (``Matrix``), which the fit then takes.  Takes a quarter of an hour;
 ``--quick`` shows in less that everything works.
 """
 
@@ -112,7 +112,7 @@ def probe(target: Target, compiler: Toolchain, repeat: int) -> dict[str, tuple[f
     return {name: (float(ns), float(cycles)) for name, ns, cycles in rows}
 
 
-def best_matrix(target: Target, compiler: Toolchain, quick: bool) -> Target:
+def best_matrix(target: Target, compiler: Toolchain, quick: bool, rounds: int) -> Target:
     """The target with what its unit is fastest with; prints what each choice takes."""
     assert target.matrix is not None
     few = replace(target.tiles, sparse=(1,))
@@ -123,7 +123,7 @@ def best_matrix(target: Target, compiler: Toolchain, quick: bool) -> Target:
             row = replace(
                 target, tiles=few, matrix=replace(target.matrix, weights=near, sweep=sweep)
             )
-            times = measure(dense, {b: b for b in (8, 24)}, row, compiler)
+            times = measure(dense, {b: b for b in (8, 24)}, row, compiler, rounds=rounds)
             took = sum(sum(of.values()) for (_, t), of in times.items() if t.form == "tiles")
             total[near, sweep] = took
             print(f"weights={near >> 10} << 10, sweep={sweep}: {took * 1e6:.0f} us")
@@ -148,10 +148,10 @@ class Fit:
     loss: float
 
 
-def fit(kind: str, target: Target, quick: bool = False) -> Fit:
+def fit(kind: str, target: Target, quick: bool = False, rounds: int = 1) -> Fit:
     """Measure layers of a kind with all tilings, and fit."""
     made = layers(kind, SHAPES[1:3], DENSITIES[::2]) if quick else layers(kind)
-    times = measure(made, {b: b for b in BLOCKS}, target, toolchain.find())
+    times = measure(made, {b: b for b in BLOCKS}, target, toolchain.find(), rounds=rounds)
     points = [(la, t, b, s) for (la, t), row in times.items() for b, s in row.items()]
     factors, errors = {}, []
     for matrix in sorted({t.matrix for _, t, *_ in points}):
@@ -175,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--target", default="auto", choices=("auto", *targets.NAMES))
     parser.add_argument("--write", type=Path, metavar="FILE", help="the same as JSON")
+    parser.add_argument("--rounds", type=int, default=3, help="of measuring; the best count")
     parser.add_argument("--quick", action="store_true", help="two shapes only, and rough figures")
     args = parser.parse_args()
     machine = cpu.detect()
@@ -184,8 +185,8 @@ def main() -> None:
     if target.matrix is not None:
         for name, (ns, cycles) in probe(target, toolchain.find(), 3 if args.quick else 300).items():
             print(f"{name:52} {ns:10.3g} ns {cycles:10.4g} cycles")
-        target = best_matrix(target, toolchain.find(), args.quick)
-    fits = {kind: fit(kind, target, args.quick) for kind in ("i8", "f32")}
+        target = best_matrix(target, toolchain.find(), args.quick, args.rounds)
+    fits = {kind: fit(kind, target, args.quick, args.rounds) for kind in ("i8", "f32")}
     for kind, made in fits.items():
         print(
             f"{kind}: error of the model {made.error:.1%} in the middle, {made.worst:.1%} at "

@@ -87,12 +87,15 @@ def measure(
     compiler: Toolchain,
     jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
+    rounds: int = 1,
 ) -> dict[tuple[LayerClass, Tiling], dict[int, float]]:
     """Seconds that layers take on one core, by class, tiling and key of `rows`.
 
     Args:
         rows: what to measure for: blocks of 16 rows by any key.
         layers, target, compiler, jobs, progress: as for :func:`tune`.
+        rounds: how often to measure everything, the best of which counts: on a machine that others
+            use, whose cores are slow for seconds at a time.
     """
     tell = progress or (lambda _: None)
     count = max((len(candidates(layer, target)) for layer in layers), default=0)
@@ -113,17 +116,18 @@ def measure(
             tell(Step(line, "measuring tilings", 0, len(distinct)))
             made = dict(zip(distinct, pool.map(make, distinct.values()), strict=True))
         targets.prepare(target.name)
-        times: dict[str, dict[int, list[float]]] = {}
-        for number, (digest, library) in enumerate(made.items(), 1):
-            line = f"measuring tiling {number} of {len(made)}"
-            tell(Step(line, "measuring tilings", number - 1, len(made)))
-            blocks = sorted(set(rows.values()))
-            times[digest] = {b: _measure(distinct[digest], library, b) for b in blocks}
+        times: dict[tuple[str, int], list[float]] = {}
+        turns = [(digest, library) for _ in range(rounds) for digest, library in made.items()]
+        for number, (digest, library) in enumerate(turns, 1):
+            line = f"measuring tiling {number} of {len(turns)}"
+            tell(Step(line, "measuring tilings", number - 1, len(turns)))
+            for b in set(rows.values()):
+                took = _measure(distinct[digest], library, b)
+                times[digest, b] = list(map(min, took, times.get((digest, b), took)))
     for index, candidate in enumerate(written):
-        took = times[candidate.digest]
         for i, layer in enumerate(layers):
             tiling = candidates(layer, target)[index]
-            measured[layer, tiling] = {n: took[b][i] for n, b in rows.items()}
+            measured[layer, tiling] = {n: times[candidate.digest, b][i] for n, b in rows.items()}
     return measured
 
 

@@ -247,7 +247,7 @@ TARGETS: tuple[Target, ...] = table(
         tuning=("-mprefer-vector-width=512",),
         vectors=AVX512,
         tiles=REGISTERS_32,
-        matrix=Matrix(header="tiles_amx.h", weights=32 << 10, sweep=8, kept=1 << 20),
+        matrix=Matrix(header="tiles_amx.h", weights=16 << 10, sweep=16, kept=1 << 20),
         bf16=("avx512bf16", "amx_bf16"),
         precision="fp32",
         adds_pairs=False,

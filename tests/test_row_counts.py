@@ -121,7 +121,8 @@ def test_rows_and_threads_do_not_change_results(tmp_path: Path, target: str) -> 
 
 def test_every_way_to_split_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows, channels, or whole shares by rows and the rest by channels: the same results."""
-    target = targets.choose("auto", cpu.detect()).name
+    # Which way is best depends on what a layer's weights cost: much on tiles.
+    target = next(t for t in cpu.detect().targets() if targets.get(t).matrix is None)
     graph = layers()
     rng = np.random.default_rng(2)
     inputs = [
@@ -131,7 +132,7 @@ def test_every_way_to_split_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = {}
     for name, wait in (("rows", 1e9), ("free", 0.0)):
         monkeypatch.setattr(bucket, "WAIT_NS", wait)
-        monkeypatch.setattr(bucket, "CHANNEL_NS", 0.0)
+        monkeypatch.setattr(bucket, "LINE_NS", 0.0)
         folder = tmp_path / name
         folder.mkdir()
         library = compile_graph(folder, graph, target)

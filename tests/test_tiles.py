@@ -55,7 +55,7 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fwr
 
 #: Compiler flags, vectors and tiles of each way to run the kernels.
 FORMS = {
-    "emulated": (("-O1", "-g", *SANITIZERS), "vec_generic.h", 4, "tiles_emulated.h"),
+    "emulated": (("-O1", "-g", "-DEMULATED", *SANITIZERS), "vec_generic.h", 4, "tiles_emulated.h"),
     "amx": (
         (
             "-O2",
@@ -525,7 +525,7 @@ def test_the_cost_model_is_fitted_to_what_it_says(monkeypatch: pytest.MonkeyPatc
     target = targets.get("amx")
     costs = targets.costs(target)
 
-    def measure(layers: Any, rows: Any, *_: Any) -> dict[Any, dict[int, float]]:
+    def measure(layers: Any, rows: Any, *_: Any, **__: Any) -> dict[Any, dict[int, float]]:
         return {
             (layer, tiling): {b: estimate(layer, tiling, b, target) * 1e-9 for b in rows}
             for layer in layers

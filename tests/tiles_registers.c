@@ -31,7 +31,9 @@ static void misuse(int number)
     case 0: /* a tile before it has a shape */
     case 1: TILE_ZERO(4); break;
     case 2: tiles_release(); TILE_STORE(1, memory, 64); break;
+#ifdef EMULATED /* the assembler refuses it */
     case 3: TILE_DOT(1, 2, 2); break;
+#endif
     case 4: config.bytes[2] = 60; tiles_configure(&config); TILE_DOT(1, 2, 3); break;
     case 5: config.rows[1] = 15; tiles_configure(&config); TILE_DOT(1, 2, 3); break;
     case 6: config.palette = 2; tiles_configure(&config); break;

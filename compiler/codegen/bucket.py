@@ -19,6 +19,7 @@ from sparsec.compiler.codegen.plan import (
     Operand,
     Plan,
     Size,
+    Slot,
     Stage,
     Weights,
 )
@@ -33,8 +34,8 @@ PRODUCT_NS = 0.3
 #: Those of a wait of all threads.
 WAIT_NS = 2000.0
 
-#: Those of reading the results of a channel and 16 rows that another core has made.
-CHANNEL_NS = 6.0
+#: Those of reading 64 bytes that another core has made.
+LINE_NS = 6.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         tall=plan.tall,
         product=PRODUCT_NS * 16 / target.lanes,
         wait=WAIT_NS,
-        channel=CHANNEL_NS,
+        line=LINE_NS,
         matrix=target.matrix is not None,
         bf16=target.precision == "bf16",
         attention_pieces=attention.PIECES,
@@ -138,19 +139,21 @@ def headers_of(target: Target) -> dict[str, str]:
 
 
 def _splits(stage: Stage) -> list[dict[str, int]]:
-    """Layers of a stage, those alike together: packs that are multiplied, unit of rows, slabs."""
-    found: dict[tuple[int, int], int] = {}
+    """Layers of a stage, those alike together: packs that are multiplied, unit of rows, slabs, rows
+    that take as long as the weights take to arrive."""
+    found: dict[tuple[int, int, int], int] = {}
     for call in stage.calls:
         if call.quads:
-            alike = call.unit, -(-call.quads // SLAB_QUADS)
+            alike = call.unit, -(-call.quads // SLAB_QUADS), call.weights_rows
             found[alike] = found.get(alike, 0) + _products_of(call)
-    return [{"work": work, "unit": unit, "slabs": n} for (unit, n), work in found.items()]
+    names = ("unit", "slabs", "weights")
+    return [{"work": work, **dict(zip(names, alike, strict=True))} for alike, work in found.items()]
 
 
 def _products_of(call: Call) -> int:
     """Packs that a layer multiplies, in the time that a product takes one by one."""
-    if call.matrix:  # tiles: 8 times as much in a cycle
-        return call.work.work_block // 8
+    if call.matrix:  # 16 cycles each, in which vectors make 32
+        return 32 * call.tile_products
     # VPMADDUBSW takes two more instructions a product.
     return call.work.work_block * (2 if call.entry.endswith("_pairs") else 1)
 
@@ -257,12 +260,22 @@ class _Text:
                 for wave in stage.waves
             ],
             splits=_splits(stage),
-            channels=sum(4 * call.quads for call in stage.calls),
+            lines=self._shared_lines(stage),
             matrix=stage.matrix,
             cleared=self._cleared(stage),
             zeroed=[{"buffer": self._number(b), "bytes": b.size.batch} for b in flat],
             slab=SLAB_QUADS,
         )
+
+    def _shared_lines(self, stage: Stage) -> int:
+        """Lines of 64 bytes of 16 rows that layers of a stage make and later waves of it read."""
+        made: set[Slot] = set()
+        read: set[Slot] = set()
+        for wave in stage.waves:
+            read |= {slot for call in wave for slot in call.reads} & made
+            made |= {slot for call in wave if call.quads for slot in call.writes}
+        sizes = (self.places[slot].size for slot in read)
+        return sum(size.token + size.item for size in sizes) // 64
 
     def _cleared(self, stage: Stage) -> list[dict[str, int]]:
         """Numbers in the workspace that have to be 0 before a stage."""

@@ -190,6 +190,8 @@ class _Maker:
                 tiles=kernel.tiles,
                 quads=kernel.quads,
                 unit=kernel.unit,
+                weights_rows=kernel.weights_rows,
+                tile_products=kernel.tile_products,
                 heads=kernel.heads,
                 loops=kernel.loops,
                 matrix=kernel.matrix,

@@ -147,6 +147,8 @@ class Call:
         tiles: units of rows that the variants of a sparse layer's kernel take, largest first.
         quads: groups of 4 output channels, which can be split over threads; 0: they cannot be.
         unit: rows that a layer computes together: one takes as long as all of them.
+        weights_rows: rows that take a layer as long as its weights take to arrive.
+        tile_products: products of tiles that a layer makes for 16 rows.
         heads: of attention.
         loops: the kernel takes several blocks of queries a call (attention only).
         matrix: the kernel works on tiles, which its thread has to configure.
@@ -170,6 +172,8 @@ class Call:
     tiles: tuple[int, ...] = ()
     quads: int = 0
     unit: int = 1
+    weights_rows: int = 0
+    tile_products: int = 0
     heads: int = 0
     loops: bool = False
     matrix: bool = False

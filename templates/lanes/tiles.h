@@ -76,6 +76,21 @@ SPARSEC_INLINE void tile_sums_next(tile_sums *s)
         s->at = 0, s->block++;
 }
 
+/* How sums begin: as they are in their tiles, from zero, or with those of other inputs, in memory. */
+enum { TILE_KEPT, TILE_NEW, TILE_MORE };
+
+/* What tile t has summed goes where it belongs, if it waits, and the tile begins its next sums, if it has any.  One
+ * tile after the other, between the first products of what comes next: four stores at once hold the unit up. */
+#define TILE_TURN(t, waits, to, used, begin, from) \
+    do {                                           \
+        if (waits)                                 \
+            TILE_STORE(t, to, 64);                 \
+        if ((used) && (begin) == TILE_MORE)        \
+            TILE_LOAD(t, from, 64);                \
+        else if ((begin) == TILE_NEW)              \
+            TILE_ZERO(t);                          \
+    } while (0)
+
 /* Tiles of weights that are stored as masks and what these stand for, and where they go. */
 typedef struct {
     const int8_t *from;

@@ -37,6 +37,8 @@ class LaneKernel:
         tiles: units of rows of each tile variant, largest first (sparse linear kernels only).
         quads: groups of 4 output channels (linear kernels only).
         unit: rows that are computed together (linear kernels only).
+        weights_rows: rows that take as long as weights take to arrive (linear kernels only).
+        tile_products: products of tiles for 16 rows (linear kernels only).
         scratch: bytes of scratch memory for one thread.
         title: one line for comments and the manifest.
         matrix: the kernel works on tiles, which its thread has to configure.
@@ -56,6 +58,8 @@ class LaneKernel:
     tiles: tuple[int, ...] = ()
     quads: int = 0
     unit: int = 1
+    weights_rows: int = 0
+    tile_products: int = 0
     heads: int = 0
     loops: bool = False
     matrix: bool = False
