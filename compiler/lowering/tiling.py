@@ -30,15 +30,13 @@ NOISE = 0.04
 
 #: Input channels in a pack of weights, by the type of products: 4 bytes, or one float of them.
 PACK = {"i8": 4, "bf16": 2, "f32": 1}
-#: By how much a sparse form must promise to be faster than a dense one, whose time depends on less:
-#: weights that are zero by accident, a few in a hundred, never make a layer sparse.
+#: By how much a sparse form must promise to be faster than a dense one, whose time depends on less,
+#: where less than half of the weights are zero: those that are by accident, a few in a hundred,
+#: never make a layer sparse.
 CAUTION = 1.15
 
 #: Output channels that the kernel on tiles computes together: two tiles of weights.
 MATRIX_CHANNELS = 2 * tile_packing.CHANNELS
-
-#: Blocks of rows whose products take as long as their weights from the third-level cache.
-FETCHED_MEANWHILE = 4
 
 #: How many times faster a bucket must be with a form of the weights of its own, to be worth storing
 #: them twice.
@@ -206,8 +204,9 @@ def matrix_features(
         cold: weights come from further than the second-level cache.
 
     Returns:
-        Float64: products of tiles, loads of weights for two blocks, those that there is no time to
-        fetch before (in the bytes of a tile), results (in vectors), calls, tiles made of masks.
+        Float64: products of tiles, loads of weights for two blocks, their arrival from far away
+        (in the bytes of a tile; products hide little of it), results (in vectors), calls, tiles
+        made of masks.
     """
     assert target.matrix is not None
     sweep = target.matrix.sweep
@@ -218,11 +217,11 @@ def matrix_features(
     sweeps = [sweep] * whole + [rest] * (rest > 0)
     # Of a masked tile, masks of packs and the packs that are not zero, at most.
     stored = every * layer.density + weights / 32 if tiling.sparse else weights
-    late = sum(max(0.0, 1 - rows / FETCHED_MEANWHILE) for rows in sweeps) if cold else 0.0
+    far = len(sweeps) if cold else 0
     pairs = sum(-(-rows // 2) for rows in sweeps)
     results = -(-layer.n // 4) * 4 * blocks * (16 // target.lanes)
     made = weights * len(sweeps) if tiling.sparse else 0.0
-    return np.array([weights * blocks, weights * pairs, stored * late, results, 1.0, made])
+    return np.array([weights * blocks, weights * pairs, stored * far, results, 1.0, made])
 
 
 def estimate(
@@ -400,8 +399,8 @@ def by_model(
     """
 
     def expected(tiling: Tiling, count: int) -> float:
-        skips = tiling.sparse and not tiling.matrix
-        return estimate(layer, tiling, count, target, cold) * (CAUTION if skips else 1.0) * 1e-9
+        doubtful = tiling.sparse and not tiling.matrix and layer.density > 0.5
+        return estimate(layer, tiling, count, target, cold) * (CAUTION if doubtful else 1.0) * 1e-9
 
     modelled = {
         (layer, tiling): {length: expected(tiling, count) for length, count in blocks.items()}
