@@ -34,6 +34,7 @@ from sparsec.compiler.codegen.bucket import headers_of  # noqa: E402
 from sparsec.compiler.lowering.tiling import (  # noqa: E402
     LayerClass,
     Tiling,
+    arrival,
     features,
     matrix_features,
 )
@@ -156,14 +157,17 @@ def fit(kind: str, target: Target, quick: bool = False, rounds: int = 1) -> Fit:
     factors, errors = {}, []
     for matrix in sorted({t.matrix for _, t, *_ in points}):
         mine = [p for p in points if p[1].matrix == matrix]
-        seconds = np.array([s for *_, s in mine])
+        seconds = np.array([s - arrival(la, t, target) * 1e-9 for la, t, _, s in mine])
         a = np.array([made_of(la, t, b, target) for la, t, b, _ in mine])
         factors[matrix] = nonnegative_fit(a / seconds[:, None], np.ones(len(mine)))
         errors += list(np.abs(a @ factors[matrix] / seconds - 1))
     losses = []
     for layer, blocks in {(la, b) for la, _, b, _ in points}:
         mine = [p for p in points if p[0] == layer and p[2] == blocks]
-        modelled = [made_of(la, t, b, target) @ factors[t.matrix] for la, t, b, _ in mine]
+        modelled = [
+            made_of(la, t, b, target) @ factors[t.matrix] + arrival(la, t, target) * 1e-9
+            for la, t, b, _ in mine
+        ]
         best = min(s for *_, s in mine)
         losses.append(mine[int(np.argmin(modelled))][3] / best - 1)
     rounded = {m: tuple(float(f"{v * 1e9:.3g}") for v in x) for m, x in factors.items()}

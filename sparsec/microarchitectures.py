@@ -73,7 +73,7 @@ GOLDEN_COVE_LOOPS = Loops(own=2, shared=4, offsets="load", chains=2)
 # the fits are of the best of some rounds.  Those of vectors choose 1.7 % (int8) and 3.4 % (float)
 # slower than the best of all tilings on average.  Those of tiles are fitted by hand to layers of
 # 768 and 3072 inputs whose weights come from the third-level cache, 16 to 128 rows, in undisturbed
-# moments: a product takes 7.8 ns with its loads, the bytes of a tile 46 to arrive, which products
+# moments: a product takes 8.5 ns with its loads, the bytes of a tile 42 to arrive, which products
 # hide little of, and a tile is made of masks in 13.  BERT-base, 128 tokens, two threads: at 80 % of
 # zeros masks take 6.9 ms, plain tiles 7.6, the sparse loop 8.7; at 90 % masks 6.5, the loop 5.6.
 GOLDEN_COVE_I8 = (0.233, 0.15, 0.0335, 0.848, 5.79, 0.57, 1.59, 0.166, 0.114, 0.114, 1.83)

@@ -15,6 +15,9 @@ Array = np.ndarray[Any, Any]
 #: Output channels, and packs of input channels (4 bytes, or 2 bfloat16), of a tile of weights.
 CHANNELS, PACKS = 16, 16
 
+#: What it takes.
+BYTES = 4 * CHANNELS * PACKS
+
 #: Tiles of channels that are computed together.
 HALVES = 2
 

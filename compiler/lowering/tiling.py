@@ -239,7 +239,18 @@ def estimate(
         return float(made_of @ np.array(factors.matrix))
     # Pairs of bfloat16 go through the loops of bytes, one instruction a pack.
     loops = "f32" if layer.kind == "f32" else "i8"
-    return float(features(layer, tiling, blocks, target.lanes) @ np.array(getattr(factors, loops)))
+    took = features(layer, tiling, blocks, target.lanes) @ np.array(getattr(factors, loops))
+    return float(took) + (arrival(layer, tiling, target) if cold else 0.0)
+
+
+def arrival(layer: LayerClass, tiling: Tiling, target: Target) -> float:
+    """What the bytes of weights that vectors read take to arrive from far away, in nanoseconds of
+    the cost model: as much as those of tiles, where these are the alternative."""
+    if target.matrix is None or tiling.matrix:
+        return 0.0
+    # Beside the 4 bytes of a pack that is not zero, 2 say where it is.
+    stored = layer.n * layer.packs * (6 * layer.density if tiling.sparse else 4)
+    return stored / tile_packing.BYTES * targets.costs(target).matrix[2]
 
 
 class Tilings(Mapping[tuple[LayerClass, int], Tiling]):
