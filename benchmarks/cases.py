@@ -81,10 +81,11 @@ class Case:
     near: float = 0.0
 
 
-def _bytes(keep: float, block: int = 4, largest: int = 127, times: int = 1) -> Case:
+def _bytes(keep: float, block: int = 4, largest: int = 127, times: float = 1) -> Case:
     def build(b: Builder) -> str:
-        w = b.number(b.weights(keep, block, largest, times))
-        bias = b.number(b.rng.integers(-999, 999, times * b.size.channels).astype(np.int32))
+        weights = b.weights(keep, block, largest, times)
+        w = b.number(weights)
+        bias = b.number(b.rng.integers(-999, 999, len(weights)).astype(np.int32))
         scale = b.number(np.float32(0.01))
         return b.emit("qlinear", [b.given(np.uint8, b.rows), w, scale, bias], x_zp=120)
 
@@ -175,7 +176,7 @@ def _norm(shape: str) -> Case:
 IN_LANES: dict[str, Case] = {
     "linear_i8_sparse": _bytes(0.2),
     "linear_i8_sparse_pairs": _bytes(0.2),
-    "linear_i8_dense": _bytes(1.0),
+    "linear_i8_dense": _bytes(1.0, times=0.5),
     "linear_i8_dense_pairs": _bytes(1.0, largest=64),
     "linear_i8_tiles": _bytes(1.0, times=8),
     "linear_i8_masked": _bytes(0.5, times=8),

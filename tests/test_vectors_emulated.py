@@ -126,7 +126,9 @@ def to_int(rounding: Callable[[Array], Array]) -> Callable[[Array], Array]:
 def scale(a: Array, b: Array) -> Array:
     n = np.floor(b.astype(np.float64))
     factor = np.where(np.isfinite(n), np.exp2(n.clip(-400, 400)), np.exp2(n))
-    return (a.astype(np.float64) * factor).astype(np.float32)
+    # By Intel's manual a quiet NaN gives way to an infinite exponent.
+    quiet = np.isnan(a) & (a.view(np.uint32) & 0x400000 != 0) & np.isinf(b)
+    return np.where(quiet, factor, a.astype(np.float64) * factor).astype(np.float32)
 
 
 def shuffled(a: Array, b: Array, which: int) -> Array:

@@ -244,13 +244,18 @@ EMULATED __m512 v512_roundscale_ps(__m512 a, const int how)
         }
     return r.ps;
 }
-/* a * 2^floor(b), in one rounding: products of doubles are exact. */
+/* a * 2^floor(b), in one rounding: products of doubles are exact.  A quiet NaN times 2^infinity is infinity, and
+ * 0 the other way. */
 EMULATED __m512 v512_scalef_ps(__m512 a, __m512 b)
 {
     const v512 x = {.ps = a}, y = {.ps = b};
     v512 r;
     for (int i = 0; i < 16; i++) {
         const double n = __builtin_floor((double)y.f32[i]);
+        if (__builtin_isnan(x.f32[i]) && x.u32[i] & 0x400000 && __builtin_isinf(n)) {
+            r.f32[i] = n > 0 ? __builtin_inff() : 0.0f;
+            continue;
+        }
         if (n > 400 || n < -400 || n != n) { /* infinity and NaN as they are, what is large as infinity */
             const int infinite = __builtin_isinf(n);
             const double most = infinite ? __builtin_inf() : 0x1p400, least = infinite ? 0 : 0x1p-400;
