@@ -157,10 +157,11 @@ def fit(kind: str, target: Target, quick: bool = False, rounds: int = 1) -> Fit:
     factors, errors = {}, []
     for matrix in sorted({t.matrix for _, t, *_ in points}):
         mine = [p for p in points if p[1].matrix == matrix]
-        seconds = np.array([s - arrival(la, t, target) * 1e-9 for la, t, _, s in mine])
+        seconds = np.array([s for *_, s in mine])
+        known = np.array([arrival(la, t, target) * 1e-9 for la, t, *_ in mine])
         a = np.array([made_of(la, t, b, target) for la, t, b, _ in mine])
-        factors[matrix] = nonnegative_fit(a / seconds[:, None], np.ones(len(mine)))
-        errors += list(np.abs(a @ factors[matrix] / seconds - 1))
+        factors[matrix] = nonnegative_fit(a / seconds[:, None], 1 - known / seconds)
+        errors += list(np.abs((a @ factors[matrix] + known) / seconds - 1))
     losses = []
     for layer, blocks in {(la, b) for la, _, b, _ in points}:
         mine = [p for p in points if p[0] == layer and p[2] == blocks]

@@ -69,13 +69,14 @@ def models(*ranges: tuple[int, int]) -> tuple[int, ...]:
 # cycles wants ten sums in flight, which a tile of one block has not without a second set.
 GOLDEN_COVE_LOOPS = Loops(own=2, shared=4, offsets="load", chains=2)
 
-# Of an Emerald Rapids core (family 6, model 207), fitted; a neighbour slows it down for seconds, so
-# the fits are of the best of some rounds.  Those of vectors choose 1.7 % (int8) and 3.4 % (float)
-# slower than the best of all tilings on average.  Those of tiles are fitted by hand to layers of
-# 768 and 3072 inputs whose weights come from the third-level cache, 16 to 128 rows, in undisturbed
-# moments: a product takes 8.5 ns with its loads, the bytes of a tile 42 to arrive, which products
-# hide little of, and a tile is made of masks in 13.  BERT-base, 128 tokens, two threads: at 80 % of
-# zeros masks take 6.9 ms, plain tiles 7.6, the sparse loop 8.7; at 90 % masks 6.5, the loop 5.6.
+# Of an Emerald Rapids core (family 6, model 207), which a neighbour slows down for seconds.  Floats
+# are the fit of the best of four rounds: its choices take 3.4 % longer than the best of all
+# tilings, on average.  Bytes are a fit (1.7 %) times 0.9, as undisturbed layers took, and steps are
+# set by hand, as tiles are: to layers of 768 and 3072 inputs whose weights come from the third
+# level cache, 16 to 128 rows, in undisturbed moments.  A product of tiles takes 8.5 ns with its
+# loads, the bytes of a tile 42 to arrive, which products hide little of, and a tile is made of
+# masks in 13.  BERT-base, 128 tokens, two threads: at 80 % of zeros masks take 6.9 ms, plain tiles
+# 7.6, the sparse loop 8.7; at 90 % masks 6.5, the loop 5.6.
 GOLDEN_COVE_I8 = (0.233, 0.15, 0.0335, 0.848, 5.79, 0.57, 1.59, 0.166, 0.114, 0.114, 1.83)
 GOLDEN_COVE_F32 = (0.154, 0.197, 0.0636, 1.38, 0.0, 1.31, 1.83, 0.184, 2.37, 0.0, 0.0)
 GOLDEN_COVE = {
@@ -130,7 +131,7 @@ TABLE: tuple[Microarchitecture, ...] = (
         models=(0xCF,),
         costs=GOLDEN_COVE,
         loops={"amx": GOLDEN_COVE_LOOPS, "avx512_vnni": GOLDEN_COVE_LOOPS},
-        source="fitted",
+        source="fitted, those of tiles and steps set by measured layers",
     ),
     Microarchitecture(
         name="graniterapids",
