@@ -50,15 +50,16 @@ def default_model(task: str) -> Path:
     """
     if task not in MODELS:
         raise InputError(
-            f"{task} has no default model, which {', '.join(MODELS)} have: give one (model_path), "
-            f"such as a folder with model.onnx, or {_ELSEWHERE.get(task, 'hf:org/name')}"
+            f"{task} has no default model, which {', '.join(MODELS)} have: give one "
+            f"({argument('model_path')}), such as a folder with model.onnx, or "
+            f"{_ELSEWHERE.get(task, 'hf:org/name')}"
         )
     try:
         import sparsec_models
     except ImportError:
         raise InputError(
-            f"{task} needs a model: give one (model_path), or get small ones for trying by "
-            f"pip install 'sparsec[models]', in a clone by pip install ./examples/models"
+            f"{task} needs a model: give one ({argument('model_path')}), or get small ones for "
+            f"trying by pip install 'sparsec[models]', in a clone by pip install ./examples/models"
         ) from None
     folder = Path(sparsec_models.FOLDER) / MODELS[task]
     if not (folder / "model.onnx").is_file():

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sparsec import hub, sentence_files
+from sparsec.arguments import argument
 from sparsec.errors import InputError, ModelError
 from sparsec.paths import TOKENIZERS, around, find_onnx, input_path, user_path
 from sparsec.positions import Positions, positions
@@ -226,7 +227,8 @@ def _tokenizer(given: str | os.PathLike[str] | None, folders: list[Path]) -> Pat
             if (folder / name).is_file():
                 return folder / name
     raise ModelError(
-        f"{folders[0]} has no tokenizer.json: put it beside the model, or give tokenizer="
+        f"{folders[0]} has no tokenizer.json: put it beside the model, or give "
+        f"{argument('tokenizer')}"
     )
 
 
@@ -265,8 +267,7 @@ def _zoo(stub: str, zoo_dir: str | os.PathLike[str] | None, tell: Progress) -> P
     gone = "SparseZoo is gone: zoo: stubs are looked up on this machine only"
     if not root:
         raise InputError(
-            f"{gone}; give zoo_dir= or set SPARSEZOO_MODELS_PATH to the folder that has "
-            f"{stub.removeprefix('zoo:')}"
+            f"{gone}; set SPARSEZOO_MODELS_PATH to the folder that has {stub.removeprefix('zoo:')}"
         )
     tell(gone)
     name = stub.removeprefix("zoo:").strip("/")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsec import ort
-from sparsec.arguments import argument
+from sparsec.arguments import argument, setting
 from sparsec.errors import EngineClosedError, InputError, ModelError
 from sparsec.facade import Engine, default_buckets, is_artifact
 from sparsec.runtime import Artifact, cpu
@@ -268,7 +268,7 @@ class BatchingRunner(Runner):
                 return bucket
         raise InputError(
             f"a sequence of {length} tokens is above the largest bucket, {self._buckets[-1]}: "
-            f"truncate it or use a larger {argument('sequence_length')}"
+            f"truncate it or use a larger {setting('sequence_length')}"
         )
 
     def _calls(self, lengths: Sequence[int]) -> list[list[int]]:

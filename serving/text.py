@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from sparsec.arguments import setting
 from sparsec.errors import InputError, ModelError
 from sparsec.positions import Positions
 from sparsec.serving import tokenizer_files
@@ -325,7 +326,7 @@ class Text:
         if stride >= length:
             raise InputError(
                 f"windows of {length} tokens cannot overlap by {stride}: use a larger "
-                f"sequence_length or a smaller stride"
+                f"{setting('sequence_length')} or a smaller {setting('stride', option=True)}"
             )
         encoding.truncate(length, stride=stride, direction=self.side)
         pieces = [encoding, *encoding.overflowing]
@@ -403,7 +404,8 @@ class Text:
 def _check_room(length: int) -> None:
     if length < 1:
         raise InputError(
-            "sequence_length leaves no room for text beside the special tokens: use a larger one"
+            f"{setting('sequence_length')} leaves no room for text beside the special tokens: use "
+            f"a larger one"
         )
 
 

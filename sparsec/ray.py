@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sparsec.arguments import whole
+from sparsec.arguments import speak, whole
 from sparsec.errors import InputError
 from sparsec.paths import user_path
 
@@ -131,6 +131,7 @@ class _Replica:
         from sparsec.serving.server.config import ServerConfig
         from sparsec.serving.server.registry import Registry
 
+        speak("json")
         config = ServerConfig.model_validate_json(settings)
         self._limits = config.limits
         self._scheduler = Scheduler(asyncio.get_running_loop())

@@ -733,7 +733,7 @@ def test_zero_shot_by_hand(tokenizer: Path) -> None:
     with pytest.raises(InputError, match="must differ"):
         made(contradiction_index=2)
     names = {"labels": ["LABEL_0", "LABEL_1", "LABEL_2"]}
-    with pytest.raises(ModelError, match="entailment_index="):
+    with pytest.raises(ModelError, match="give entailment_index "):
         build(ZeroShotTextClassificationPipeline, tokenizer, Known(script), names)
 
 

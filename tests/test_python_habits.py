@@ -18,7 +18,7 @@ import pytest
 from runtime_fake import inputs, make_artifact
 
 import sparsec
-from sparsec.arguments import argument, as_flags
+from sparsec.arguments import argument, setting, speaking
 from sparsec.cli import main
 from sparsec.errors import ArtifactError, EngineClosedError, InputError
 from sparsec.runtime.arrays import as_array
@@ -68,11 +68,40 @@ def test_no_flag_is_named_outside_of_the_command_line() -> None:
 def test_what_an_argument_is_called() -> None:
     assert argument("force", True) == "force=True" and argument("emit_c") == "emit_c"
     assert argument("target", "avx2") == "target='avx2'"
-    with as_flags():
+    with speaking("flags"):
         assert argument("force", True) == "--force" and argument("emit_c") == "--emit-c"
         assert argument("target", "avx2") == "--target avx2"
         assert argument("exist_ok", True) == "--force" and argument("seconds") == "--time"
+    with speaking("json"):
+        assert argument("truncate", True) == '"truncate": true' and argument("cc") == "cc"
     assert argument("force", True) == "force=True"
+
+
+def test_what_an_argument_is_called_that_a_pipeline_has() -> None:
+    assert setting("tokenizer") == "tokenizer" and setting("layer", None) == "layer=None"
+    with speaking("flags"):
+        assert setting("on_nonfinite", "error") == "--on-nonfinite error"
+        assert setting("stride", option=True) == "--option stride"
+        assert setting("layer", None, option=True) == "--option layer=null"
+    with speaking("json"):
+        assert setting("on_nonfinite") == "on_nonfinite of the endpoint"
+        assert setting("layer", None, option=True) == "layer: null of the endpoint"
+
+
+def test_no_python_is_spoken_to_who_has_none() -> None:
+    """`truncate=True` is of no use to who typed a command: `argument` and `setting` know."""
+    found = []
+    # What is to be done to a model before sparsec has it is done in Python.
+    known = ("dynamo=True", "save_as_external_data=True", "onnx.ValueInfoProto(")
+    for folder in ("compiler", "runtime", "serving", "pruning", "sparsec"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for line, text in strings(path):
+                spoken = re.search(r"[a-z]=(True|False|None)\b|\bgive \w+=", text)
+                if spoken and not any(word in text for word in known):
+                    found.append(f"{path.relative_to(ROOT)}:{line}: {text}")
+    # A programmer's mistake, no user's.
+    found = [row for row in found if "not accumulated with full=True" not in row]
+    assert found == []
 
 
 def test_every_flag_that_an_error_may_name_is_one() -> None:
@@ -82,7 +111,9 @@ def test_every_flag_that_an_error_may_name_is_one() -> None:
     flags = {flag for parser in all_parsers() for a in parser._actions for flag in a.option_strings}
     # What only programs can say: options of classes that no command makes.
     programs = {"layer", "length", "num_replicas", "sess_options.intra_op_num_threads"}
-    calls = re.compile(r"""(?<!\w)(?:argument|whole|wholes|number)\(\s*["']([\w.]+)["']""")
+    calls = re.compile(
+        r"""(?<!\w)(?:argument|setting|whole|wholes|number)\(\s*["']([\w.]+)["'](?!.*option=True)"""
+    )
     names = {
         name
         for folder in ("compiler", "runtime", "serving", "pruning", "sparsec")
@@ -91,7 +122,7 @@ def test_every_flag_that_an_error_may_name_is_one() -> None:
         for name in calls.findall(path.read_text(encoding="utf-8"))
     }
     assert len(names) > 15
-    with as_flags():
+    with speaking("flags"):
         assert {argument(name) for name in names - programs} <= flags
 
 

@@ -539,7 +539,10 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
         ({"inputs": "array.json"}, "JSON array"),
         ({"inputs": "bad.parquet"}, "cannot read .*bad.parquet"),
         ({"inputs": "nowhere://x"}, "cannot open nowhere"),
-        ({"inputs": "in.csv"}, r"no column text for .*text: it has a, b; name it as text=COLUMN"),
+        (
+            {"inputs": "in.csv"},
+            r"no column text for .*text: it has a, b; name it by columns={'text': 'COLUMN'}",
+        ),
         ({"inputs": "in.csv", "columns": "c"}, "no column c"),
         ({"columns": {"question": "text"}}, "reads text, pair of a row, and not question"),
         ({"output": "out.txt"}, "parquet, csv, jsonl, not text"),
@@ -746,10 +749,16 @@ def test_task_or_model_alone(
     assert out.read_bytes() == (tmp_path / "python.jsonl").read_bytes()
 
 
-def test_too_long_has_its_exit_code(sentiment: Path, tmp_path: Path) -> None:
+def test_too_long_has_its_exit_code(
+    sentiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And names the flags that there are."""
     (tmp_path / "in.txt").write_text(LONG + "\n")
     call = command(sentiment, tmp_path, "-o", str(tmp_path / "o.jsonl"))
     assert main(call[3:]) == TooLongError.exit_code
+    said = capsys.readouterr().err
+    assert "in.txt, row 1: sequences: the text has 102 tokens and " in said
+    assert ": --truncate cuts it" in said and "(--bad-rows puts such rows aside)" in said
     assert main([*call[3:], "--truncate", "--force"]) == 0
 
 

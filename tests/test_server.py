@@ -276,17 +276,27 @@ def test_metrics(client: httpx.Client) -> None:
 def test_texts_that_are_too_long(client: httpx.Client) -> None:
     """Refused; cut where the request says so, which the answer and the metrics tell."""
     long, name = "good movie " * 40, 'sparsec_truncated_texts_total{endpoint="sentiment"}'
-    before = metrics(client).get(name, 0.0)
     refused = failure(client.post("/sentiment", json={"sequences": long}), 422, "input_too_long")
     assert "the text has 82 tokens and 64 fit" in refused["error"]
+    # Each form is told what it can say.
+    wire = {"name": "sequences", "shape": [1], "datatype": "BYTES", "data": [long]}
+    for path, form in {
+        "/sentiment": {"sequences": long},
+        "/models/sentiment": {"inputs": long},
+        "/v1/models/sentiment:predict": {"instances": [long]},
+        "/v2/models/sentiment/infer": {"inputs": [wire]},
+    }.items():
+        refused = failure(client.post(path, json=form), 422, "input_too_long")
+        assert '64 fit: "truncate": true cuts it' in refused["error"], path
+        nested = path != "/sentiment"
+        more = {"parameters": {"truncate": True}} if nested else {"truncate": True}
+        assert client.post(path, json={**form, **more}).status_code == 200, path
+    before = metrics(client)[name]
     body = {"sequences": [long, "good", long], "truncate": True}
     answer = client.post("/sentiment", json=body)
     assert answer.status_code == 200 and len(answer.json()["labels"]) == 3
     assert answer.headers["x-truncated-texts"] == "2"
-    tensors = {
-        "inputs": [{"name": "sequences", "shape": [1], "datatype": "BYTES", "data": [long]}],
-        "parameters": {"truncate": True},
-    }
+    tensors = {"inputs": [wire], "parameters": {"truncate": True}}
     answer = client.post("/v2/models/sentiment/infer", json=tensors)
     assert answer.status_code == 200 and answer.headers["x-truncated-texts"] == "1"
     assert metrics(client)[name] - before == 3

@@ -183,6 +183,9 @@ def test_what_stands_around_an_answer(server: Server) -> None:
         assert answer.outputs[0].contents.bytes_contents and not answer.raw_output_contents
         assert dict(call.trailing_metadata())["x-request-id"] == "my-id"
         long = ner("Mary " * 90)
+        with pytest.raises(grpc.RpcError) as error:
+            infer(long)
+        assert '"truncate": true cuts it' in error.value.details()
         long.parameters["truncate"].bool_param = True
         _, call = infer.with_call(long)
         assert dict(call.trailing_metadata())["x-truncated-texts"] == "1"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sparsec.arguments import Speech, argument, speak, speech
 from sparsec.errors import InputError, SparsecError
 from sparsec.serving.bulk import fields as tasks
 from sparsec.serving.bulk.encoding import Done, Encoded
@@ -61,7 +62,9 @@ class Nodes:
             raise InputError("the Ray cluster has no node with a CPU")
         each = min(usable) if num_cores is None else float(num_cores)
         if each > max(usable):
-            raise InputError(f"num_cores {num_cores}: no node of the Ray cluster has so many")
+            raise InputError(
+                f"{argument('num_cores', num_cores)}: no node of the Ray cluster has so many"
+            )
         actors = sum(int(count // each) for count in usable)
         return cls(actors, each - READING, math.ceil(each))
 
@@ -103,7 +106,7 @@ def run(
         )
         .map_batches(
             _Actor,
-            fn_constructor_args=(packed, work, nodes.cores, store),
+            fn_constructor_args=(packed, work, nodes.cores, store, speech()),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=nodes.actors),
@@ -190,9 +193,12 @@ class _Actor:
     """Has the model, and answers parts.  What is wrong is an answer as well: doing it again would
     not help."""
 
-    def __init__(self, packed: Any, work: Work, cores: int, store: Output | None) -> None:
+    def __init__(
+        self, packed: Any, work: Work, cores: int, store: Output | None, speech: Speech
+    ) -> None:
         import ray
 
+        speak(speech)
         self._work, self._store = work, store
         self._serial = serial_tokenizers()
         self._serial.__enter__()

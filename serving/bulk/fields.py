@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from sparsec.arguments import argument, setting, speech
 from sparsec.errors import InputError
 from sparsec.serving.pipelines import (
     EmbeddingExtractionPipeline,
@@ -122,7 +123,7 @@ def columns(
     if unknown := [name for name in named if name not in known]:
         raise InputError(
             f"{task} reads {', '.join(known)} of a row, and not {', '.join(unknown)}: name "
-            f"columns as {known[0]}=COLUMN"
+            f"columns by {_naming(known[0])}"
         )
     # A document alone stands for a list of one.
     needed = {k: v for k, v in fields.needed.items() if not (k == DOCUMENTS and DOCUMENT in named)}
@@ -131,9 +132,16 @@ def columns(
         if there is not None and column not in there:
             raise InputError(
                 f"the input has no column {column} for {task}'s {name}: it has "
-                f"{', '.join(sorted(there))}; name it as {name}=COLUMN"
+                f"{', '.join(sorted(there))}; name it by {_naming(name)}"
             )
     return found
+
+
+def _naming(field: str) -> str:
+    """What says which column a field is read from."""
+    if speech() == "flags":
+        return argument("columns", f"{field}=COLUMN")
+    return argument("columns", {field: "COLUMN"})
 
 
 # ---- the tasks -----------------------------------------------------------------------------------
@@ -161,7 +169,8 @@ def _zero_shot_types(
 ) -> dict[str, pa.DataType]:
     if (pipeline.labels is None) == ("labels" not in read):
         raise InputError(
-            "labels: give them once: as the option labels, or of each row as labels=COLUMN"
+            f"labels: give them once: by {setting('labels', option=True)}, or those of each row by "
+            f"{_naming('labels')}"
         )
     return {"labels": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from sparsec.arguments import argument
 from sparsec.errors import InputError
 from sparsec.paths import user_path
 
@@ -182,7 +183,7 @@ def _source(place: Location, kind: str | None, delimiter: str | None) -> Source:
     if kind is None:
         raise InputError(
             f"{place.name}: its name does not end in {', '.join(SUFFIXES)}: say what it is with "
-            f"input_format, one of {', '.join(FORMATS)}"
+            f"{argument('input_format')}, one of {', '.join(FORMATS)}"
         )
     usual = "\t" if ".tsv" in posixpath.basename(place.path).lower() else ","
     return Source(place, kind, None if kind == "parquet" else compression, delimiter or usual)

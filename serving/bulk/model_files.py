@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec import sentence_files
+from sparsec.arguments import argument
 from sparsec.errors import InputError, ModelError
 from sparsec.scratch import temporary
 from sparsec.serving.models import ModelFiles
@@ -50,7 +51,9 @@ class Packed:
             ModelError: a file cannot be read.
         """
         if not isinstance(pipeline.runner, EngineRunner):
-            raise InputError("other machines run models with sparsec only: leave engine_type out")
+            raise InputError(
+                f"other machines run models with sparsec only: leave {argument('engine_type')} out"
+            )
         artifact = pipeline.runner.engine.artifact.path
         model = pipeline.model
         found = {

@@ -34,7 +34,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from tokenizers import Encoding
 
-from sparsec.arguments import anchored
+from sparsec.arguments import anchored, argument, setting, speech
 from sparsec.console import say
 from sparsec.errors import (
     EngineClosedError,
@@ -491,14 +491,19 @@ class Pipeline(abc.ABC):
         if not job.truncate:
             raise TooLongError(
                 f"{where}: the text has {length} tokens and {self.max_length} fit: "
-                f"truncate=True cuts it{self._more_room()}".removeprefix(": ")
+                f"{self._cutting()} cuts it{self._more_room()}".removeprefix(": ")
             )
         job.cut += 1
+
+    def _cutting(self) -> str:
+        """What lets texts be cut: the call's, if the task's input has that, else the pipeline's."""
+        named = argument if "truncate" in self.input_schema.model_fields else setting
+        return named("truncate", True)
 
     def _more_room(self) -> str:
         """What else to do about a text that is too long."""
         if self.max_length == self.runner.buckets[-1] != self.model.positions.longest:
-            return ", a larger sequence_length takes all of it"
+            return f", a larger {setting('sequence_length')} takes all of it"
         return ""
 
     @abc.abstractmethod
@@ -544,7 +549,8 @@ class Pipeline(abc.ABC):
             return None
         return NonFiniteError(
             f"{self.task} on {self.model.path.name}: {found}; its predictions mean nothing: check "
-            f"the model, its quantization first (on_nonfinite sets whether this is an error)"
+            f"the model, its quantization first ({setting('on_nonfinite')} sets whether this is an "
+            f"error)"
         )
 
     def close(self) -> None:
@@ -715,10 +721,15 @@ def check_options(kind: type[Pipeline], options: Mapping[str, Any]) -> dict[str,
         elif name in _GONE:
             raise InputError(f"{name} is an argument of DeepSparse only: {_GONE[name]}")
         else:
+            common = (
+                "what has a flag of its own"
+                if speech() == "flags"
+                else "those of all pipelines: batch_size, sequence_length, num_cores, engine_type, "
+                "tokenizer, config, zoo_dir, on_nonfinite, truncate, progress"
+            )
             raise InputError(
                 f"{kind.task} has no option {name!r}; it has {', '.join(known) or 'none'}, besides "
-                f"those of all pipelines: batch_size, sequence_length, num_cores, engine_type, "
-                f"tokenizer, config, zoo_dir, on_nonfinite, truncate, progress"
+                f"{common}"
             )
     return checked
 
@@ -813,10 +824,13 @@ def _buckets(
     given = tuple(map(plain, given)) if many else (given,)
     if not given or any(type(n) is not int or n < 1 for n in given):
         raise InputError(
-            f"sequence_length must be a number of tokens or a list of such, not {sequence_length!r}"
+            f"{argument('sequence_length')} must be a number of tokens or a list of such, not "
+            f"{sequence_length!r}"
         )
     if longest is not None and max(given) > longest:
-        raise InputError(f"sequence_length {max(given)} is too long: {model.positions.why()}")
+        raise InputError(
+            f"{argument('sequence_length')} {max(given)} is too long: {model.positions.why()}"
+        )
     return tuple(sorted(set(given)))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from sparsec.arguments import setting
 from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate
@@ -178,7 +179,8 @@ def _as_compiled(model: ModelFiles, layer: int | str) -> None:
         raise ModelError(
             f"{model.path} is compiled already and gives "
             f"{', '.join(str(output) for output in outputs)}: it cannot be cut at layer {layer}. "
-            f"Give the ONNX model, or emb_extraction_layer=None for the output as it is"
+            f"Give the ONNX model, or {setting('emb_extraction_layer', None, option=True)} for the "
+            f"output as it is"
         )
 
 
@@ -245,7 +247,7 @@ def choose(runner: Runner, layer: int | str | None) -> str:
     )
     raise ModelError(
         f"the model has several outputs that may be embeddings: {listed}; name one of them as "
-        f"emb_extraction_layer"
+        f"{setting('emb_extraction_layer', option=True)}"
         if found
         else f"no output of the model can be embeddings: {listed}"
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Encoding
 
+from sparsec.arguments import setting
 from sparsec.errors import InputError, TooLongError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, width
@@ -202,7 +203,8 @@ class QuestionAnsweringPipeline(Pipeline):
         if room < 1:
             raise TooLongError(
                 f"a question of {len(question)} tokens leaves no room for the context in "
-                f"{self.max_length}: use a larger sequence_length or a smaller max_question_len"
+                f"{self.max_length}: use a larger {setting('sequence_length')} or a smaller "
+                f"{setting('max_question_len', option=True)}"
             )
         stride = self.doc_stride
         if stride is None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from sparsec.arguments import setting
 from sparsec.errors import InputError, ModelError
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, output_named, softmax, width
@@ -151,7 +152,8 @@ class ZeroShotTextClassificationPipeline(Pipeline):
             found = _named(names, start)
             if not found:
                 raise ModelError(
-                    f"config.json names no label {start}...: give {start}ment_index= "
+                    f"config.json names no label {start}...: give "
+                    f"{setting(f'{start}ment_index', option=True)} "
                     f"(labels: {', '.join(names) or 'none'})"
                 )
             return found[0]

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from sparsec.arguments import speaking
 from sparsec.errors import InputError
 from sparsec.paths import user_path
 from sparsec.serving.defaults import DEFAULT, default_model
@@ -336,7 +337,8 @@ def load(path: str | Path, **overrides: Any) -> ServerConfig:
     data, lines = parse(text, str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: must be a mapping with the key endpoints")
-    return check(data | overrides, str(path), lines)
+    with speaking("json"):  # of keys, which JSON and YAML write alike
+        return check(data | overrides, str(path), lines)
 
 
 def check(data: dict[str, Any], source: str, lines: dict[Path_, int] | None = None) -> ServerConfig:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
+from sparsec.arguments import speak
 from sparsec.errors import SparsecError
 from sparsec.runtime import share
 from sparsec.serving.server import errors
@@ -303,6 +304,7 @@ def main(argv: list[str]) -> int:
 
 def start(argv: list[str]) -> NoReturn:
     """Be a worker process."""
+    speak("json")
     code = main(argv)
     logging.shutdown()
     # Threads of the default pool may be compiling: nothing waits for them.

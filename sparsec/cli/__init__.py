@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from sparsec import __version__, console
-from sparsec.arguments import as_flags
+from sparsec.arguments import speaking
 from sparsec.cli import (
     benchmark,
     buckets,
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     before = _unwind_on_signals()
     try:
-        with as_flags():
+        with speaking("flags"):
             return _run(argv)
     finally:
         for number, handler in before.items():
