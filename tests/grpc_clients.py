@@ -89,7 +89,7 @@ def triton(address: str, url: str) -> None:
     np.testing.assert_array_equal(got.as_numpy("embeddings"), np.array(want, np.float32))
     for model, inputs, outputs, code, text in (
         ("nothing", [tensor("inputs", ["a"])], None, "NOT_FOUND", "no model nothing"),
-        ("ner", [tensor("text", ["a"])], None, "INVALID_ARGUMENT", "no input text"),
+        ("ner", [tensor("text", ["a"])], None, "INVALID_ARGUMENT", "no input 'text'"),
         ("qa", [tensor("question", ["a"])], None, "INVALID_ARGUMENT", "input context is missing"),
         ("ner", [tensor("inputs", ["Mary " * 90])], None, "INVALID_ARGUMENT", "64 fit"),
         ("ner", [tensor("inputs", ["a"])], ["y"], "INVALID_ARGUMENT", "no output y"),

@@ -229,6 +229,23 @@ def test_byte_order_marks(client: httpx.Client) -> None:
     assert json.loads(got["outputs"][0]["data"][0]) == want["predictions"][0]
 
 
+def test_a_request_of_tensors_without_tensors(client: httpx.Client) -> None:
+    """Is one, whatever the task's own JSON may be at the same path."""
+    for model in ("ner", "sentiment", "qa", "zero", "embedding"):
+        for headers in ({}, {"Inference-Header-Content-Length": "14"}):
+            path = f"/v2/models/{model}/infer"
+            got = client.post(path, content=b'{"inputs": []}', headers=headers)
+            assert "inputs: there are none" in failure(got, 400, "bad_request")["error"]
+    assert client.post("/v2/models/sentiment/infer", json={"sequences": "good"}).status_code == 200
+    body = b'{"sequences": "good"}'
+    headers = {"Inference-Header-Content-Length": str(len(body))}
+    got = client.post("/v2/models/sentiment/infer", content=body, headers=headers)
+    assert "inputs: Field required" in failure(got, 400, "bad_request")["error"]
+    numbers = {"name": "inputs", "shape": [1], "datatype": "INT64", "data": [1]}
+    got = client.post("/v2/models/ner/infer", json={"inputs": [numbers]})
+    assert "input inputs takes BYTES, not INT64" in failure(got, 400, "bad_request")["error"]
+
+
 # ---- about the server --------------------------------------------------------------------------
 
 

@@ -212,7 +212,7 @@ def test_triton_sees_errors(triton: Any) -> None:
 
     with pytest.raises(InferenceServerException, match="there is no model nothing"):
         triton.infer("nothing", [tensor("inputs", ["a"], True)])
-    with pytest.raises(InferenceServerException, match="there is no input text; there are inputs"):
+    with pytest.raises(InferenceServerException, match="there is no input 'text'; there are i"):
         triton.infer("ner", [tensor("text", ["a"], True)])
     with pytest.raises(InferenceServerException, match="input context is missing"):
         triton.infer("qa", [tensor("question", ["a"], True)])

@@ -449,11 +449,22 @@ def request_of(**changes: Any) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
+def twice(what: str) -> bytes:
+    """A request with two of the same name in a list."""
+    import json
+
+    body = json.loads(request_of())
+    body[what] = [body["inputs"][0]] * 2
+    return json.dumps(body).encode()
+
+
 @pytest.mark.parametrize(
     ("body", "length", "message"),
     [
         (b"{}", None, "inputs: Field required"),
-        (b'{"inputs": []}', None, "at least 1"),
+        (b'{"inputs": []}', None, "inputs: there are none"),
+        (twice("inputs"), None, "input x is given twice"),
+        (twice("outputs"), None, "output x is asked for twice"),
         (request_of(datatype="INT7"), None, "unknown datatype 'INT7'"),
         (request_of(shape=[3]), None, "2 elements; the shape [3] has 3"),
         (request_of(shape=[-1]), None, "greater than or equal to 0"),
@@ -466,7 +477,8 @@ def request_of(**changes: Any) -> bytes:
         (request_of(data=[[[[[[[[[[1, 2]]]]]]]]]]), None, "nested too deeply"),
         (request_of(datatype="BYTES"), None, "must be strings"),
         (request_of(datatype="BOOL"), None, "1 is not BOOL"),
-        (request_of(parameters={"binary_data_size": 2}), None, "has 2 bytes; 0 are left"),
+        (request_of(data=None, parameters={"binary_data_size": 2}), None, "2 bytes; 0 are left"),
+        (request_of(parameters={"binary_data_size": 2}), None, "data beside binary_data_size"),
         (request_of(parameters={"binary_data_size": True}), None, "must be a number"),
         (request_of() + b"??", str(len(request_of())), "2 bytes follow the last tensor"),
         (request_of(), "x", "must be a number of bytes"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -40,6 +40,9 @@ DTYPES: Mapping[str, type[np.generic]] = {
 _NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 Array = NDArray[Any]
+
+#: What a request without tensors is told.
+NO_INPUTS = "inputs: there are none, and a request has at least one tensor"
 
 # Axes of a tensor.
 MAX_RANK = 8
@@ -77,7 +80,7 @@ class _Output(BaseModel):
 class _Request(BaseModel):
     id: str | None = None
     parameters: _Parameters
-    inputs: list[_Input] = Field(min_length=1)
+    inputs: list[_Input]
     outputs: list[_Output] | None = None
 
 
@@ -117,6 +120,8 @@ def decode(body: bytes, header_length: str | None) -> InferRequest:
         parsed = _Request.model_validate_json(json_text.without_mark(body[:size]))
     except ValidationError as error:
         raise HttpError(400, explain(error)) from None
+    if not parsed.inputs:
+        raise HttpError(400, NO_INPUTS)
     tensors: dict[str, Array] = {}
     for tensor in parsed.inputs:
         if tensor.name in tensors:
@@ -126,11 +131,25 @@ def decode(body: bytes, header_length: str | None) -> InferRequest:
         raise HttpError(400, f"{len(body) - size} bytes follow the last tensor")
     parameters = dict(parsed.parameters)
     binary = parameters.pop("binary_data_output", False) is True
-    chosen = {
-        output.name: output.parameters.get("binary_data", binary) is True
+    chosen = chosen_once(
+        (output.name, output.parameters.get("binary_data", binary) is True)
         for output in parsed.outputs or ()
-    }
+    )
     return InferRequest(parsed.id, tensors, chosen, binary, parameters)
+
+
+def chosen_once(outputs: Iterable[tuple[str, bool]]) -> dict[str, bool]:
+    """The outputs that a request names, and whether as bytes.
+
+    Raises:
+        HttpError: 400, one is named twice.
+    """
+    found: dict[str, bool] = {}
+    for name, binary in outputs:
+        if name in found:
+            raise HttpError(400, f"output {name} is asked for twice")
+        found[name] = binary
+    return found
 
 
 def _read(tensor: _Input, body: bytes, start: int) -> tuple[Array, int]:
@@ -139,12 +158,18 @@ def _read(tensor: _Input, body: bytes, start: int) -> tuple[Array, int]:
     length = tensor.parameters.get("binary_data_size")
     if length is None:
         if not isinstance(tensor.data, list):
-            raise HttpError(400, f"input {name} has no data: a list of its elements, row by row")
+            raise HttpError(
+                400,
+                f"input {name} has no data: a list of its elements, row by row, or bytes behind "
+                f"the JSON, as many as its parameter binary_data_size says",
+            )
         flat: list[Any] = []
         _flatten(tensor.data, flat)
         return from_values(name, tensor.datatype, tensor.shape, flat), start
     if isinstance(length, bool) or not isinstance(length, int) or length < 0:
         raise HttpError(400, f"input {name}: binary_data_size must be a number of bytes")
+    if tensor.data is not None:
+        raise HttpError(400, f"input {name} has data beside binary_data_size")
     end = start + length
     if end > len(body):
         left = len(body) - start
@@ -152,10 +177,22 @@ def _read(tensor: _Input, body: bytes, start: int) -> tuple[Array, int]:
     return from_bytes(name, tensor.datatype, tensor.shape, body[start:end]), end
 
 
-def _count(where: str, kind: str, shape: Sequence[int]) -> int:
-    """How many elements a tensor has."""
+def check_datatype(name: str, kind: str) -> None:
+    """See that an input's datatype is one.
+
+    Raises:
+        HttpError: 400, there is none of that name.
+    """
     if kind not in DTYPES:
-        raise HttpError(400, f"{where}: unknown datatype {kind!r}; there are {', '.join(DTYPES)}")
+        raise HttpError(
+            400, f"input {name}: unknown datatype {kind!r}; there are {', '.join(DTYPES)}"
+        )
+
+
+def _count(name: str, kind: str, shape: Sequence[int]) -> int:
+    """How many elements a tensor has."""
+    check_datatype(name, kind)
+    where = f"input {name}"
     if len(shape) > MAX_RANK or any(extent < 0 for extent in shape):
         raise HttpError(
             400, f"{where}: a shape has up to {MAX_RANK} extents from 0 up, not {list(shape)}"
@@ -170,7 +207,7 @@ def from_values(name: str, kind: str, shape: Sequence[int], flat: Sequence[Any])
         HttpError: 400, they are too many, too few, or do not fit the datatype.
     """
     where = f"input {name}"
-    count = _count(where, kind, shape)
+    count = _count(name, kind, shape)
     if len(flat) != count:
         raise HttpError(
             400, f"{where} has {len(flat)} elements; the shape {list(shape)} has {count}"
@@ -213,7 +250,7 @@ def from_bytes(name: str, kind: str, shape: Sequence[int], data: bytes) -> Array
         HttpError: 400, they are too many, too few, or not UTF-8.
     """
     where = f"input {name}"
-    count = _count(where, kind, shape)
+    count = _count(name, kind, shape)
     if kind != "BYTES":
         dtype = np.dtype(DTYPES[kind])
         if count * dtype.itemsize != len(data):

@@ -280,17 +280,15 @@ def decode(request: Any) -> oip.InferRequest:
             400, f"raw_input_contents has {len(raw)} tensors for {len(request.inputs)} inputs"
         )
     if not request.inputs:
-        raise HttpError(400, "inputs: there are none")
+        raise HttpError(400, oip.NO_INPUTS)
     found: dict[str, oip.Array] = {}
     for i, tensor in enumerate(request.inputs):
         if tensor.name in found:
             raise HttpError(400, f"input {tensor.name} is given twice")
         found[tensor.name] = _tensor(tensor, raw[i] if raw else None)
     parameters = {name: _parameter(value) for name, value in request.parameters.items()}
-    return oip.InferRequest(
-        request.id or None, found, {output.name: bool(raw) for output in request.outputs},
-        bool(raw), parameters,
-    )  # fmt: skip
+    chosen = oip.chosen_once((output.name, bool(raw)) for output in request.outputs)
+    return oip.InferRequest(request.id or None, found, chosen, bool(raw), parameters)
 
 
 def _tensor(tensor: Any, raw: bytes | None) -> oip.Array:
@@ -300,11 +298,14 @@ def _tensor(tensor: Any, raw: bytes | None) -> oip.Array:
         if filled:
             raise HttpError(400, f"input {name} has contents beside raw_input_contents")
         return oip.from_bytes(name, kind, shape, raw)
+    oip.check_datatype(name, kind)
     own = _CONTENTS.get(kind)
+    if own is None:
+        raise HttpError(400, f"input {name}: elements of {kind} go into raw_input_contents")
     wrong = [field for field in filled if field != own]
     if wrong:
         raise HttpError(400, f"input {name}: {kind} has its elements in {own}, not in {wrong[0]}")
-    values = list(getattr(tensor.contents, own)) if own else []
+    values = list(getattr(tensor.contents, own))
     if kind == "BYTES":
         try:
             values = [value.decode("utf-8") for value in values]

@@ -22,7 +22,7 @@ from sparsec.serving.pipelines import Pipeline
 from sparsec.serving.pipelines.base import spellings
 from sparsec.serving.server import json_text
 from sparsec.serving.server.errors import HttpError
-from sparsec.serving.server.oip import Array, InferRequest, texts
+from sparsec.serving.server.oip import Array, InferRequest, datatype, texts
 
 _SCALARS = {str: "BYTES", bool: "BOOL", int: "INT64", float: "FP32"}
 
@@ -104,6 +104,10 @@ def to_inputs(pipeline: Pipeline, request: InferRequest) -> list[BaseModel]:
     missing = [name for name in required if name not in tensors]
     if missing:
         raise HttpError(400, f"input {', '.join(missing)} is missing")
+    for name, array in tensors.items():
+        kinds = {kind for kind, _ in _leaves(schema.model_fields[name].annotation, 0)}
+        if kinds == {"BYTES"} and (kind := datatype(array)) != "BYTES":
+            raise HttpError(400, f"input {name} takes BYTES, not {kind}")
     words = bool(pipeline.words_field and _scalar(tensors, request, pipeline.words_field))
     counted = _counted(pipeline)
     rows = {name: _rows(name, tensors[name], words) for name in counted}
@@ -179,7 +183,7 @@ def _canonical(schema: type[BaseModel], name: str) -> str:
     if found:
         return found
     known = ", ".join(schema.model_fields)
-    raise HttpError(400, f"there is no input {name}; there are {known}")
+    raise HttpError(400, f"there is no input {name!r}; there are {known}")
 
 
 def from_results(pipeline: Pipeline, results: Sequence[BaseModel]) -> dict[str, Array]:

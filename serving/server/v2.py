@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
+import orjson
 from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request
 
@@ -161,12 +162,8 @@ async def _infer(service: Service, endpoint: Endpoint, request: Request) -> HTTP
         try:
             wanted = oip.decode(body, header_length)
         except HttpError as error:
-            # DeepSparse's server had the task's own JSON at this path.
-            try:
-                own = endpoint.pipeline.input_schema.model_validate_json(
-                    json_text.without_mark(body)
-                )
-            except ValidationError:
+            own = None if header_length else _own(endpoint, body)
+            if own is None:
                 raise error from None
             found = await inference.predict(endpoint, [own], limits, errors.request_id(request))
             return json_response(found.results[0], headers=found.headers)
@@ -184,3 +181,14 @@ async def _infer(service: Service, endpoint: Endpoint, request: Request) -> HTTP
         headers={**found.headers, oip.HEADER_LENGTH: str(length)},
         content_type="application/octet-stream",
     )
+
+
+def _own(endpoint: Endpoint, body: bytes) -> BaseModel | None:
+    """A body of the task's own JSON, which DeepSparse's server had at this path; None: it is none.
+    Empty `inputs` are the protocol's: no tensors."""
+    plain = json_text.without_mark(body)
+    try:
+        own = endpoint.pipeline.input_schema.model_validate_json(plain)
+    except ValidationError:
+        return None
+    return None if orjson.loads(plain).get("inputs") == [] else own
