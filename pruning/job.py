@@ -29,7 +29,7 @@ from sparsec.pruning.evaluation.models import USUAL_LENGTH, Found, count_tokens
 from sparsec.pruning.evaluation.parts import Latency
 from sparsec.pruning.evaluation.texts import Sample
 from sparsec.pruning.layers import Layer
-from sparsec.pruning.learn import Lesson, begun, learn, start_share
+from sparsec.pruning.learn import Lesson, begun, learn, start_share, steps_that_fit
 from sparsec.pruning.made import Made
 from sparsec.pruning.outcome import CurvePoint, LayerOutcome, Sparsified
 from sparsec.pruning.planner import Plan
@@ -275,7 +275,7 @@ class Job:
         lesson = Lesson(self.samples, self.items, self.held, self.held_items, self.labelled)
         forms, began = self._forms(chosen), time.monotonic()
         minutes, steps = share * self.wanted.minutes, self.wanted.steps
-        there = start_share(minutes, steps)
+        there = self._start_share(lesson, forms, minutes)
         start = self._solved(begun(forms, there))
         learnt = learn(
             self.model, self.found, lesson, self.layers, forms=forms, start=start, share=there,
@@ -290,6 +290,24 @@ class Job:
             for point in learnt.curve
         )
         return Made(dict(learnt.layers), learnt.others, chosen, curve, learnt.steps)
+
+    def _start_share(
+        self, lesson: Lesson, forms: Mapping[str, oneshot.Form], minutes: float
+    ) -> float:
+        """Share of the final sparsity that a training begins with: by its steps, however they are
+        given."""
+        if self.wanted.steps is not None:
+            return start_share(self.wanted.steps)
+        found = self.work.start()
+        if found is None:
+            steps = steps_that_fit(
+                self.model, self.found, lesson, self.layers, forms=forms, minutes=minutes,
+                max_length=self.longest, pad=self.pad, seed=self.wanted.seed,
+                answers=self.work.folder / "teacher",
+            )  # fmt: skip
+            found = start_share(steps)
+            self.work.keep_start(found)
+        return found
 
     def _fastest(self) -> Made:
         """The sparsest that agrees as well as is asked for, by bisection over times."""

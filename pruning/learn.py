@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from sparsec.pruning.layers import Layer
 from sparsec.pruning.oneshot import Compressed, Form
 from sparsec.pruning.rounding import LIMIT
 from sparsec.pruning.training.batches import Batches, Example
-from sparsec.pruning.training.losses import kind_of
+from sparsec.pruning.training.losses import Kind, kind_of
 from sparsec.pruning.training.model import ModelNetwork, best_device
 from sparsec.pruning.training.network import Student
 from sparsec.pruning.training.quantizers import weight_scale
@@ -32,9 +33,9 @@ from sparsec.serving.runner import Features
 TOKENS = 512
 
 #: Share of the final sparsity that one shot gives a training to begin with.  What is pruned step by
-#: step is chosen again as weights move, but takes time to recover: a short training, of fewer
-#: minutes or steps than these, keeps the blocks that one shot has chosen.
-START, SHORT_MINUTES, SHORT_STEPS = 0.6, 90.0, 3000
+#: step is chosen again as weights move, but takes time to recover: a short training, of fewer steps
+#: than these, keeps the blocks that one shot has chosen.
+START, SHORT_STEPS = 0.6, 3000
 
 Say = Callable[[str], None]
 
@@ -111,13 +112,88 @@ def learn(
         NonFiniteError, InputError, KeyboardInterrupt: as
             :meth:`~sparsec.pruning.training.trainer.Trainer.train`.
     """
+    course = _course(model, found, lesson, layers, forms, max_length, pad, seed)
+    _begin(course.student, layers, start)
+    left = {} if share == 1 else {x.name: _share(x, forms[x.name]) for x in layers}
+    trainer = course.trainer(
+        left, Options(minutes=minutes, steps=steps, seed=seed, start=share),
+        folder=folder, answers=answers, fingerprint=fingerprint, spent=spent, say=say,
+    )  # fmt: skip
+    try:
+        trained = trainer.train()
+    finally:
+        model.to("cpu")
+    return _learnt(model, course.network, trained, layers, per_channel)
+
+
+def steps_that_fit(
+    model: TorchModel,
+    found: Found,
+    lesson: Lesson,
+    layers: Sequence[Layer],
+    *,
+    forms: Mapping[str, Form],
+    minutes: float,
+    max_length: int,
+    pad: bool,
+    seed: int,
+    answers: Path,
+) -> int:
+    """How many steps of training fit into a time on this machine, by what a few of them take.
+
+    Args: as of :func:`learn`.
+    """
+    course = _course(model, found, lesson, layers, forms, max_length, pad, seed)
+    try:
+        options = Options(minutes=minutes, seed=seed)
+        return course.trainer({}, options, answers=answers).fitting()[0]
+    finally:
+        model.to("cpu")
+
+
+def start_share(steps: int) -> float:
+    """Share of the final sparsity that a training of so many steps begins with."""
+    return 1.0 if steps < SHORT_STEPS else START
+
+
+def begun(forms: Mapping[str, Form], share: float) -> dict[str, Form]:
+    """What one shot makes of layers before a training: floats, without a share of the blocks that
+    are to go.  Nothing where nothing goes."""
+    if not any(form.prunes for form in forms.values()):
+        return {}
+    return {
+        name: replace(form, sparsity=share * form.sparsity, quantize=False)
+        for name, form in forms.items()
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """What a trainer takes of a model and its texts."""
+
+    network: ModelNetwork
+    student: Student
+    batches: Batches
+    held: Batches
+    kinds: Mapping[str, Kind]
+
+    def trainer(self, left: Mapping[str, float], options: Options, **more: Any) -> Trainer:
+        """A trainer that prunes these shares of layers, and what else it takes."""
+        return Trainer(
+            self.network, self.student, self.batches, self.held, self.kinds, left, options, **more
+        )
+
+
+def _course(
+    model: TorchModel, found: Found, lesson: Lesson, layers: Sequence[Layer],
+    forms: Mapping[str, Form], max_length: int, pad: bool, seed: int,
+) -> _Course:  # fmt: skip
     network = ModelNetwork(model)
     device = best_device()
     model.to(device)
     student = Student(
         network, _masks(layers, forms), frozen=network.tables, orders=_orders(layers, forms)
     ).to(device)
-    _begin(student, layers, start)
     task = tasks.of_model(found)
     kinds = {
         spec.name: kind_of(task, spec.shape)
@@ -136,34 +212,9 @@ def learn(
             (lesson.samples, lesson.items), (lesson.held_samples, lesson.held_items),
         )
     )  # fmt: skip
-    left = {} if share == 1 else {x.name: _share(x, forms[x.name]) for x in layers}
-    trainer = Trainer(
-        network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds, left,
-        Options(minutes=minutes, steps=steps, seed=seed, start=share),
-        folder=folder, answers=answers, fingerprint=fingerprint, spent=spent, say=say,
-    )  # fmt: skip
-    try:
-        trained = trainer.train()
-    finally:
-        model.to("cpu")
-    return _learnt(model, network, trained, layers, per_channel)
-
-
-def start_share(minutes: float, steps: int | None) -> float:
-    """Share of the final sparsity that a training begins with."""
-    short = minutes < SHORT_MINUTES if steps is None else steps < SHORT_STEPS
-    return 1.0 if short else START
-
-
-def begun(forms: Mapping[str, Form], share: float) -> dict[str, Form]:
-    """What one shot makes of layers before a training: floats, without a share of the blocks that
-    are to go.  Nothing where nothing goes."""
-    if not any(form.prunes for form in forms.values()):
-        return {}
-    return {
-        name: replace(form, sparsity=share * form.sparsity, quantize=False)
-        for name, form in forms.items()
-    }
+    return _Course(
+        network, student, _batches(examples, seed, pad), _batches(held, seed, pad), kinds
+    )
 
 
 def _begin(student: Student, layers: Sequence[Layer], start: Mapping[str, Compressed]) -> None:

@@ -33,6 +33,7 @@ _SURVEY = "survey.json"
 _SITES = "sites.json"
 _PLAN = "plan.json"
 _ORDERS = "orders.json"
+_START = "start.json"
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -222,6 +223,17 @@ class Workspace:
             return None
         row = json.loads(path.read_text(encoding="utf-8"))
         return Plan(**{**row, "kept": {name: tuple(units) for name, units in row["kept"].items()}})
+
+    def keep_start(self, share: float) -> None:
+        """Keep the share of the final sparsity that a training begins with: measured times would
+        not give the same again."""
+        with writing(self.folder):
+            _write(self.folder / _START, json.dumps(share).encode())
+
+    def start(self) -> float | None:
+        """The share that is there."""
+        path = self.folder / _START
+        return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def layers(self, plan: str) -> Layers:
         """What layers have become, under a plan of what is to become of them."""

@@ -515,6 +515,48 @@ def test_a_training_begins_with_one_shot(
     assert moved > 0  # what is left makes up for what went
 
 
+@pytest.mark.parametrize(("steps", "share"), [(2999, 1.0), (3000, 0.6)])
+def test_minutes_begin_as_the_steps_that_fit_into_them(
+    steps: int, share: float, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so they do when it goes on: measured anew, it could be the other way."""
+    fits, seen = [steps, 3001 if steps < 3000 else 1], []
+
+    def stopped(*args: object, share: float, **more: object) -> None:
+        seen.append(share)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "steps_that_fit", lambda *args, **more: fits.pop(0))
+    monkeypatch.setattr(job, "learn", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            sparsec.sparsify(
+                model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, minutes=1, **ORT
+            )
+    assert seen == [share] * 2 and len(fits) == 1
+
+
+def test_steps_that_fit_are_timed_and_teach_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, found = job.steps_that_fit, []
+
+    def fit(dense: TorchModel, *args: Any, **more: Any) -> int:
+        before = {name: weight.detach().clone() for name, weight in dense.weights.items()}
+        found.append(real(dense, *args, **more))
+        assert all(torch.equal(weight, before[n]) for n, weight in dense.weights.items())
+        # The dense model's own weights, its table of tokens above all, take no gradients.
+        assert all(weight.grad is None for weight in dense.weights.values())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "steps_that_fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        sparsec.sparsify(
+            model, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, minutes=1, **ORT
+        )
+    assert found[0] > 10
+
+
 def test_surveys_of_heads_and_channels_are_kept(model: Path, tmp_path: Path) -> None:
     dense = TorchModel(load_model(model))
     found = sites(dense.opened.graph(dense.opened.probe), dense.layers)

@@ -464,6 +464,67 @@ def test_masks_go_where_parameters_go() -> None:
     assert student.masks["head"].dtype == torch.bool
 
 
+def test_a_pruned_weight_gets_no_gradient() -> None:
+    """So it stays zero, though nothing masks it on the way."""
+    mask = torch.ones(CLASSES, WIDE, dtype=torch.bool)
+    mask[:, 4:8] = False
+    student = Student(Tiny(), {"head": mask})
+    got = student({"ids": torch.arange(1, 7)[None]})
+    got.outputs["scores"].square().sum().backward()
+    grad = student.named_values()["head"].grad
+    assert grad is not None and bool((grad[:, 4:8] == 0).all()) and bool((grad[:, :4] != 0).all())
+    assert bool((student.named_values()["head"][:, 4:8] == 0).all())
+
+
+def test_a_students_rows_lie_one_after_the_other() -> None:
+    """Whatever the layout of the model: masks, gradients and moments have that one."""
+    teacher = Tiny()
+    teacher.values["head"] = teacher.values["head"].T.contiguous().T
+    student = Student(teacher)
+    value = student.named_values()["head"]
+    assert value.is_contiguous() and torch.equal(value, teacher.values["head"])
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_products_are_coarse_only_where_that_is_fast(
+    tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only those of steps: what is measured is in float32 either way."""
+    can = {"avx512_bf16": True, "amx_bf16": tiles}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    seen: list[torch.dtype] = []
+
+    class Watching(Tiny):
+        def run(
+            self,
+            inputs: Mapping[str, Tensor],
+            parameters: Mapping[str, Tensor],
+            on_input: OnInput | None = None,
+        ) -> Result:
+            seen.append(functional.linear(torch.ones(1, 4), torch.ones(2, 4)).dtype)
+            return super().run(inputs, parameters, on_input)
+
+    one = trainer(Options(steps=2), teacher=Watching())
+    one._state.cycles, one._state.cycle = plan.make(2, quantize=False), 0
+    one._one(0)
+    assert seen == [torch.bfloat16 if tiles else torch.float32] * 2  # teacher and student
+    assert {p.dtype for p in one.student.values} == {torch.float32}
+    assert {p.grad.dtype for p in one.student.values if p.grad is not None} == {torch.float32}
+    seen.clear()
+    one.agreement()
+    observe.moments(one.student, [one._batches.batch(0)], one._tensors)
+    assert set(seen) == {torch.float32}
+
+
+def test_steps_in_bfloat16_repeat_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    options = Options(steps=40, learning_rate=5e-3)
+    first = trainer(options).train()
+    assert same(first, trainer(options).train()) and first.curve[-1].agreement > 0.8
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert not same(first, trainer(options).train())
+
+
 def test_a_last_block_may_be_short() -> None:
     mask = torch.ones(2, 6, dtype=torch.bool)
     mask[0, 4:] = False

@@ -66,7 +66,10 @@ class ModelNetwork:
             def hook(layer: str, x: Tensor) -> Tensor:
                 return see(place[layer], x)
 
-        found = self.model(inputs, weights=self.stored(parameters), on_input=hook, states=True)
+        # The teacher's own do not learn: the gradient of a table alone is as large as all layers'.
+        own = {name: weight.detach() for name, weight in self.model.weights.items()}
+        used = own | self.stored(parameters)
+        found = self.model(inputs, weights=used, on_input=hook, states=True)
         return Result(found.outputs, found.states)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,27 @@ class Network(Protocol):
         """
 
 
+class _Masked(torch.autograd.Function):
+    """A weight that is zero already where its mask says so, and that stays so: a pass over the
+    gradients less than a product with the mask takes."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return torch.where(mask, grads[0], 0.0), None
+
+
+def _own(value: Tensor) -> Tensor:
+    """A copy whose rows lie one after the other, as those of masks do: what passes over both at
+    once, and the optimizer, are several times slower otherwise."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
 class Student(nn.Module):
     """A network's own parameters, its masks, and the ranges of its activations.
 
@@ -89,9 +110,7 @@ class Student(nn.Module):
         self.orders = dict(orders or {})
         self._names = [n for n in network.parameters_by_name() if n not in frozen]
         start = network.parameters_by_name()
-        self.values = nn.ParameterList(
-            [nn.Parameter(start[name].detach().clone()) for name in self._names]
-        )
+        self.values = nn.ParameterList([nn.Parameter(_own(start[name])) for name in self._names])
         self.masks: dict[str, Tensor] = dict(masks or {})
         self._weights = {layer.weight: layer.place for layer in network.layers}
         self.ranges = None
@@ -135,7 +154,7 @@ class Student(nn.Module):
         for name, value in self.named_values().items():
             found: Tensor = value
             if name in self.masks:
-                found = found * self.masks[name]
+                found = _Masked.apply(found, self.masks[name])  # type: ignore[no-untyped-call]
             if self.ranges is not None and name in self._weights:
                 found = round_weight(found, self.ranges.factors(self._weights[name]))
             made[name] = found

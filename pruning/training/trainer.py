@@ -20,7 +20,15 @@ from sparsec.errors import NonFiniteError
 from sparsec.progress import Step
 from sparsec.pruning.clock import clock
 from sparsec.pruning.ranges import Rounding
-from sparsec.pruning.training import checkpoint, losses, masks, observe, plan, remembered
+from sparsec.pruning.training import (
+    checkpoint,
+    losses,
+    masks,
+    observe,
+    plan,
+    precision,
+    remembered,
+)
 from sparsec.pruning.training.batches import Batch, Batches
 from sparsec.pruning.training.losses import Kind, Result
 from sparsec.pruning.training.network import Network, Student
@@ -151,7 +159,7 @@ class Trainer:
         self._fingerprint = f"{fingerprint} {asdict(options)} {sorted(self._targets.items())}"
         self._say = say
         self._device = student.values[0].device
-        self._autocast = _autocast(self._device)
+        self._products = precision.products(self._device)
         self._optimizer = new_optimizer(student, options.learning_rate)
         self._state = State()
         self._good: dict[str, Any] = {}
@@ -234,16 +242,22 @@ class Trainer:
         options = self._options
         steps = options.steps
         if steps is None:
-            pace, taught = self._pace()
-            seconds, epoch = self._budget, self._batches.per_epoch
-            steps = plan.steps_in(seconds, pace)
-            if self._answers is not None and remembered.can_be(self._kinds):
-                fewer = plan.steps_in(seconds - epoch * taught, pace - taught)
-                steps, pace = (fewer, pace - taught) if fewer >= EPOCHS * epoch else (steps, pace)
-            self._say(f"{pace:.2f} s a step: {steps} steps in {seconds / 60:.3g} minutes")
+            steps, pace = self.fitting()
+            self._say(f"{pace:.2f} s a step: {steps} steps in {self._budget / 60:.3g} minutes")
         return plan.make(
             steps, prune=bool(self._targets), quantize=options.quantize, start=options.start
         )
+
+    def fitting(self) -> tuple[int, float]:
+        """How many steps fit into the time, and the seconds that one takes, by timing some that
+        are undone."""
+        pace, taught = self._pace()
+        seconds, epoch = self._budget, self._batches.per_epoch
+        if self._answers is not None and remembered.can_be(self._kinds):
+            fewer = plan.steps_in(seconds - epoch * taught, pace - taught)
+            if fewer >= EPOCHS * epoch:
+                return fewer, pace - taught
+        return plan.steps_in(seconds, pace), pace
 
     def _pace(self) -> tuple[float, float]:
         """Seconds that a step takes, the median of some that are undone, and how many of them the
@@ -284,7 +298,7 @@ class Trainer:
                 {name: value.to(to) for name, value in found.outputs.items()},
                 [value.to(to) for value in found.states],
             )
-        with self._autocast(), torch.no_grad():
+        with self._products(), torch.no_grad():
             return self.teacher.run(self._tensors(batch)[0], {})
 
     # ---- cycles and steps --------------------------------------------------------------------
@@ -375,7 +389,7 @@ class Trainer:
             name: torch.from_numpy(values).to(self._device)
             for name, values in batch.targets.items()
         }
-        with self._autocast():
+        with self._products():
             got = self.student(inputs)
             loss = losses.total_loss(
                 self._kinds, self._options.weights, got, told, mask, targets or None
@@ -497,13 +511,3 @@ class Trainer:
         state = self._state
         self._say(f"goes on at step {state.step} of {plan.total(state.cycles)}")
         return True
-
-
-def _autocast(device: torch.device) -> Callable[[], Any]:
-    """bfloat16 where products of it are faster, else nothing."""
-    if device.type == "cuda":
-        wanted = torch.cuda.is_bf16_supported()
-    else:
-        can = torch.cpu.get_capabilities()
-        wanted = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=wanted)
