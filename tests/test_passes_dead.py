@@ -16,7 +16,7 @@ from sparsec.compiler import frontend, passes, settle_buckets
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, Graph
 from sparsec.compiler.passes.remove_dead import remove_dead
-from tests.passes_support import arrays_for, check
+from tests.passes_support import Builder, arrays_for, check
 from tests.test_passes_permute import KINDS, Layers, S
 
 
@@ -41,6 +41,16 @@ class Network(Layers):
         w = self.rng.normal(size=(channels, self.values[x].shape[-1])).astype(np.float32)
         y = self.op("linear", x, w)
         return self.op("add", y, self.rng.normal(size=channels).astype(np.float32))
+
+    def attention(self, q: str, k: str, v: str, heads: int) -> str:
+        length = self.values[q].shape[1]
+        score, prob = Builder(), Builder()
+        for nested in (score, prob):
+            nested.outputs = [nested.input("s", np.float32, (BATCH, heads, length, length))]
+        points = dict.fromkeys(("q_zp", "k_zp", "v_zp", "p_zp"), 0)
+        scales = {"qk_scale": 0.5, "pv_scale": 1.0}
+        nested = {"score": score.finish(), "prob": prob.finish()}
+        return self.op("attention", q, k, v, heads=heads, **points, **scales, **nested)
 
     def pair(self, kind: str, floats: bool) -> Graph:
         if floats:
@@ -75,6 +85,20 @@ def test_fewer_than_four_stay() -> None:
 def test_something_stays() -> None:
     graph = cleared(Network().pair("relu", False), 1, columns=range(32))
     assert shapes(check(graph, remove_dead)) == [(4, 8), (12, 4)]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_what_scores_read_stays(chained: bool) -> None:
+    """Queries that a layer reads too; of one attention, and the results of another as queries."""
+    net = Network()
+    x = net.input("x", np.float32, (BATCH, S, 8))
+    q, k, v = (net.dense(x, 8) for _ in range(3))
+    if chained:
+        q = net.attention(q, k, v, heads=2)
+        k, v = net.dense(x, 8), net.dense(x, 8)
+    graph = net.graph(net.attention(q, k, v, heads=2), net.dense(q, 12))
+    last = sum(node.op == "linear" for node in graph.nodes) - 1
+    check(cleared(graph, last, columns=range(4)), remove_dead, rtol=1e-5)
 
 
 def test_what_others_see_stays() -> None:

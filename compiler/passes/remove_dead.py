@@ -67,8 +67,10 @@ class _Removal:
             seen |= site.values if site else {node.inputs[0]}
             if site is None or not site.readers:
                 continue
-            attentions = [n for n in self.graph.nodes if n.outputs[0] in site.values]
-            attentions = [n for n in attentions if n.op == "attention"]
+            attentions = [n for n in self.graph.nodes if n.op == "attention"]
+            if any(site.values & set(n.inputs[:2]) for n in attentions):
+                continue  # scores read all of these, as no layer's weights say
+            attentions = [n for n in attentions if n.outputs[0] in site.values]
             if attentions:
                 self._heads(site, attentions)
             else:
