@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -136,6 +137,21 @@ CELLS = [
     for cell in matrix.cells()
     if cell.exporter in FOR_VARIANTS or not BY_NAME[cell.architecture].variant
 ]
+
+
+def test_the_page_has_every_model() -> None:
+    """Those of the tables, under today's names and words, each with an outcome, and none wrong."""
+    page, empty = matrix.PAGE.read_text(encoding="utf-8"), matrix.render({})
+    row = re.compile(r"(?m)^(\| [\w-]+ \|)((?: (?:A?N?8?L?(?: \+\d+)?|·) \|)+)$")
+    outcomes = [cell.strip() for found in row.findall(page) for cell in found[1].split("|")[:-1]]
+    assert len(outcomes) == len(list(matrix.cells())) and "" not in outcomes
+    count = re.search(r"Of (\d+) models (\d+) were", page)
+    assert count and {int(n) for n in count.groups()} == {len(outcomes) - outcomes.count("·")}
+
+    def bare(text: str) -> str:
+        return re.sub(r"Of \d+ models \d+ were", "Of so many", row.sub(r"\1", text))
+
+    assert bare(page) == bare(empty)
 
 
 @pytest.fixture(scope="session")
