@@ -40,7 +40,8 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.harness import machine, report  # noqa: E402
 from benchmarks.harness.installs import Unavailable, add_peers, peer_pythons  # noqa: E402
-from benchmarks.serve import Client, Running, serving  # noqa: E402
+from benchmarks.harness.load import Client  # noqa: E402
+from benchmarks.harness.servers import Running, serving  # noqa: E402
 from examples.minilm.build import find_model, write_dense  # noqa: E402
 from examples.minilm.text import HERE  # noqa: E402
 

@@ -201,7 +201,8 @@ def test_texts_cover_all_buckets() -> None:
 def test_load_client_counts_what_comes_back() -> None:
     import asyncio
 
-    from benchmarks import serve
+    from benchmarks.harness.load import Client
+    from benchmarks.harness.servers import Running
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Every fifth request is refused."""
@@ -227,7 +228,7 @@ def test_load_client_counts_what_comes_back() -> None:
     try:
         assert started.wait(20)
         process: Any = None
-        client = serve.Client(serve.Running("x", ready[0], "/predict", process), [b"{}"])
+        client = Client(Running("x", ready[0], "/predict", process), [b"{}"])
         load = client.keep_busy(4, count=100)
         assert load.statuses == {200: 80, 503: 20}
         assert (len(load.latencies), len(load.refused)) == (80, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import signal
@@ -237,26 +238,22 @@ def test_all_workers_answer(server: Server) -> None:
         assert got == want["predictions"][0]
 
 
-def wait_until_ready(server: Server) -> None:
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit:
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        with grpc.insecure_channel(address(server), options=options) as channel:
-            try:
-                if calls(channel, "ServerReady")(message("ServerReadyRequest")(), timeout=5).ready:
-                    return
-            except grpc.RpcError:
-                pass
-        time.sleep(0.1)
-    raise AssertionError("no worker is ready")
-
-
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(server: Server) -> None:
     before = server.workers()
     for pid in before:
         server.kill(pid)
-    wait_until_ready(server)
+    limit = time.monotonic() + 120
+    while True:
+        assert time.monotonic() < limit, "no worker is ready"
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with (
+            contextlib.suppress(grpc.RpcError),
+            grpc.insecure_channel(address(server), options=options) as channel,
+        ):
+            if calls(channel, "ServerReady")(message("ServerReadyRequest")(), timeout=5).ready:
+                break
+        time.sleep(0.1)
     assert not set(before) & set(server.workers())
 
 
