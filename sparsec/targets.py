@@ -245,13 +245,14 @@ TARGETS: tuple[Target, ...] = table(
     Target(
         name="amx",
         arch="x86_64",
-        # Each CPU with tiles has VBMI2, which makes tiles of masked weights.
-        features=(*AVX512_VNNI, "avx512vbmi2", "amx_tile", "amx_int8"),
+        # Each CPU with tiles has VBMI2, which makes tiles of masked weights, and multiplies bfloat16,
+        # of which floats are sums.
+        features=(*AVX512_VNNI, "avx512vbmi2", "amx_tile", "amx_int8", "amx_bf16"),
         tuning=("-mprefer-vector-width=512",),
         vectors=AVX512,
         tiles=REGISTERS_32,
         matrix=Matrix(header="tiles_amx.h", weights=16 << 10, sweep=16, kept=1 << 20),
-        bf16=("avx512bf16", "amx_bf16"),
+        bf16=("avx512bf16",),
         precision="fp32",
         adds_pairs=False,
         costs=replace(ZEN_4, matrix=TILES),

@@ -291,8 +291,9 @@ def test_auto_takes_what_has_the_instructions(monkeypatch: pytest.MonkeyPatch) -
     assert chosen.name == "avx512_vnni" and "avx512bf16" in chosen.features
     assert targets.choose("auto", vectors).features == targets.AVX512_VNNI
     tiles = (*targets.get("amx").features, "avx512bf16")
-    assert targets.choose("auto", machine(*tiles), "bf16").name == "avx512_vnni"
-    chosen = targets.choose("auto", machine(*tiles, "amx_bf16"), "bf16")
+    without = (feature for feature in tiles if feature != "amx_bf16")
+    assert targets.choose("auto", machine(*without), "bf16").name == "avx512_vnni"
+    chosen = targets.choose("auto", machine(*tiles), "bf16")
     assert chosen.name == "amx" and {"amx_bf16", "avx512bf16"} <= {*chosen.features}
 
 

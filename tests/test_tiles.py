@@ -31,8 +31,11 @@ from sparsec.compiler.lowering.tile_packing import (
     LEAST_INPUTS,
     Listed,
     filled,
+    PARTS,
+    PRODUCTS,
     list_tiles,
     mask_tiles,
+    pack_floats,
     pack_tiles,
     tile_count,
 )
@@ -74,7 +77,8 @@ FORMS = {
 class Shape:
     """A layer, and how it is cut: tiles of inputs in a chunk, blocks of rows in a sweep.
 
-    Its tiles are "whole", or "listed", or made of masks of "packs" or of "bytes".
+    Its tiles are "whole", or "listed", or made of masks of "packs" or of "bytes"; or its weights
+    are "floats".
     """
 
     n: int
@@ -92,8 +96,17 @@ class Shape:
         return -(-self.n // 4)
 
     @property
+    def floats(self) -> bool:
+        return self.tiles == "floats"
+
+    @property
+    def stride(self) -> int:
+        """Bytes of activations in a block of rows."""
+        return self.packs * (256 if self.floats else 64)
+
+    @property
     def steps(self) -> int:
-        return tile_count(self.k)
+        return tile_count(self.k, "f32" if self.floats else "i8")
 
     @property
     def chunks(self) -> int:
@@ -110,7 +123,8 @@ class Shape:
         if self.tiles == "listed":
             return list_tiles(w, self.chunk)
         none = np.zeros(0, np.int32)
-        return Listed(pack_tiles(w), none.astype(np.uint16), none, 0)
+        pack = pack_floats if self.floats else pack_tiles
+        return Listed(pack(w), none.astype(np.uint16), none, 0)
 
 
 #: Whole tiles, and every tail; chunks of one length, and with a shorter last one.
@@ -132,6 +146,17 @@ SHAPES = (
     Shape(130, 577, 4, 2, "bytes"),
 )
 
+#: The same of floats, for inputs and outputs that are no multiples of anything.
+FLOATS = (
+    Shape(32, 32, 1, 4, "floats"),
+    Shape(1, 1, 1, 8, "floats"),
+    Shape(37, 31, 2, 8, "floats"),
+    Shape(130, 77, 1, 4, "floats"),
+    Shape(100, 450, 4, 2, "floats"),
+    Shape(18, 1000, 24, 8, "floats"),
+)
+
+KERNELS = SHAPES + FLOATS
 
 #: What kernels are given.
 FIELDS = (
@@ -146,16 +171,19 @@ FIELDS = (
 
 #: Kernels have a type of their own for it.
 CALL = """
-static void call_@(const linear_args *a, int64_t b0, int64_t b1, int32_t q0, int32_t q1, char *s)
+static void call_@(const linear_args *a, const sparsec_rows *rows, int64_t b0, int64_t b1,
+                   int32_t q0, int32_t q1, char *s)
 {
-    const linear_@_args own = {a->x, a->weights, a->offsets, a->start, a->bias, a->sums, a->y};
-    linear_@(NULL, NULL, &own, b0, b1, q0, q1, s);
+    const linear_@_args own = {
+        (const void *)a->x, a->weights, a->offsets, a->start, a->bias, (void *)a->sums, a->y};
+    linear_@(NULL, rows, &own, b0, b1, q0, q1, s);
 }
 """
 
 KERNEL = """
 typedef struct {
-    void (*run)(const linear_args *, int64_t, int64_t, int32_t, int32_t, char *);
+    void (*run)(const linear_args *, const sparsec_rows *, int64_t, int64_t, int32_t, int32_t,
+                char *);
     size_t stride, quads, scratch;
 } kernel;
 static const kernel kernels[] = {
@@ -163,31 +191,35 @@ static const kernel kernels[] = {
 
 
 def render(shape: Shape, name: str, lanes: int) -> str:
-    """A kernel that stores its sums, and their low bytes as a panel."""
+    """A kernel that stores its sums, and if they are whole numbers their low bytes as a panel."""
     out = f"a->sums + (blk * {shape.quads} * 4 + c) * 16 + s * VL"
+    v = "vf" if shape.floats else "vi"
+    fields = [f.replace("const char *x", "const float *x") if shape.floats else f for f in FIELDS]
+    panel = {"y": "a->y", "pack": "vi_pack4", "zero": ""}
     return (
         environment()
         .get_template("lanes/linear_tiles.c.j2")
         .render(
             name=name,
             title=f"{shape.k} -> {shape.n}",
-            args=SimpleNamespace(fields=[SimpleNamespace(declaration=f) for f in FIELDS]),
-            epilogue=[f"vi_store({out}, acc);", "*p0 = acc;"],
+            args=SimpleNamespace(fields=[SimpleNamespace(declaration=f) for f in fields]),
+            epilogue=[f"{v}_store({out}, acc);", *["*p0 = acc;"] * (not shape.floats)],
             ahead=[f"__builtin_prefetch({out}, 0, 2);"],
-            panels=[{"y": "a->y", "pack": "vi_pack4", "zero": ""}],
-            kind="i8",
+            panels=[] if shape.floats else [panel],
+            kind="f32" if shape.floats else "i8",
             k=shape.k,
-            panel_bytes=0,
+            panel_bytes=panel_bytes(shape),
+            products=PRODUCTS,
             seen=None,
             sub=16 // lanes,
-            stride=shape.packs * 64,
+            stride=shape.stride,
             packs=shape.packs,
             quads=shape.quads,
             steps=shape.steps,
             chunk=shape.chunk,
             chunks=shape.chunks,
             sweep=shape.sweep,
-            listed=shape.tiles != "whole",
+            listed=shape.tiles not in ("whole", "floats"),
             granule=shape.granule,
             sums_bytes=sums_bytes(shape),
         )
@@ -196,12 +228,19 @@ def render(shape: Shape, name: str, lanes: int) -> str:
 
 def sums_bytes(shape: Shape) -> int:
     """Bytes that the sums of a layer need while they wait."""
-    return 4096 * (1 + (shape.sweep // 2 if shape.chunk < shape.steps else 0))
+    groups = -(-shape.n // 32) if shape.floats else 1
+    return 4096 * (1 + (shape.sweep // 2 * groups if shape.chunk < shape.steps else 0))
+
+
+def panel_bytes(shape: Shape) -> int:
+    """Bytes of the parts of activations in a chunk."""
+    return shape.sweep * min(shape.chunk, shape.steps) * PARTS * 1024 if shape.floats else 0
 
 
 def scratch(shape: Shape) -> int:
-    """The same with tiles that are made of masks."""
-    return sums_bytes(shape) + (2048 * shape.chunk if shape.granule else 0)
+    """All of it, with tiles that are made of masks or floats."""
+    made = 2048 * shape.chunk * (2 * PARTS if shape.floats else bool(shape.granule))
+    return panel_bytes(shape) + sums_bytes(shape) + made
 
 
 def write_tree(folder: Path, form: str) -> None:
@@ -211,17 +250,18 @@ def write_tree(folder: Path, form: str) -> None:
         ("sparsec.h", "sparsec.h"),
         ("vec_isa.h", f"lanes/{vectors}"),
         ("vec.h", "lanes/vec.h"),
+        ("split.h", "lanes/split.h"),
         ("tiles.h", "lanes/tiles.h"),
         ("tiles_isa.h", f"lanes/{tiles}"),
     ):
         (folder / name).write_text(read_template(source))
     (folder / "lanes.h").write_text(environment().get_template("lanes/lanes.h.j2").render())
     text = "typedef struct {\n" + "".join(f"    {f};\n" for f in FIELDS) + "} linear_args;\n"
-    for i, shape in enumerate(SHAPES):
+    for i, shape in enumerate(KERNELS):
         text += render(shape, f"linear_{i}", lanes) + CALL.replace("@", str(i))
     text += KERNEL
-    for i, s in enumerate(SHAPES):
-        text += f"    {{call_{i}, {s.packs * 64}, {s.quads}, {scratch(s)}}},\n"
+    for i, s in enumerate(KERNELS):
+        text += f"    {{call_{i}, {s.stride}, {s.quads}, {scratch(s)}}},\n"
     (folder / "kernels.h").write_text(text + "};\n")
 
 
@@ -242,9 +282,12 @@ class Program:
         assert len(data) == size, self.process.wait()
         return data
 
-    def run(self, shape: int, x: Array, w: Array, bias: Array, ranges: tuple[int, ...]) -> Array:
-        """The sums int32 ``[blocks, channels, 16]`` that the kernel has stored."""
-        s = SHAPES[shape]
+    def sums(
+        self, shape: int, x: Array, w: Array, bias: Array, flat: Array, ranges: tuple[int, ...]
+    ) -> tuple[Array, bytes]:
+        """The sums, 4 bytes each ``[blocks, quads, 4, 16]``, that the kernel has stored, and its
+        panel."""
+        s = KERNELS[shape]
         b0, b1, q0, q1 = ranges
         padded = np.zeros(s.quads * 4, np.int32)
         padded[: s.n] = bias
@@ -252,9 +295,17 @@ class Program:
         tables = (packed.weights, packed.offsets, packed.start)
         head = struct.pack("8i", shape, b0, b1, q0, q1, *(table.nbytes for table in tables))
         count = b1 * s.quads * 64
-        data = self.answer((head, panels(x), *tables, padded), 5 * count)
-        lanes = np.frombuffer(data[: 4 * count], np.int32).reshape(b1, s.quads, 4, 16)
-        panel = np.frombuffer(data[4 * count :], np.uint8).reshape(b1, s.quads, 16, 4)
+        data = self.answer((head, x, *tables, padded, flat), 5 * count)
+        kind = np.float32 if s.floats else np.int32
+        return np.frombuffer(data[: 4 * count], kind).reshape(b1, s.quads, 4, 16), data[4 * count :]
+
+    def run(self, shape: int, x: Array, w: Array, bias: Array, ranges: tuple[int, ...]) -> Array:
+        """The sums int32 ``[blocks, channels, 16]`` that the kernel has stored."""
+        s = KERNELS[shape]
+        b0, b1, q0, q1 = ranges
+        flat = np.arange(16 * b1, dtype=np.int32)
+        lanes, rest = self.sums(shape, panels(x), w, bias, flat, ranges)
+        panel = np.frombuffer(rest, np.uint8).reshape(b1, s.quads, 16, 4)
         low = lanes.astype(np.uint8).transpose(0, 1, 3, 2)
         np.testing.assert_array_equal(panel[b0:, q0:q1], low[b0:, q0:q1])
         return lanes.reshape(b1, s.quads * 4, 16)
@@ -364,6 +415,62 @@ def test_linear_layers_are_exact(program: Program, data: st.DataObject) -> None:
     # What was not asked for is as it was.
     untouched = np.array(0xA5A5A5A5, np.uint32).astype(np.int32)
     assert (found[:b0] == untouched).all()
+    assert (found[:, : 4 * q0] == untouched).all() and (found[:, 4 * q1 :] == untouched).all()
+
+
+FLOAT_VALUES = {
+    "any": lambda rng, shape: rng.standard_normal(shape),
+    "scales": lambda rng, shape: rng.standard_normal(shape) * 10.0 ** rng.integers(-9, 9, shape),
+    "whole": lambda rng, shape: rng.integers(-9, 9, shape),
+    "full": lambda rng, shape: np.float32(1) - rng.integers(0, 2, shape) * np.float32(2**-24),
+    "one": lambda rng, shape: (rng.random(shape) < 1 / shape[-1]) * rng.standard_normal(shape),
+    "none": lambda rng, shape: np.zeros(shape),
+}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_linear_layers_of_floats_are_as_exact_as_floats(
+    program: Program, data: st.DataObject
+) -> None:
+    """Sums of the parts of floats are within rounding of those of floats; where there is infinity
+    or no number in a row, they are what they are for floats; what lies in padding does not
+    matter."""
+    index = data.draw(st.integers(len(SHAPES), len(KERNELS) - 1), "shape")
+    s = KERNELS[index]
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), "seed"))
+    b1 = data.draw(st.integers(1, 11), "blocks")
+    b0 = data.draw(st.integers(0, b1 - 1), "first block")
+    slabs = -(-s.quads // 16)
+    first = data.draw(st.integers(0, slabs - 1), "first slab")
+    last = data.draw(st.integers(first + 1, slabs), "last slab")
+    q0, q1 = 16 * first, min(16 * last, s.quads)
+    rows, inputs = data.draw(st.integers(16 * b1 - 15, 16 * b1), "rows"), -(-s.k // 4) * 4
+    x = np.full((16 * b1, inputs), np.nan, np.float32)
+    x[:, : s.k] = FLOAT_VALUES[data.draw(st.sampled_from(list(FLOAT_VALUES)), "x")](
+        rng, (16 * b1, s.k)
+    )
+    w = FLOAT_VALUES[data.draw(st.sampled_from(list(FLOAT_VALUES)), "w")](rng, (s.n, s.k))
+    w = w.astype(np.float32)
+    odd = data.draw(st.sampled_from(["", "padding", "inf", "nan"]), "odd")
+    if odd == "padding":
+        x[rows:] = rng.choice(np.float32([np.inf, -np.inf, np.nan]), (16 * b1 - rows, inputs))
+    elif odd:
+        x[rng.integers(rows), rng.integers(s.k)] = np.float32(odd)
+    flat = np.where(np.arange(16 * b1) < rows, np.arange(16 * b1), -1).astype(np.int32)
+    lanes = np.ascontiguousarray(x.reshape(b1, 16, -1).transpose(0, 2, 1))
+    lanes, _ = program.sums(index, lanes, w, np.zeros(s.n, np.int32), flat, (b0, b1, q0, q1))
+    found = lanes.reshape(b1, -1, 16).transpose(0, 2, 1).reshape(16 * b1, -1)
+    mine = slice(4 * q0, min(4 * q1, s.n))
+    have, x = found[16 * b0 : rows, mine], x[16 * b0 : rows, : s.k].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        want = x @ w[mine].astype(np.float64).T
+        near = 2.0**-20 * (np.abs(x) @ np.abs(w[mine].astype(np.float64)).T) + 1e-36
+    sure = np.isfinite(want)
+    np.testing.assert_array_less(np.abs(have[sure] - want[sure]), near[sure])
+    np.testing.assert_array_equal(have[~sure], want[~sure].astype(np.float32))
+    untouched = np.array(0xA5A5A5A5, np.uint32).view(np.float32)
+    assert (found[: 16 * b0] == untouched).all()
     assert (found[:, : 4 * q0] == untouched).all() and (found[:, 4 * q1 :] == untouched).all()
 
 

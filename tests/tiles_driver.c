@@ -9,6 +9,7 @@
 #include "vec_isa.h"
 #include "vec.h"
 #include "lanes.h"
+#include "split.h"
 #include "tiles.h"
 
 #include "kernels.h"
@@ -48,6 +49,7 @@ int main(void)
         void *const offsets = read_buffer((size_t)head[6]);
         void *const start = read_buffer((size_t)head[7]);
         void *const bias = read_buffer(16 * (size_t)k->quads);
+        int32_t *const flat = read_buffer(64 * blocks);
         int32_t *const lanes = buffer(4 * out_size, 0xa5);
         uint8_t *const panel = buffer(out_size, 0xa5);
         char *const scratch = buffer(k->scratch, 0xa5);
@@ -58,13 +60,14 @@ int main(void)
                                   .bias = bias,
                                   .sums = lanes,
                                   .y = (char *)panel};
+        const sparsec_rows rows = {.rows = 16 * (int64_t)blocks, .blocks = (int64_t)blocks, .flat = flat};
         tiles_configure_whole();
-        k->run(&args, head[1], head[2], head[3], head[4], scratch);
+        k->run(&args, &rows, head[1], head[2], head[3], head[4], scratch);
         tiles_release();
         if (fwrite(lanes, 4, out_size, stdout) != out_size || fwrite(panel, 1, out_size, stdout) != out_size)
             abort();
         fflush(stdout);
-        free(x), free(w), free(offsets), free(start), free(bias), free(lanes), free(panel), free(scratch);
+        free(x), free(w), free(offsets), free(start), free(bias), free(flat), free(lanes), free(panel), free(scratch);
     }
     return 0;
 }

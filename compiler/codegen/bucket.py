@@ -122,6 +122,7 @@ def headers_of(target: Target) -> dict[str, str]:
     """The headers that ``bucket.c`` includes."""
     units = {}
     if target.matrix is not None:
+        units["split.h"] = read_template("lanes/split.h")
         units["tiles.h"] = read_template("lanes/tiles.h")
         units["tiles_isa.h"] = read_template(f"lanes/{target.matrix.header}")
     if target.precision == "bf16":

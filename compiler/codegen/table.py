@@ -397,6 +397,17 @@ IN_LANES: tuple[InLanes, ...] = (
         sparse=False,
         coded=True,
     ),
+    _linear(
+        "f32",
+        Packing(
+            linear.pack_float_tiles,
+            "all, in tiles of 16 output x 32 input channels, even inputs before odd ones; each float "
+            "becomes the three bfloat16 whose sum it is when it is used",
+        ),
+        sparse=False,
+        has=_multiplies_tiles,
+        matrix=True,
+    ),
     _linear("bf16", _rounded(linear.pack_sparse, STREAM), sparse=True, has=_multiplies_bf16),
     _linear("bf16", _rounded(linear.pack_quads, FOURS), sparse=False, has=_multiplies_bf16),
     _linear(

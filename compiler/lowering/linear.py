@@ -280,6 +280,12 @@ def pack_tiles(w: Array, chunk_packs: int) -> Packed:
     return _listed(tile_packing.list_tiles(w, chunk_packs // tile_packing.PACKS))
 
 
+def pack_float_tiles(w: Array, chunk_packs: int) -> Packed:
+    """The float32 weights [N, K] as tiles."""
+    none = np.zeros(0, np.int32)
+    return Packed(tile_packing.pack_floats(w), none, none, none)
+
+
 def pack_masked(w: Array, chunk_packs: int) -> Packed:
     """The weights [N, K] as tiles without zeros."""
     return _listed(tile_packing.mask_tiles(w, chunk_packs // tile_packing.PACKS))
@@ -399,9 +405,10 @@ def plan_linear(
     run = _run_length(rows) if kind == "f32" else 1
     pairs = kind == "i8" and target.adds_pairs
     if tiling.matrix:
-        steps = tile_packing.tile_count(k, PACK[kind])
-        chunk_packs = -(-steps // tiling.chunks) * tile_packing.PACKS
-        packed = (pack_masked if tiling.sparse else pack_tiles)(w, chunk_packs)
+        steps = tile_packing.tile_count(k, kind)
+        chunk_packs = -(-steps // tiling.chunks) * tile_packing.INPUTS[kind] // PACK[kind]
+        stored = pack_float_tiles if kind == "f32" else pack_tiles
+        packed = (pack_masked if tiling.sparse else stored)(w, chunk_packs)
         work = quads * 4 * packs
         pairs = False
     elif tiling.sparse:
@@ -488,6 +495,7 @@ class Plans:
         self._class_of: dict[bytes, LayerClass] = {}
         self._plans: dict[tuple[bytes, bool, bool, int], LinearPlan] = {}
         self._coded: dict[bytes, bool] = {}
+        self._finite: dict[bytes, bool] = {}
 
     def get(self, node: Node, graph: Graph, panels: bool = True) -> LinearPlan:
         """The plan of a `linear`, `qlinear` or `linear_integer` node in the bucket of a graph.
@@ -511,6 +519,7 @@ class Plans:
             filled = float(tile_packing.filled(weights).mean()) if tiles else 1.0
             layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels, filled)
             self._coded[key] = kind == "f32" and density > 0.5 and find_codes(weights) is not None
+            self._finite[key] = kind != "f32" or bool(np.isfinite(weights).all())
             self.classes.setdefault(layer, graph.constants[node.inputs[1]])
             if any((layer, length) not in self._tilings for length in self._blocks):
                 chosen = by_model(layer, self._target, self._blocks, self._cold)
@@ -518,8 +527,10 @@ class Plans:
                 self._microseconds.update(chosen.microseconds)
         choice = self._class_of[key], graph.tokens
         tiling = self._tilings[choice]
-        if self._coded[key] and tiling.sparse:
-            # What is read of codes is less than what zeros would save.
+        if (self._coded[key] and tiling.form != "dense") or (
+            tiling.matrix and not self._finite[key]
+        ):
+            # What is read of codes is less than what zeros would save; infinity has no parts.
             tiling = Tiling(False, 1, min(self._target.tiles.sparse))
         stored = (key, tiling.sparse, tiling.matrix, tiling.chunks)
         if stored not in self._plans:

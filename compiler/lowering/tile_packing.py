@@ -1,4 +1,4 @@
-"""Weights of a linear layer as tiles, the operands of products of bytes or bfloat16.
+"""Weights of a linear layer as tiles, the operands of products of bytes, bfloat16 or floats.
 
 The layout is described in ``templates/lanes/linear_tiles.c.j2``.
 """
@@ -18,6 +18,15 @@ CHANNELS, PACKS = 16, 16
 #: What it takes.
 BYTES = 4 * CHANNELS * PACKS
 
+#: Input channels of a tile, by the type of products.  Floats are multiplied as three bfloat16.
+INPUTS = {"i8": 4 * PACKS, "bf16": 2 * PACKS, "f32": 2 * PACKS}
+
+#: Parts of a float, and the products of two of them that are computed, smallest first: the parts
+#: of weight and activation, and which of them are others than those of the product before.
+PARTS = 3
+PRODUCTS = ((2, 0, "wx"), (1, 0, "w"), (1, 1, "x"), (0, 1, "w"), (0, 2, "x"), (0, 0, "x"))
+
+
 #: Tiles of channels that are computed together.
 HALVES = 2
 
@@ -28,9 +37,22 @@ BEYOND = 64
 LEAST_INPUTS = 4 * PACKS - 3
 
 
-def tile_count(k: int, each: int = 4) -> int:
-    """Tiles that cover `k` input channels, `each` of them in a pack."""
-    return -(-k // (each * PACKS))
+def tile_count(k: int, kind: str = "i8") -> int:
+    """Tiles that cover `k` input channels, by the type of products."""
+    return -(-k // INPUTS[kind])
+
+
+def pack_floats(weights: Array) -> Array:
+    """Float32 weights [N, K] as tiles that are cut in parts when they are used: float32
+    ``[ceil(N/32), ceil(K/32), 2, 16, 2, 16]``, even inputs before odd ones, filled up with zeros.
+    """
+    n, k = weights.shape
+    count = tile_count(k, "f32")
+    group = HALVES * CHANNELS
+    padded = np.zeros((-(-n // group) * group, count * INPUTS["f32"]), np.float32)
+    padded[:n, :k] = weights
+    tiles = padded.reshape(-1, HALVES, CHANNELS, count, PACKS, 2)
+    return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2, 5, 4))
 
 
 def pack_tiles(weights: Array) -> Array:
@@ -52,7 +74,7 @@ def pack_tiles(weights: Array) -> Array:
     if k < LEAST_INPUTS and not floats:
         raise ValueError(f"{k} input channels do not fill a tile")
     width = each * PACKS
-    count = tile_count(k, each)
+    count = -(-k // width)
     inputs = count * width if floats else -(-k // each) * each
     rows = np.zeros((-(-n // CHANNELS) * CHANNELS, inputs), weights.dtype)
     rows[:n, :k] = weights
@@ -73,7 +95,7 @@ def filled(weights: Array) -> Array:
     """
     n, k = weights.shape
     each = 2 if weights.dtype == np.uint16 else 4
-    count = tile_count(k, each)
+    count = -(-k // (each * PACKS))
     padded = np.zeros((-(-n // CHANNELS) * CHANNELS, count * each * PACKS), bool)
     padded[:n, :k] = weights != 0
     return np.asarray(padded.reshape(-1, CHANNELS, count, each * PACKS).any(axis=(1, 3)))

@@ -38,6 +38,15 @@ CAUTION = 1.15
 #: Output channels that the kernel on tiles computes together: two tiles of weights.
 MATRIX_CHANNELS = 2 * tile_packing.CHANNELS
 
+#: Tiles of inputs whose weights are cut in parts together: few enough for the second-level cache,
+#: so many that sums seldom leave their tiles.
+FLOAT_STEPS = 24
+
+#: What products of floats take in products of tiles: six of them, which wait for less than others
+#: do; or by vectors, where there is one block of rows.  And what cutting a tile of
+#: weights in parts takes, in tiles that are made of masks.
+FLOAT_PRODUCTS, FLOAT_ALONE, FLOAT_MADE = 4.3, 11.7, 11.5
+
 #: How many times faster a bucket must be with a form of the weights of its own, to be worth storing
 #: them twice.
 WORTH_STORING = 1.25
@@ -141,10 +150,12 @@ def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
 
 def _on_matrix(layer: LayerClass, matrix: Matrix) -> list[Tiling]:
     """How products of tiles compute a layer, if they can."""
-    if layer.kind == "f32" or (layer.kind == "i8" and layer.k < tile_packing.LEAST_INPUTS):
+    if layer.kind == "i8" and layer.k < tile_packing.LEAST_INPUTS:
         return []
-    weights = tile_packing.tile_count(layer.k, PACK[layer.kind]) * MATRIX_CHANNELS * 64
-    chunks = -(-weights // matrix.weights)
+    steps = tile_packing.tile_count(layer.k, layer.kind)
+    if layer.kind == "f32":
+        return [Tiling(False, -(-steps // FLOAT_STEPS), 2, matrix=True)] * 2
+    chunks = -(-steps * MATRIX_CHANNELS * 64 // matrix.weights)
     if layer.kind == "bf16":
         return [Tiling(False, chunks, 2, matrix=True)] * 2
     return [Tiling(masked, chunks, 2, matrix=True) for masked in (False, True)]
@@ -206,11 +217,12 @@ def matrix_features(
     Returns:
         Float64: products of tiles, loads of weights for two blocks, their arrival from far away
         (in the bytes of a tile; products hide little of it), results (in vectors), calls, tiles
-        made of masks.
+        made of masks (or of floats).
     """
     assert target.matrix is not None
+    floats = layer.kind == "f32"
     sweep = target.matrix.sweep
-    steps = tile_packing.tile_count(layer.k, PACK[layer.kind])
+    steps = tile_packing.tile_count(layer.k, layer.kind)
     every = -(-layer.n // tile_packing.CHANNELS) * steps
     weights = every * layer.filled
     whole, rest = divmod(blocks, sweep)
@@ -221,7 +233,14 @@ def matrix_features(
     pairs = sum(-(-rows // 2) for rows in sweeps)
     results = -(-layer.n // 4) * 4 * blocks * (16 // target.lanes)
     made = weights * len(sweeps) if tiling.sparse else 0.0
-    return np.array([weights * blocks, weights * pairs, stored * far, results, 1.0, made])
+    products = weights * blocks
+    if floats:
+        alone = blocks == 1
+        products = weights * ((blocks - alone) * FLOAT_PRODUCTS + alone * FLOAT_ALONE)
+        stored = -(-layer.n // MATRIX_CHANNELS) * 2.0 * steps
+        made = stored * (len(sweeps) - alone) * FLOAT_MADE
+        stored *= 2
+    return np.array([products, weights * pairs, stored * far, results, 1.0, made])
 
 
 def estimate(

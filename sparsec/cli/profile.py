@@ -18,8 +18,9 @@ _INTEGER = frozenset(
 )
 
 
-#: Multiply-adds of 16 lanes that products of tiles do in a cycle.
-TILES = 16
+#: Multiply-adds of 16 lanes that products of tiles do in a cycle, by kernel; six of bfloat16 make one
+#: of floats.
+TILES = {"linear_i8_tiles": 16, "linear_bf16_tiles": 8, "linear_f32_tiles": 8 / 6}
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Counters:
             seconds = nanoseconds / max(runs, 1) / 1e9
             eight_bit = "_i8" in row.kernel or row.kernel in _INTEGER
             peak = self.core.dot4 if eight_bit else self.core.fma
-            if row.kernel.startswith("linear_i8_tiles"):
-                peak = TILES * self.core.clock
+            on_tiles = (rate for name, rate in TILES.items() if row.kernel.startswith(name))
+            peak = next((rate * self.core.clock for rate in on_tiles), peak)
             rate = count / seconds if count and seconds else None
             made.append(
                 Row(
@@ -129,7 +130,7 @@ class Counters:
         lines.append(
             f"{total:.3f} ms in kernels, summed over threads; MAC/cycle: multiply-adds of 16 lanes "
             f"(VPDPBUSD or FMA) for non-zero weights, of at most "
-            f"{self.core.dot4 / self.core.clock:.2f} (8-bit; {TILES} on tiles) and "
+            f"{self.core.dot4 / self.core.clock:.2f} (8-bit; {TILES['linear_i8_tiles']} on tiles) and "
             f"{self.core.fma / self.core.clock:.2f} (float) at {self.core.clock / 1e9:.2f} GHz"
         )
         return "\n".join(lines)

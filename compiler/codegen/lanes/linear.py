@@ -9,7 +9,8 @@ from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.program import Accumulator
 from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds
 from sparsec.compiler.lowering.linear import DENSE_CHANNELS, SLAB_QUADS, LinearPlan
-from sparsec.compiler.lowering.tile_packing import CHANNELS, PACKS, tile_count
+from sparsec.compiler.lowering import tile_packing
+from sparsec.compiler.lowering.tile_packing import BYTES, CHANNELS, PARTS, tile_count
 from sparsec.compiler.lowering.tiling import MATRIX_CHANNELS, PACK
 from sparsec.compiler.lowering.words import Words
 from sparsec.targets import Matrix, Target
@@ -36,8 +37,9 @@ DOT = {"i8": "vi_dot4", "f32": "vf_fma_acc", "bf16": "vf_dot2"}
 def _on_tiles(plan: LinearPlan, matrix: Matrix) -> dict[str, Any]:
     """How products of tiles go through a layer."""
     return {
-        "steps": tile_count(plan.k, PACK[plan.kind]),
-        "chunk": plan.chunk_packs // PACKS,
+        "steps": tile_count(plan.k, plan.kind),
+        "chunk": _chunk_steps(plan),
+        "products": tile_packing.PRODUCTS,
         "sweep": matrix.sweep,
         "listed": plan.listed,
         "granule": plan.granule,
@@ -45,19 +47,27 @@ def _on_tiles(plan: LinearPlan, matrix: Matrix) -> dict[str, Any]:
     }
 
 
+def _chunk_steps(plan: LinearPlan) -> int:
+    """Tiles of inputs in a chunk."""
+    return plan.chunk_packs * PACK[plan.kind] // tile_packing.INPUTS[plan.kind]
+
+
 def _sums_of_tiles(plan: LinearPlan, matrix: Matrix) -> int:
     """Bytes of sums of tiles that wait, for their epilogue and for the next chunk."""
     pairs = -(-matrix.sweep // 2)
-    return 4 * MATRIX_CHANNELS * 32 * (1 + (pairs if plan.chunks > 1 else 0))
+    groups = -(-plan.n // MATRIX_CHANNELS) if plan.kind == "f32" else 1
+    return 4 * MATRIX_CHANNELS * 32 * (1 + (pairs * groups if plan.chunks > 1 else 0))
 
 
 def _panels(plan: LinearPlan, target: Target) -> int:
     """Bytes of activations that a kernel packs itself: floats, as pairs of bfloat16."""
+    if plan.matrix and plan.kind != "i8":
+        assert target.matrix is not None
+        steps = tile_count(plan.k, plan.kind)
+        steps = min(steps, _chunk_steps(plan)) * PARTS if plan.kind == "f32" else steps
+        return target.matrix.sweep * steps * BYTES
     if plan.kind != "bf16":
         return 0
-    if plan.matrix:
-        assert target.matrix is not None
-        return target.matrix.sweep * tile_count(plan.k, 2) * 1024
     return max(plan.tiles) * plan.packs * 64
 
 
@@ -65,7 +75,8 @@ def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
     """Bytes of sums that wait, of tiles that are made of masks, of weights that are expanded."""
     if plan.matrix:
         assert target.matrix is not None
-        made = plan.chunk_packs // PACKS * MATRIX_CHANNELS * 4 * PACKS if plan.granule else 0
+        chunk = _chunk_steps(plan) * MATRIX_CHANNELS // CHANNELS * BYTES
+        made = chunk * 2 * PARTS if plan.kind == "f32" else chunk if plan.granule else 0
         return _sums_of_tiles(plan, target.matrix) + made
     if plan.coded:
         return 4 * 4 * plan.coded.inputs
@@ -169,7 +180,9 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         quads=plan.quads,
         unit=target.unit if plan.tiles or plan.words else 16 if plan.matrix else 1,
         weights_rows=WEIGHTS_ROWS[on_tiles if plan.matrix else "vectors"],
-        tile_products=-(-plan.n // CHANNELS) * tile_count(plan.k, PACK[plan.kind]) * plan.matrix,
+        tile_products=-(-plan.n // CHANNELS) * tile_count(plan.k, plan.kind)
+        * (len(tile_packing.PRODUCTS) if plan.kind == "f32" else 1)
+        * plan.matrix,
         shape=f"{plan.k}x{plan.n}",
         sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
         work_block=plan.nonzero,
