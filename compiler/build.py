@@ -36,11 +36,6 @@ Progress = Callable[[str], None]
 # Page-aligned, so that the kernel maps the constants straight from the file.
 WEIGHTS_ALIGNMENT = 4096
 
-# So are large ones to large pages, which spare a core most of its searches in page tables: the
-# library takes up to two of them more.
-LARGE_PAGE = 2 << 20
-LARGE_FROM = 24 << 20
-
 
 @dataclass(frozen=True)
 class CTree:
@@ -237,14 +232,12 @@ def compile_tree(
 
 
 def _links(tree: CTree) -> list[tuple[str, list[str], list[str]]]:
-    """(library, its objects, libraries it needs and flags), in the order to link them."""
+    """(library, its objects, libraries it needs), in the order to link them."""
     links: list[tuple[str, list[str], list[str]]] = []
     needed = list(tree.needs)
     if tree.weights:
         needed = [f"{tree.weights}.so"]
-        aligned = _alignment((tree.folder / "weights.bin").stat().st_size)
-        flags = [f"-Wl,-z,max-page-size={aligned}"] if aligned > WEIGHTS_ALIGNMENT else []
-        links.append((needed[0], [_object("weights.S")], flags))
+        links.append((needed[0], [_object("weights.S")], []))
     for _, library, units in tree.buckets:
         links.append((library, [_object(unit) for unit in units], needed))
     return links
@@ -258,16 +251,11 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _alignment(size: int) -> int:
-    """To what constants of so many bytes are aligned."""
-    return LARGE_PAGE if size >= LARGE_FROM else WEIGHTS_ALIGNMENT
-
-
 def _weights_assembly(symbol: str, size: int) -> str:
     return f"""\
 /* The constants of all buckets, as they are in weights.bin. */
     .section .rodata,"a",%progbits
-    .balign {_alignment(size)}
+    .balign {WEIGHTS_ALIGNMENT}
     .globl {symbol}
     .type {symbol}, %object
     .size {symbol}, {size}

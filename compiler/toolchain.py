@@ -85,10 +85,10 @@ class Toolchain:
         Args:
             objects: object files.
             output: where the library goes; its file name becomes its soname.
-            libraries: other libraries of the artifact that it needs, and flags.
+            libraries: other libraries of the artifact that it needs.
         """
         soname = f"-Wl,-soname,{Path(output).name}"
-        beside = BESIDE_ITSELF if any(not name.startswith("-Wl") for name in libraries) else ()
+        beside = BESIDE_ITSELF if libraries else ()
         head = [*self.command, *self.base_flags(), *self.link_flags(), soname, *beside]
         return [*head, *objects, *libraries, "-lm", "-o", output]
 

@@ -59,35 +59,6 @@ cdef extern from *:
     """
     int memory_file(const char *) nogil
 
-cdef extern from *:
-    """
-    #include <link.h>
-    #include <stdint.h>
-    #include <string.h>
-    #include <sys/mman.h>
-
-    /* Asks the system for large pages under the constants of a loaded library: what is aligned to them
-     * (compiler/build.py).  Whoever maps the same copy gets them too.  Nothing is lost where it refuses. */
-    static int want_large_pages(struct dl_phdr_info *info, size_t size, void *name)
-    {
-        const uintptr_t page = (uintptr_t)2 << 20;
-        const int collapse = 25; /* MADV_COLLAPSE, since Linux 6.1 */
-        (void)size;
-        if (strcmp(info->dlpi_name, (const char *)name) != 0)
-            return 0;
-        for (int i = 0; i < info->dlpi_phnum; i++) {
-            const ElfW(Phdr) *const p = &info->dlpi_phdr[i];
-            const uintptr_t from = (info->dlpi_addr + p->p_vaddr + page - 1) & ~(page - 1);
-            const uintptr_t to = (info->dlpi_addr + p->p_vaddr + p->p_filesz) & ~(page - 1);
-            if (p->p_type == PT_LOAD && !(p->p_flags & PF_W) && p->p_align >= page && from < to)
-                (void)madvise((void *)from, to - from, collapse);
-        }
-        return 1;
-    }
-    static void large_pages(const char *name) { dl_iterate_phdr(want_large_pages, (void *)name); }
-    """
-    void large_pages(const char *) nogil
-
 
 cdef enum:
     CHUNK = 1 << 20
@@ -317,8 +288,6 @@ cdef Library _opened(copy, dict needs):
     c_name = name
     with nogil:
         handle = dlopen(c_name, RTLD_NOW | RTLD_LOCAL)
-        if handle != NULL:
-            large_pages(c_name)
     if handle == NULL:
         problem = dlerror()
         text = problem.decode(errors="replace") if problem != NULL else "unknown reason"
