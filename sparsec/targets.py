@@ -245,8 +245,8 @@ TARGETS: tuple[Target, ...] = table(
     Target(
         name="amx",
         arch="x86_64",
-        # Each CPU with tiles has VBMI2, which makes tiles of masked weights, and multiplies bfloat16,
-        # of which floats are sums.
+        # Each CPU with tiles has VBMI2, which makes tiles of masked weights, and multiplies
+        # bfloat16, of which floats are sums.
         features=(*AVX512_VNNI, "avx512vbmi2", "amx_tile", "amx_int8", "amx_bf16"),
         tuning=("-mprefer-vector-width=512",),
         vectors=AVX512,

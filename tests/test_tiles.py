@@ -29,10 +29,10 @@ from sparsec import targets
 from sparsec.compiler import toolchain
 from sparsec.compiler.lowering.tile_packing import (
     LEAST_INPUTS,
-    Listed,
-    filled,
     PARTS,
     PRODUCTS,
+    Listed,
+    filled,
     list_tiles,
     mask_tiles,
     pack_floats,

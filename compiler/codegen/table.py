@@ -401,8 +401,8 @@ IN_LANES: tuple[InLanes, ...] = (
         "f32",
         Packing(
             linear.pack_float_tiles,
-            "all, in tiles of 16 output x 32 input channels, even inputs before odd ones; each float "
-            "becomes the three bfloat16 whose sum it is when it is used",
+            "all, in tiles of 16 output x 32 input channels, even inputs before odd ones; each "
+            "float becomes the three bfloat16 whose sum it is when it is used",
         ),
         sparse=False,
         has=_multiplies_tiles,

@@ -18,9 +18,9 @@ _INTEGER = frozenset(
 )
 
 
-#: Multiply-adds of 16 lanes that products of tiles do in a cycle, by kernel; six of bfloat16 make one
-#: of floats.
-TILES = {"linear_i8_tiles": 16, "linear_bf16_tiles": 8, "linear_f32_tiles": 8 / 6}
+#: Multiply-adds of 16 lanes (of 4 bytes, 2 bfloat16 or a float each) that products of tiles do in a
+#: cycle, by kernel; for floats, six products of half as many are one.
+TILES = {"linear_i8_tiles": 16, "linear_bf16_tiles": 16, "linear_f32_tiles": 16 * 2 / 6}
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,10 @@ class Counters:
         lines.append(
             f"{total:.3f} ms in kernels, summed over threads; MAC/cycle: multiply-adds of 16 lanes "
             f"(VPDPBUSD or FMA) for non-zero weights, of at most "
-            f"{self.core.dot4 / self.core.clock:.2f} (8-bit; {TILES['linear_i8_tiles']} on tiles) and "
-            f"{self.core.fma / self.core.clock:.2f} (float) at {self.core.clock / 1e9:.2f} GHz"
+            f"{self.core.dot4 / self.core.clock:.2f} (8-bit) and "
+            f"{self.core.fma / self.core.clock:.2f} (float), on tiles "
+            f"{TILES['linear_i8_tiles']} and {TILES['linear_f32_tiles']:.2f}, at "
+            f"{self.core.clock / 1e9:.2f} GHz"
         )
         return "\n".join(lines)
 

@@ -8,8 +8,8 @@ from sparsec.compiler.codegen.lanes.arguments import Args
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.program import Accumulator
 from sparsec.compiler.codegen.lanes.requantize import accumulator_bounds
-from sparsec.compiler.lowering.linear import DENSE_CHANNELS, SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering import tile_packing
+from sparsec.compiler.lowering.linear import DENSE_CHANNELS, SLAB_QUADS, LinearPlan
 from sparsec.compiler.lowering.tile_packing import BYTES, CHANNELS, PARTS, tile_count
 from sparsec.compiler.lowering.tiling import MATRIX_CHANNELS, PACK
 from sparsec.compiler.lowering.words import Words
@@ -180,7 +180,8 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         quads=plan.quads,
         unit=target.unit if plan.tiles or plan.words else 16 if plan.matrix else 1,
         weights_rows=WEIGHTS_ROWS[on_tiles if plan.matrix else "vectors"],
-        tile_products=-(-plan.n // CHANNELS) * tile_count(plan.k, plan.kind)
+        tile_products=-(-plan.n // CHANNELS)
+        * tile_count(plan.k, plan.kind)
         * (len(tile_packing.PRODUCTS) if plan.kind == "f32" else 1)
         * plan.matrix,
         shape=f"{plan.k}x{plan.n}",
