@@ -93,14 +93,16 @@ def _bytes(keep: float, block: int = 4, largest: int = 127, times: float = 1) ->
 
 
 def _floats(
-    keep: float, block: int = 1, times: float = 1, near: float = 1e-5, coded: bool = False
+    keep: float, block: int = 1, times: float = 1, near: float = 1e-5, coded: int = 0
 ) -> Case:
-    """A layer of floats; `coded`: which are whole numbers times scales."""
+    """A layer of floats; `coded`: whole numbers times scales, of so many inputs each."""
 
     def build(b: Builder) -> str:
         whole = b.weights(keep, block, times=times).astype(np.float32)
         # Powers of 2: whatever bfloat16 can say of the numbers, it can say of the products.
-        scale = b.rng.choice([1 / 64, 1.0], (len(whole), 1) if coded else whole.shape)
+        n, k = whole.shape
+        scale = b.rng.choice([1 / 64, 1.0], (n, k // coded) if coded else (n, k))
+        scale = np.repeat(scale, coded or 1, axis=1)
         w = b.number(whole * scale.astype(np.float32))
         return b.emit("linear", [b.given(np.float32, b.rows), w])
 
@@ -187,7 +189,8 @@ IN_LANES: dict[str, Case] = {
     "linear_bf16_sparse": _floats(0.05, block=2, near=0.01),
     "linear_bf16_dense": _floats(1.0, times=1 / 8, near=0.01),
     "linear_bf16_tiles": _floats(1.0, times=16, near=0.01),
-    "linear_f32_coded": _floats(1.0, times=8, coded=True),
+    "linear_f32_coded": _floats(1.0, times=8, coded=16),
+    "linear_f32_coded_tiles": _floats(1.0, times=16, coded=32),
     "attention_i8_i8_bytes": _attention(np.uint8, np.uint8, rounded=True, near=0.02),
     "attention_i8_i8_pairs_bytes": _attention(np.uint8, np.uint8, rounded=True, near=0.02),
     "attention_i8_i8": _attention(np.uint8, np.uint8, near=0.02),

@@ -17,7 +17,14 @@ import sparsec
 from sparsec.compiler.editor import Editor
 from sparsec.compiler.interpreter import interpret
 from sparsec.compiler.ir import BATCH, Graph
-from sparsec.compiler.lowering.codes import LEAST, Codes, find_codes, pack_codes
+from sparsec.compiler.lowering.codes import (
+    LEAST,
+    Codes,
+    find_codes,
+    fits_tiles,
+    pack_code_tiles,
+    pack_codes,
+)
 from sparsec.compiler.lowering.linear import Plans
 from tests.lane_harness import _target, compile_graph, target_params
 
@@ -97,18 +104,46 @@ def layers(case: tuple[Any, ...], tokens: int) -> Graph:
 @pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_coded_layers(tmp_path: Path, target: str, case: tuple[Any, ...]) -> None:
-    """Kernels expand codes to the very weights: results are those of the dense kernel."""
-    graph = layers(case, 19)
-    (node,) = (n for n in graph.nodes if n.op == "linear")
-    plan = Plans(_target(target), [19]).get(node, graph)
-    assert plan.coded is not None and plan.coded.bits == case[2]
-    assert plan.weights.nbytes <= graph.constants[node.inputs[1]].nbytes / 32 * case[2] * 1.1
-    library = compile_graph(tmp_path, graph, target)
-    rng = np.random.default_rng(0)
-    for batch in (1, 5):
-        x = rng.standard_normal((batch, 19, case[1])).astype(np.float32)
-        (want,), (have,) = interpret(graph, [x]), library.run([x])
-        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-4)
+    """Kernels expand codes to the very weights: results are those of the dense kernel, of one
+    block of rows and of many, and where there is infinity or no number."""
+    n, k, bits = case[:3]
+    for tokens in (9, 19):
+        graph = layers(case, tokens)
+        (node,) = (n for n in graph.nodes if n.op == "linear")
+        plan = Plans(_target(target), [tokens]).get(node, graph)
+        assert plan.coded is not None and plan.coded.bits == bits
+        whole = -(-n // 32) * -(-k // 32) * 1024 if plan.matrix else n * k * 1.1
+        assert plan.weights.nbytes <= whole / 8 * bits
+        (tmp_path / str(tokens)).mkdir()
+        library = compile_graph(tmp_path / str(tokens), graph, target)
+        rng = np.random.default_rng(0)
+        for batch in (1, 5):
+            x = rng.standard_normal((batch, tokens, k)).astype(np.float32)
+            for odd in (0.0, np.inf, np.nan):
+                x[batch // 2, 3, 5] = odd
+                (want,), (have,) = interpret(graph, [x]), library.run([x])
+                np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tiles_of_codes_are_all_there(case: tuple[Any, ...]) -> None:
+    n, k, *form = case
+    codes = find_codes(quantized(np.random.default_rng(1), n, k, *form))
+    assert codes is not None and fits_tiles(codes)
+    packed = pack_code_tiles(codes)
+    wide = packed.codes
+    if packed.bits == 4:
+        wide = np.concatenate([wide & 15, wide >> 4], axis=3)
+    groups, steps = wide.shape[:2]
+    rows = wide.reshape(groups, steps, 32, 2, 16).transpose(0, 2, 1, 4, 3).reshape(groups * 32, -1)
+    np.testing.assert_array_equal(rows[:n, :k], codes.code)
+    scale = packed.scale.transpose(0, 2, 1).reshape(groups * 32, -1)
+    np.testing.assert_array_equal(scale[:n], codes.scale)
+
+
+def test_a_tile_needs_one_scale() -> None:
+    codes = find_codes(quantized(np.random.default_rng(1), 64, 256, 4, 16, False))
+    assert codes is not None and codes.block == 16 and not fits_tiles(codes)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

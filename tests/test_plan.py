@@ -36,6 +36,7 @@ from sparsec.compiler.editor import Editor
 from sparsec.compiler.ir import BATCH, Graph
 from sparsec.compiler.lowering.linear import Plans
 from sparsec.compiler.lowering.pool import WeightPool
+from sparsec.compiler.ops import OPS
 from sparsec.errors import SparsecError
 from tests.fuzz.graphs import grown, grown_tokens
 
@@ -591,7 +592,10 @@ def test_random_graphs(seed: int, make: Callable[[int], onnx.ModelProto], tmp_pa
             emission = emit_buckets(graphs, signature, targets.get("avx512_vnni"), "model")
         except SparsecError:
             pytest.skip("a graph that is refused")
+    # Without one of these, elementwise nodes alone may stay row-major.
+    heavy = any(OPS[node.op].linear or node.op == "layernorm" for node in graphs[0].nodes)
     for bucket in emission.buckets:
         bucket.plan.verify()
         check(bucket.plan)
-        assert make is not of_tokens or any(s.kind == "rows" for s in bucket.plan.stages)
+        in_lanes = any(stage.kind == "rows" for stage in bucket.plan.stages)
+        assert in_lanes or make is not of_tokens or not heavy

@@ -207,6 +207,7 @@ def render(shape: Shape, name: str, lanes: int) -> str:
             ahead=[f"__builtin_prefetch({out}, 0, 2);"],
             panels=[] if shape.floats else [panel],
             kind="f32" if shape.floats else "i8",
+            coded=None,
             k=shape.k,
             panel_bytes=panel_bytes(shape),
             products=PRODUCTS,

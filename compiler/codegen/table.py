@@ -225,7 +225,8 @@ def _linear(
     whole = "linear_words" if pairs else "linear_dense"
     template = "linear_tiles" if matrix else "linear" if rows else whole
     on_tiles = "masked" if sparse else "tiles"
-    form = on_tiles if matrix else "sparse" if sparse else "coded" if coded else "dense"
+    stored = "sparse" if sparse else "coded" if coded else "dense"
+    form = f"{'coded_' if coded else ''}{on_tiles}" if matrix else stored
     weights = "f32" if kind == "bf16" else kind
 
     def why_not(request: Request) -> str:
@@ -407,6 +408,14 @@ IN_LANES: tuple[InLanes, ...] = (
         sparse=False,
         has=_multiplies_tiles,
         matrix=True,
+    ),
+    _linear(
+        "f32",
+        Packing(linear.pack_coded_tiles, "such tiles, as bytes or nibbles, and their scales"),
+        sparse=False,
+        has=_multiplies_tiles,
+        matrix=True,
+        coded=True,
     ),
     _linear("bf16", _rounded(linear.pack_sparse, STREAM), sparse=True, has=_multiplies_bf16),
     _linear("bf16", _rounded(linear.pack_quads, FOURS), sparse=False, has=_multiplies_bf16),

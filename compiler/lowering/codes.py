@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.compiler.lowering.tile_packing import INPUTS
+
 Array = np.ndarray[Any, Any]
 
 #: Weights from which on a layer is worth it.
@@ -116,8 +118,10 @@ class CodedWeights:
         bits: of a code, 4 or 8.
         block: inputs that share a scale.
         codes: uint8 ``[quads, bytes]``: ``[K][4]``, K padded to a multiple of 4; or, of 4 bits,
-            ``[K / 8][16]``: the low halves are 4 inputs, the high halves the next 4.
-        scale: float32 ``[quads, K / block, 4]``.
+            ``[K / 8][16]``: the low halves are 4 inputs, the high halves the next 4.  For tiles
+            (:func:`pack_code_tiles`) ``[N / 32, K / 32, 32, 32]``, even inputs before odd ones; or,
+            of 4 bits, ``[N / 32, K / 32, 32, 16]``, even inputs in the low halves.
+        scale: float32 ``[quads, K / block, 4]``; for tiles ``[N / 32, K / block, 32]``.
         zero: float32, in the same way, or ``[1]`` where all are equal.
     """
 
@@ -154,3 +158,30 @@ def pack_codes(found: Codes) -> CodedWeights:
         zero = found.zero[:1, 0]
     codes, scale, zero = map(np.ascontiguousarray, (quads.reshape(rows // 4, -1), scale, zero))
     return CodedWeights(found.bits, found.block, codes, scale, zero)
+
+
+def fits_tiles(found: Codes) -> bool:
+    """Whether the inputs of a tile have one scale: then :func:`pack_code_tiles` takes them."""
+    return found.block == found.code.shape[1] or found.block % INPUTS["f32"] == 0
+
+
+def pack_code_tiles(found: Codes) -> CodedWeights:
+    """The codes of a layer in tiles of floats (``tile_packing.pack_floats``)."""
+    n, k = found.code.shape
+    wide = INPUTS["f32"]
+    rows, inputs = -(-n // wide) * wide, -(-k // wide) * wide
+    code = np.zeros((rows, inputs), np.uint8)
+    code[:n, :k] = found.code
+    tiles = code.reshape(-1, wide, inputs // wide, wide // 2, 2).transpose(0, 2, 1, 4, 3)
+    if found.bits == 4:
+        tiles = tiles[..., 0, :] | tiles[..., 1, :] << 4
+    scale, zero = (
+        np.concatenate([part, np.zeros((rows - n, part.shape[1]), np.float32)])
+        .reshape(-1, wide, part.shape[1])
+        .transpose(0, 2, 1)
+        for part in (found.scale, found.zero)
+    )
+    if (found.zero == found.zero.flat[0]).all():
+        zero = found.zero[:1, 0]
+    codes = tiles.reshape(len(scale), inputs // wide, wide, -1)
+    return CodedWeights(found.bits, found.block, *map(np.ascontiguousarray, (codes, scale, zero)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,14 @@ import numpy as np
 from sparsec.compiler.ir import Graph, Node
 from sparsec.compiler.lowering import tile_packing
 from sparsec.compiler.lowering.bfloat16 import PRODUCTS, to_bf16
-from sparsec.compiler.lowering.codes import CodedWeights, find_codes, pack_codes
+from sparsec.compiler.lowering.codes import (
+    CodedWeights,
+    Codes,
+    find_codes,
+    fits_tiles,
+    pack_code_tiles,
+    pack_codes,
+)
 from sparsec.compiler.lowering.pairing import arrange
 from sparsec.compiler.lowering.tiling import (
     BUDGETS,
@@ -264,10 +271,19 @@ def pack_coded(w: Array, chunk_packs: int) -> Packed:
     Raises:
         ValueError: they are not.
     """
+    return _coded(w, pack_codes)
+
+
+def pack_coded_tiles(w: Array, chunk_packs: int) -> Packed:
+    """The same as tiles."""
+    return _coded(w, pack_code_tiles)
+
+
+def _coded(w: Array, pack: Callable[[Codes], CodedWeights]) -> Packed:
     codes = find_codes(w)
     if codes is None:
         raise ValueError(f"weights {list(w.shape)} are not whole numbers times scales")
-    coded = pack_codes(codes)
+    coded = pack(codes)
     none = np.zeros(0, np.int32)
     return Packed(coded.codes, none, none, none, coded=coded)
 
@@ -407,7 +423,8 @@ def plan_linear(
     if tiling.matrix:
         steps = tile_packing.tile_count(k, kind)
         chunk_packs = -(-steps // tiling.chunks) * tile_packing.INPUTS[kind] // PACK[kind]
-        stored = pack_float_tiles if kind == "f32" else pack_tiles
+        floats = pack_coded_tiles if coded else pack_float_tiles
+        stored = floats if kind == "f32" else pack_tiles
         packed = (pack_masked if tiling.sparse else stored)(w, chunk_packs)
         work = quads * 4 * packs
         pairs = False
@@ -495,7 +512,7 @@ class Plans:
         self._class_of: dict[bytes, LayerClass] = {}
         self._plans: dict[tuple[bytes, bool, bool, int], LinearPlan] = {}
         self._coded: dict[bytes, bool] = {}
-        self._finite: dict[bytes, bool] = {}
+        self._tiles: dict[bytes, bool] = {}
 
     def get(self, node: Node, graph: Graph, panels: bool = True) -> LinearPlan:
         """The plan of a `linear`, `qlinear` or `linear_integer` node in the bucket of a graph.
@@ -518,8 +535,11 @@ class Plans:
             tiles = kind in ("i8", "bf16") and self._target.matrix is not None and weights.size
             filled = float(tile_packing.filled(weights).mean()) if tiles else 1.0
             layer = self._class_of[key] = LayerClass.of(kind, n, k, density, panels, filled)
-            self._coded[key] = kind == "f32" and density > 0.5 and find_codes(weights) is not None
-            self._finite[key] = kind != "f32" or bool(np.isfinite(weights).all())
+            codes = find_codes(weights) if kind == "f32" and density > 0.5 else None
+            self._coded[key] = codes is not None
+            # Infinity has no parts.
+            finite = kind != "f32" or bool(np.isfinite(weights).all())
+            self._tiles[key] = finite and (codes is None or fits_tiles(codes))
             self.classes.setdefault(layer, graph.constants[node.inputs[1]])
             if any((layer, length) not in self._tilings for length in self._blocks):
                 chosen = by_model(layer, self._target, self._blocks, self._cold)
@@ -527,10 +547,8 @@ class Plans:
                 self._microseconds.update(chosen.microseconds)
         choice = self._class_of[key], graph.tokens
         tiling = self._tilings[choice]
-        if (self._coded[key] and tiling.form != "dense") or (
-            tiling.matrix and not self._finite[key]
-        ):
-            # What is read of codes is less than what zeros would save; infinity has no parts.
+        if (self._coded[key] and tiling.sparse) or (tiling.matrix and not self._tiles[key]):
+            # What is read of codes is less than what zeros would save.
             tiling = Tiling(False, 1, min(self._target.tiles.sparse))
         stored = (key, tiling.sparse, tiling.matrix, tiling.chunks)
         if stored not in self._plans:

@@ -20,7 +20,12 @@ _INTEGER = frozenset(
 
 #: Multiply-adds of 16 lanes (of 4 bytes, 2 bfloat16 or a float each) that products of tiles do in a
 #: cycle, by kernel; for floats, six products of half as many are one.
-TILES = {"linear_i8_tiles": 16, "linear_bf16_tiles": 16, "linear_f32_tiles": 16 * 2 / 6}
+TILES = {
+    "linear_i8_tiles": 16,
+    "linear_bf16_tiles": 16,
+    "linear_f32_tiles": 16 * 2 / 6,
+    "linear_f32_coded_tiles": 16 * 2 / 6,
+}
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     context |= {"panels": panels, "epilogue": prog.lines, "ahead": sorted(body.lines_ahead)}
     on_tiles = "masked" if plan.sparse else "tiles"
     stored = "sparse" if plan.sparse else "coded" if plan.coded else "dense"
-    form = on_tiles if plan.matrix else stored
+    form = f"{'coded_' if plan.coded else ''}{on_tiles}" if plan.matrix else stored
     whole = "lanes/linear_words.c.j2" if plan.words else "lanes/linear_dense.c.j2"
     template = "lanes/linear.c.j2" if plan.tiles else whole
     if plan.matrix:
@@ -176,7 +176,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         title=plan.title,
         tiles=plan.tiles,
         matrix=plan.matrix,
-        whole=bool(plan.coded),
+        whole=bool(plan.coded) and not plan.matrix,
         quads=plan.quads,
         unit=target.unit if plan.tiles or plan.words else 16 if plan.matrix else 1,
         weights_rows=WEIGHTS_ROWS[on_tiles if plan.matrix else "vectors"],
