@@ -346,7 +346,7 @@ def quantized(g: Chain) -> None:
 def dynamic(g: Chain) -> None:
     """A layer of bytes whose range is that of all tokens."""
     x = g.tokens()
-    if np.ptp(x.array) == 0:
+    if not x.exact or np.ptp(x.array) == 0:
         raise Misfit
     g.add("DynamicQuantizeLinear", x, n=3)
     codes, scale, zero = g.values[-3:]
