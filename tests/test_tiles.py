@@ -208,6 +208,7 @@ def render(shape: Shape, name: str, lanes: int) -> str:
             panels=[] if shape.floats else [panel],
             kind="f32" if shape.floats else "i8",
             coded=None,
+            alone=False,
             k=shape.k,
             panel_bytes=panel_bytes(shape),
             products=PRODUCTS,

@@ -92,8 +92,9 @@ def test_candidates_are_alike(target: targets.Target) -> None:
         forms = [(t.sparse, t.tile) for t in found if not t.matrix]
         assert forms == [(t.sparse, t.tile) for t in first][: len(forms)]
         assert len(found) == len(first)
-        fits = target.matrix is not None and layer.kind == "i8" and layer.k > 60
-        assert [t.form for t in found[len(forms) :]] == ["tiles", "masked"] * fits
+        fits = target.matrix is not None and (layer.kind == "f32" or layer.k > 60)
+        other = "tiles" if layer.kind == "f32" else "masked"  # floats have no masks
+        assert [t.form for t in found[len(forms) :]] == ["tiles", other] * fits
 
 
 def test_tiles_are_for_many_rows_and_full_layers() -> None:
@@ -105,7 +106,8 @@ def test_tiles_are_for_many_rows_and_full_layers() -> None:
 
     assert chosen(64, 0.0).matrix and chosen(128, 0.8).matrix and chosen(16, 0.0).matrix
     assert chosen(4096, 0.95).sparse and chosen(16, 0.8).sparse
-    assert not chosen(128, 0.0, kind="f32").matrix and not chosen(128, 0.0, k=60).matrix
+    assert chosen(128, 0.0, kind="f32").matrix and not chosen(128, 0.9, kind="f32").matrix
+    assert not chosen(128, 0.0, k=60).matrix
     # Weights of 32 channels stay in the first-level cache.
     assert [chosen(128, 0.0, k=k).chunks for k in (768, 1024, 3072, 4096)] == [1, 1, 3, 4]
 

@@ -43,7 +43,7 @@ MATRIX_CHANNELS = 2 * tile_packing.CHANNELS
 FLOAT_STEPS = 24
 
 #: What products of floats take in products of tiles: six of them, which wait for less than others
-#: do; or by vectors, where there is one block of rows.  And what cutting a tile of
+#: do; or by vectors, where one block of rows is expected.  And what cutting a tile of
 #: weights in parts takes, in tiles that are made of masks.
 FLOAT_PRODUCTS, FLOAT_ALONE, FLOAT_MADE = 4.3, 11.7, 11.5
 

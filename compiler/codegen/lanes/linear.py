@@ -142,6 +142,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "tiles": plan.tiles,
         "loops": target.loops,
         "coded": plan.coded,
+        "alone": plan.alone,
     }
     if plan.words:
         context |= _in_words(plan.words, args)
