@@ -391,19 +391,24 @@ def holes(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
     return np.repeat(np.repeat(coarse, 16, 0), 64, 1)[: shape[0], : shape[1]]
 
 
+def share(data: st.DataObject, shape: Shape) -> tuple[int, int, int, int]:
+    """What a thread may get: from which block to which, from which quad to which."""
+    b1 = data.draw(st.integers(1, 11), "blocks")
+    b0 = data.draw(st.integers(0, b1 - 1), "first block")
+    # Threads take slabs of 16 quads.
+    slabs = -(-shape.quads // 16)
+    first = data.draw(st.integers(0, slabs - 1), "first slab")
+    last = data.draw(st.integers(first + 1, slabs), "last slab")
+    return b0, b1, 16 * first, min(16 * last, shape.quads)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_linear_layers_are_exact(program: Program, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(SHAPES) - 1), "shape")
     s = SHAPES[index]
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), "seed"))
-    b1 = data.draw(st.integers(1, 11), "blocks")
-    b0 = data.draw(st.integers(0, b1 - 1), "first block")
-    # Threads take slabs of 16 quads.
-    slabs = -(-s.quads // 16)
-    first = data.draw(st.integers(0, slabs - 1), "first slab")
-    last = data.draw(st.integers(first + 1, slabs), "last slab")
-    q0, q1 = 16 * first, min(16 * last, s.quads)
+    b0, b1, q0, q1 = share(data, s)
     x = VALUES[data.draw(st.sampled_from(list(VALUES)), "x")](rng, (16 * b1, s.k), 0, 255)
     w = VALUES[data.draw(st.sampled_from(list(VALUES)), "w")](rng, (s.n, s.k), -128, 127)
     x, w = x.astype(np.uint8), w.astype(np.int8)
@@ -441,12 +446,7 @@ def test_linear_layers_of_floats_are_as_exact_as_floats(
     index = data.draw(st.integers(len(SHAPES), len(KERNELS) - 1), "shape")
     s = KERNELS[index]
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), "seed"))
-    b1 = data.draw(st.integers(1, 11), "blocks")
-    b0 = data.draw(st.integers(0, b1 - 1), "first block")
-    slabs = -(-s.quads // 16)
-    first = data.draw(st.integers(0, slabs - 1), "first slab")
-    last = data.draw(st.integers(first + 1, slabs), "last slab")
-    q0, q1 = 16 * first, min(16 * last, s.quads)
+    b0, b1, q0, q1 = share(data, s)
     rows, inputs = data.draw(st.integers(16 * b1 - 15, 16 * b1), "rows"), -(-s.k // 4) * 4
     x = np.full((16 * b1, inputs), np.nan, np.float32)
     x[:, : s.k] = FLOAT_VALUES[data.draw(st.sampled_from(list(FLOAT_VALUES)), "x")](
