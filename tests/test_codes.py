@@ -21,6 +21,7 @@ from sparsec.compiler.lowering.codes import (
     LEAST,
     Codes,
     find_codes,
+    fits_bfloat16,
     fits_tiles,
     pack_code_tiles,
     pack_codes,
@@ -30,9 +31,20 @@ from tests.lane_harness import _target, compile_graph, target_params
 
 
 def quantized(
-    rng: np.random.Generator, n: int, k: int, bits: int, block: int, shifted: bool = False
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    bits: int,
+    block: int,
+    shifted: bool = False,
+    far: int = 0,
 ) -> np.ndarray:
-    """Weights float32 [N, K] after a round trip through `bits`; `shifted`: with zero points."""
+    """Weights float32 [N, K] after a round trip through `bits`.
+
+    Args:
+        shifted: with zero points.
+        far: steps that all are further from zero.
+    """
     w = (rng.standard_normal((n, k)) + shifted).astype(np.float32).reshape(-1, block)
     if shifted:
         low = np.minimum(w.min(axis=1, keepdims=True), 0)
@@ -43,7 +55,9 @@ def quantized(
         most = 2 ** (bits - 1)
         scale = (np.abs(w).max(axis=1, keepdims=True) / (most - 1)).astype(np.float32)
         whole = np.clip(np.rint(w / scale), -most, most - 1)
-    return (whole.astype(np.float32) * scale).reshape(n, k)
+    if far:
+        scale /= far  # as large as without, or rounding is
+    return ((whole + far).astype(np.float32) * scale).reshape(n, k)
 
 
 def product(codes: Codes) -> np.ndarray:
@@ -86,6 +100,8 @@ CASES = [  # n, k, bits, block, shifted
     (131, 128, 4, 32, False),
     (66, 256, 4, 64, True),
     (71, 242, 4, 242, False),
+    (64, 256, 8, 256, False, 700),
+    (33, 900, 8, 900, False),
 ]
 
 
@@ -117,9 +133,11 @@ def test_coded_layers(tmp_path: Path, target: str, case: tuple[Any, ...]) -> Non
         (tmp_path / str(tokens)).mkdir()
         library = compile_graph(tmp_path / str(tokens), graph, target)
         rng = np.random.default_rng(0)
-        for batch in (1, 5):
+        for batch in (1, 14):
             x = rng.standard_normal((batch, tokens, k)).astype(np.float32)
-            for odd in (0.0, np.inf, np.nan):
+            # With whole numbers for weights, a sum of the second would be infinite.
+            most = 3e38 / max(1.0, float(np.abs(graph.constants[node.inputs[1]]).max()))
+            for odd in (0.0, most, np.inf, np.nan):
                 x[batch // 2, 3, 5] = odd
                 (want,), (have,) = interpret(graph, [x]), library.run([x])
                 np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-4)
@@ -136,9 +154,42 @@ def test_tiles_of_codes_are_all_there(case: tuple[Any, ...]) -> None:
         wide = np.concatenate([wide & 15, wide >> 4], axis=3)
     groups, steps = wide.shape[:2]
     rows = wide.reshape(groups, steps, 32, 2, 16).transpose(0, 2, 1, 4, 3).reshape(groups * 32, -1)
-    np.testing.assert_array_equal(rows[:n, :k], codes.code)
+    signed = packed.codes.dtype == np.int8
+    want = codes.code - codes.zero if signed else codes.code
+    np.testing.assert_array_equal(rows[:n, :k], want)
     scale = packed.scale.transpose(0, 2, 1).reshape(groups * 32, -1)
     np.testing.assert_array_equal(scale[:n], codes.scale)
+
+
+def _codes(numbers: list[int], scales: int = 1) -> Codes:
+    """Codes of a channel of 64 inputs whose first numbers are these."""
+    number = np.resize(np.array(numbers, np.int32), (1, 64))
+    return Codes(
+        bits=8,
+        block=64 // scales,
+        code=(number - number.min()).astype(np.uint8),
+        zero=np.full((1, scales), -number.min(), np.float32),
+        scale=np.full((1, scales), 0.01, np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("codes", "whole", "dtype"),
+    [
+        (_codes([-128, 127, 0]), True, np.int8),
+        (_codes([-128, 100], scales=2), False, np.uint8),
+        (_codes([1, 256]), True, np.uint8),
+        (_codes([-255, 0]), True, np.uint8),
+        (_codes([2, 257]), False, np.uint8),  # 257 has nine bits
+    ],
+)
+def test_which_codes_bfloat16_has(codes: Codes, whole: bool, dtype: type) -> None:
+    assert fits_bfloat16(codes) == whole
+    packed = pack_code_tiles(codes)
+    assert packed.whole == whole and packed.codes.dtype == dtype
+    if whole:
+        number = (codes.code - codes.zero).astype(np.float32)
+        assert not (number.view(np.uint32) & 0xFFFF).any()
 
 
 def test_a_tile_needs_one_scale() -> None:

@@ -212,6 +212,7 @@ def render(shape: Shape, name: str, lanes: int) -> str:
             k=shape.k,
             panel_bytes=panel_bytes(shape),
             products=PRODUCTS,
+            parts=PARTS,
             seen=None,
             sub=16 // lanes,
             stride=shape.stride,

@@ -7,7 +7,7 @@ numbers times a scale.  They are recognized by that, bit by bit, and stored as t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ LEAST = 1 << 14
 
 #: Inputs that may share a scale, besides all of a row: what quantizers offer.
 BLOCKS = (256, 128, 64, 32, 16)
+
+#: Up to this, bfloat16 has all whole numbers.
+BFLOAT16_WHOLE = 256
 
 #: The two nearest weights of a row or block may be up to so many steps apart.
 WIDEST_GAP = 8
@@ -120,9 +123,12 @@ class CodedWeights:
         codes: uint8 ``[quads, bytes]``: ``[K][4]``, K padded to a multiple of 4; or, of 4 bits,
             ``[K / 8][16]``: the low halves are 4 inputs, the high halves the next 4.  For tiles
             (:func:`pack_code_tiles`) ``[N / 32, K / 32, 32, 32]``, even inputs before odd ones; or,
-            of 4 bits, ``[N / 32, K / 32, 32, 16]``, even inputs in the low halves.
+            of 4 bits, ``[N / 32, K / 32, 32, 16]``, even inputs in the low halves; int8, of which
+            the zero is 0, where they are `whole` and fit.
         scale: float32 ``[quads, K / block, 4]``; for tiles ``[N / 32, K / block, 32]``.
         zero: float32, in the same way, or ``[1]`` where all are equal.
+        whole: the kernel multiplies whole numbers, which bfloat16 has, and scales their sums: tiles
+            of channels that have one scale.
     """
 
     bits: int
@@ -130,6 +136,7 @@ class CodedWeights:
     codes: Array
     scale: Array
     zero: Array
+    whole: bool = False
 
     @property
     def inputs(self) -> int:
@@ -162,7 +169,18 @@ def pack_codes(found: Codes) -> CodedWeights:
 
 def fits_tiles(found: Codes) -> bool:
     """Whether the inputs of a tile have one scale: then :func:`pack_code_tiles` takes them."""
-    return found.block == found.code.shape[1] or found.block % INPUTS["f32"] == 0
+    return found.scale.shape[1] == 1 or found.block % INPUTS["f32"] == 0
+
+
+def fits_bfloat16(found: Codes) -> bool:
+    """Whether whole numbers can be multiplied, and sums scaled: channels have one scale, and
+    bfloat16 has the numbers."""
+    return found.scale.shape[1] == 1 and bool(np.abs(_numbers(found)).max() <= BFLOAT16_WHOLE)
+
+
+def _numbers(found: Codes) -> Array:
+    """Whole numbers int32 [N, K] of channels that have one scale."""
+    return found.code - found.zero.astype(np.int32)
 
 
 def pack_code_tiles(found: Codes) -> CodedWeights:
@@ -170,7 +188,13 @@ def pack_code_tiles(found: Codes) -> CodedWeights:
     n, k = found.code.shape
     wide = INPUTS["f32"]
     rows, inputs = -(-n // wide) * wide, -(-k // wide) * wide
-    code = np.zeros((rows, inputs), np.uint8)
+    whole = fits_bfloat16(found)
+    if whole and found.bits == 8:
+        number = _numbers(found)
+        signed = number.astype(np.int8)
+        if (signed == number).all():
+            found = replace(found, code=signed, zero=np.zeros_like(found.zero))
+    code = np.zeros((rows, inputs), found.code.dtype)
     code[:n, :k] = found.code
     tiles = code.reshape(-1, wide, inputs // wide, wide // 2, 2).transpose(0, 2, 1, 4, 3)
     if found.bits == 4:
@@ -184,4 +208,5 @@ def pack_code_tiles(found: Codes) -> CodedWeights:
     if (found.zero == found.zero.flat[0]).all():
         zero = found.zero[:1, 0]
     codes = tiles.reshape(len(scale), inputs // wide, wide, -1)
-    return CodedWeights(found.bits, found.block, *map(np.ascontiguousarray, (codes, scale, zero)))
+    codes, scale, zero = map(np.ascontiguousarray, (codes, scale, zero))
+    return CodedWeights(found.bits, found.block, codes, scale, zero, whole)

@@ -20,6 +20,7 @@ from sparsec.compiler.lowering.codes import (
     CodedWeights,
     Codes,
     find_codes,
+    fits_bfloat16,
     fits_tiles,
     pack_code_tiles,
     pack_codes,
@@ -35,6 +36,7 @@ from sparsec.compiler.lowering.tiling import (
     blocks_read,
     by_model,
     chunks_for,
+    on_matrix,
 )
 from sparsec.compiler.lowering.words import Words, best_words, split_pairs
 from sparsec.compiler.ops import OPS
@@ -99,7 +101,7 @@ class LinearPlan:
         words: the weights of a dense layer whose products are added in 16 bits; `weights` are its
             stream.
         granule: weights that a bit of the mask of a tile stands for; 0: tiles have no masks.
-        alone: one block of rows is expected in the bucket.
+        alone: one block of rows is expected in the bucket, and vectors compute it as fast.
         microseconds: what each form would take in the bucket, on one core; empty: not known.
     """
 
@@ -129,6 +131,11 @@ class LinearPlan:
     granule: int
     alone: bool
     microseconds: Mapping[str, float]
+
+    @property
+    def parts(self) -> int:
+        """Bfloat16 that a weight is the sum of, where products of tiles multiply floats."""
+        return 1 if self.coded and self.coded.whole else tile_packing.PARTS
 
     @property
     def listed(self) -> bool:
@@ -516,6 +523,7 @@ class Plans:
         self._plans: dict[tuple[bytes, bool, bool, int], LinearPlan] = {}
         self._coded: dict[bytes, bool] = {}
         self._tiles: dict[bytes, bool] = {}
+        self._whole: dict[bytes, bool] = {}
 
     def get(self, node: Node, graph: Graph, panels: bool = True) -> LinearPlan:
         """The plan of a `linear`, `qlinear` or `linear_integer` node in the bucket of a graph.
@@ -543,6 +551,7 @@ class Plans:
             # Infinity has no parts.
             finite = kind != "f32" or bool(np.isfinite(weights).all())
             self._tiles[key] = finite and (codes is None or fits_tiles(codes))
+            self._whole[key] = codes is not None and fits_bfloat16(codes)
             self.classes.setdefault(layer, graph.constants[node.inputs[1]])
             if any((layer, length) not in self._tilings for length in self._blocks):
                 chosen = by_model(layer, self._target, self._blocks, self._cold)
@@ -550,7 +559,12 @@ class Plans:
                 self._microseconds.update(chosen.microseconds)
         choice = self._class_of[key], graph.tokens
         tiling = self._tilings[choice]
-        if (self._coded[key] and tiling.sparse) or (tiling.matrix and not self._tiles[key]):
+        whole = self._whole[key] and self._target.matrix is not None
+        if whole:
+            # Always faster than vectors, which expand codes too; floats were measured, or modelled.
+            assert self._target.matrix is not None
+            tiling = on_matrix(self._class_of[key], self._target.matrix)[0]
+        elif (self._coded[key] and tiling.sparse) or (tiling.matrix and not self._tiles[key]):
             # What is read of codes is less than what zeros would save.
             tiling = Tiling(False, 1, min(self._target.tiles.sparse))
         stored = (key, tiling.sparse, tiling.matrix, tiling.chunks)
@@ -562,6 +576,6 @@ class Plans:
         return dataclasses.replace(
             plan,
             tiles=tile_units(tiling.tile, self._target.unit) if plan.tiles else (),
-            alone=self._blocks.get(graph.tokens) == 1,
-            microseconds=self._microseconds.get(choice, {}),
+            alone=self._blocks.get(graph.tokens) == 1 and plan.parts > 1,
+            microseconds={} if whole else self._microseconds.get(choice, {}),
         )

@@ -26,6 +26,8 @@ INPUTS = {"i8": 4 * PACKS, "bf16": 2 * PACKS, "f32": 2 * PACKS}
 PARTS = 3
 PRODUCTS = ((2, 0, "wx"), (1, 0, "w"), (1, 1, "x"), (0, 1, "w"), (0, 2, "x"), (0, 0, "x"))
 
+#: Those of weights that are one bfloat16 each.
+WHOLE_PRODUCTS = ((0, 2, "wx"), (0, 1, "x"), (0, 0, "x"))
 
 #: Tiles of channels that are computed together.
 HALVES = 2

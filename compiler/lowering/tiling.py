@@ -144,12 +144,13 @@ def candidates(layer: LayerClass, target: Target) -> list[Tiling]:
     for tile in target.tiles.sparse:
         found.append(Tiling(False, 1, tile))
     if target.matrix is not None:
-        found += _on_matrix(layer, target.matrix) or found[-1:] * 2
+        found += on_matrix(layer, target.matrix) or found[-1:] * 2
     return found
 
 
-def _on_matrix(layer: LayerClass, matrix: Matrix) -> list[Tiling]:
-    """How products of tiles compute a layer, if they can."""
+def on_matrix(layer: LayerClass, matrix: Matrix) -> list[Tiling]:
+    """How products of tiles compute a layer, all of its weights and those that are not zero; none
+    if they cannot."""
     if layer.kind == "i8" and layer.k < tile_packing.LEAST_INPUTS:
         return []
     steps = tile_packing.tile_count(layer.k, layer.kind)

@@ -17,9 +17,9 @@ SPARSEC_INLINE void v_split(char *to, int64_t apart, vf even, vf odd)
     }
 }
 
-/* Whether the channels of a block of 16 rows, float lanes, are finite in its rows (`flat`: of each its number, -1 for
- * padding): only then they have parts. */
-SPARSEC_INLINE int split_can(const float *from, int32_t channels, const int32_t *flat)
+/* Whether the channels of a block of 16 rows, float lanes, are less than a limit (the bits of it) in its rows (`flat`:
+ * of each its number, -1 for padding): if they are finite they have parts. */
+SPARSEC_INLINE int split_can(const float *from, int32_t channels, const int32_t *flat, int32_t limit)
 {
     int can = 1;
     for (int s = 0; s < SUB; s++) {
@@ -27,7 +27,7 @@ SPARSEC_INLINE int split_can(const float *from, int32_t channels, const int32_t 
         for (int32_t c = 0; c < channels; c++)
             most = vi_max(most, vi_load(from + c * 16 + s * VL) & 0x7fffffff);
         for (int i = 0; i < VL; i++)
-            can &= most[i] < 0x7f800000 || flat[s * VL + i] < 0;
+            can &= most[i] < limit || flat[s * VL + i] < 0;
     }
     return can;
 }

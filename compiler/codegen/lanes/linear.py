@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from sparsec.compiler.codegen.lanes.arguments import Args
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.program import Accumulator
@@ -39,12 +41,18 @@ def _on_tiles(plan: LinearPlan, matrix: Matrix) -> dict[str, Any]:
     return {
         "steps": tile_count(plan.k, plan.kind),
         "chunk": _chunk_steps(plan),
-        "products": tile_packing.PRODUCTS,
+        "products": _products(plan),
+        "parts": plan.parts,
         "sweep": matrix.sweep,
         "listed": plan.listed,
         "granule": plan.granule,
         "sums_bytes": _sums_of_tiles(plan, matrix),
     }
+
+
+def _products(plan: LinearPlan) -> tuple[tuple[int, int, str], ...]:
+    """Products of parts of floats."""
+    return tile_packing.PRODUCTS if plan.parts > 1 else tile_packing.WHOLE_PRODUCTS
 
 
 def _chunk_steps(plan: LinearPlan) -> int:
@@ -76,7 +84,7 @@ def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
     if plan.matrix:
         assert target.matrix is not None
         chunk = _chunk_steps(plan) * MATRIX_CHANNELS // CHANNELS * BYTES
-        made = chunk * 2 * PARTS if plan.kind == "f32" else chunk if plan.granule else 0
+        made = chunk * 2 * plan.parts if plan.kind == "f32" else chunk if plan.granule else 0
         return _sums_of_tiles(plan, target.matrix) + made
     if plan.coded:
         return 4 * 4 * plan.coded.inputs
@@ -110,7 +118,8 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
     args.vector(plan.weights, "weights")
     if plan.coded:
         args.vector(plan.coded.scale, "scale")
-        args.vector(plan.coded.zero, "zero")
+        if plan.coded.codes.dtype == np.uint8:
+            args.vector(plan.coded.zero, "zero")
     if plan.sparse or plan.listed:
         args.vector(plan.offsets, "offsets")
         args.vector(plan.start, "start")
@@ -183,7 +192,7 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         weights_rows=WEIGHTS_ROWS[on_tiles if plan.matrix else "vectors"],
         tile_products=-(-plan.n // CHANNELS)
         * tile_count(plan.k, plan.kind)
-        * (len(tile_packing.PRODUCTS) if plan.kind == "f32" else 1)
+        * (len(_products(plan)) if plan.kind == "f32" else 1)
         * plan.matrix,
         shape=f"{plan.k}x{plan.n}",
         sparsity=round(1.0 - plan.nonzero / (plan.n * plan.packs), 4),
