@@ -208,7 +208,6 @@ def render(shape: Shape, name: str, lanes: int) -> str:
             panels=[] if shape.floats else [panel],
             kind="f32" if shape.floats else "i8",
             coded=None,
-            alone=False,
             k=shape.k,
             panel_bytes=panel_bytes(shape),
             products=PRODUCTS,
@@ -236,13 +235,15 @@ def sums_bytes(shape: Shape) -> int:
 
 
 def panel_bytes(shape: Shape) -> int:
-    """Bytes of the parts of activations in a chunk."""
-    return shape.sweep * min(shape.chunk, shape.steps) * PARTS * 1024 if shape.floats else 0
+    """Bytes of the parts of activations in a chunk, or all of those of two blocks."""
+    tiles = max(shape.sweep * min(shape.chunk, shape.steps), 2 * shape.steps)
+    return tiles * PARTS * 1024 if shape.floats else 0
 
 
 def scratch(shape: Shape) -> int:
     """All of it, with tiles that are made of masks or floats."""
-    made = 2048 * shape.chunk * (2 * PARTS if shape.floats else bool(shape.granule))
+    parts = max(2 * shape.chunk, 3) * PARTS
+    made = 2048 * (parts if shape.floats else shape.chunk * bool(shape.granule))
     return panel_bytes(shape) + sums_bytes(shape) + made
 
 

@@ -101,7 +101,6 @@ class LinearPlan:
         words: the weights of a dense layer whose products are added in 16 bits; `weights` are its
             stream.
         granule: weights that a bit of the mask of a tile stands for; 0: tiles have no masks.
-        alone: one block of rows is expected in the bucket, and vectors compute it as fast.
         microseconds: what each form would take in the bucket, on one core; empty: not known.
     """
 
@@ -129,7 +128,6 @@ class LinearPlan:
     words: Words | None
     coded: CodedWeights | None
     granule: int
-    alone: bool
     microseconds: Mapping[str, float]
 
     @property
@@ -476,7 +474,6 @@ def plan_linear(
         words=packed.words,
         coded=packed.coded,
         granule=packed.granule,
-        alone=False,
         microseconds={},
     )
 
@@ -576,6 +573,5 @@ class Plans:
         return dataclasses.replace(
             plan,
             tiles=tile_units(tiling.tile, self._target.unit) if plan.tiles else (),
-            alone=self._blocks.get(graph.tokens) == 1 and plan.parts > 1,
             microseconds={} if whole else self._microseconds.get(choice, {}),
         )

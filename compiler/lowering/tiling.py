@@ -43,9 +43,9 @@ MATRIX_CHANNELS = 2 * tile_packing.CHANNELS
 FLOAT_STEPS = 24
 
 #: What products of floats take in products of tiles: six of them, which wait for less than others
-#: do; or by vectors, where one block of rows is expected.  And what cutting a tile of
-#: weights in parts takes, in tiles that are made of masks.
-FLOAT_PRODUCTS, FLOAT_ALONE, FLOAT_MADE = 4.3, 11.7, 11.5
+#: do.  And what cutting a tile of weights in parts takes, in tiles that are made of masks: for a
+#: sweep of two blocks of rows at most, whose parts stay in the first-level cache, and for others.
+FLOAT_PRODUCTS, FLOAT_MADE_FEW, FLOAT_MADE = 4.3, 6.5, 11.5
 
 #: How many times faster a bucket must be with a form of the weights of its own, to be worth storing
 #: them twice.
@@ -236,10 +236,9 @@ def matrix_features(
     made = weights * len(sweeps) if tiling.sparse else 0.0
     products = weights * blocks
     if floats:
-        alone = blocks == 1
-        products = weights * ((blocks - alone) * FLOAT_PRODUCTS + alone * FLOAT_ALONE)
+        products = weights * blocks * FLOAT_PRODUCTS
         stored = -(-layer.n // MATRIX_CHANNELS) * 2.0 * steps
-        made = stored * (len(sweeps) - alone) * FLOAT_MADE
+        made = stored * sum(FLOAT_MADE_FEW if rows <= 2 else FLOAT_MADE for rows in sweeps)
         stored *= 2
     return np.array([products, weights * pairs, stored * far, results, 1.0, made])
 

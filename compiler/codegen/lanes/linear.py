@@ -72,8 +72,11 @@ def _panels(plan: LinearPlan, target: Target) -> int:
     if plan.matrix and plan.kind != "i8":
         assert target.matrix is not None
         steps = tile_count(plan.k, plan.kind)
-        steps = min(steps, _chunk_steps(plan)) * PARTS if plan.kind == "f32" else steps
-        return target.matrix.sweep * steps * BYTES
+        if plan.kind == "bf16":
+            return target.matrix.sweep * steps * BYTES
+        # Of a chunk, or all of two blocks.
+        tiles = max(target.matrix.sweep * min(steps, _chunk_steps(plan)), 2 * steps)
+        return tiles * PARTS * BYTES
     if plan.kind != "bf16":
         return 0
     return max(plan.tiles) * plan.packs * 64
@@ -83,8 +86,11 @@ def _waiting(plan: LinearPlan, panels: bool, target: Target) -> int:
     """Bytes of sums that wait, of tiles that are made of masks, of weights that are expanded."""
     if plan.matrix:
         assert target.matrix is not None
-        chunk = _chunk_steps(plan) * MATRIX_CHANNELS // CHANNELS * BYTES
-        made = chunk * 2 * plan.parts if plan.kind == "f32" else chunk if plan.granule else 0
+        step = MATRIX_CHANNELS // CHANNELS * BYTES
+        chunk = _chunk_steps(plan) * step
+        # Those of two chunks, or of three steps.
+        made = max(2 * chunk, 3 * step) * plan.parts
+        made = made if plan.kind == "f32" else chunk if plan.granule else 0
         return _sums_of_tiles(plan, target.matrix) + made
     if plan.coded:
         return 4 * 4 * plan.coded.inputs
@@ -151,7 +157,6 @@ def linear_kernel(body: Body, plan: LinearPlan, target: Target) -> LaneKernel:
         "tiles": plan.tiles,
         "loops": target.loops,
         "coded": plan.coded,
-        "alone": plan.alone,
     }
     if plan.words:
         context |= _in_words(plan.words, args)
