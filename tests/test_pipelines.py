@@ -689,8 +689,11 @@ def test_questions_that_are_too_long(tokenizer: Path) -> None:
     runner = Scripted(lambda ids: [0.0] * len(ids), longest=32, outputs=("start", "end"))
     given = {"question": "who " * 30, "context": "Mary lives in Paris"}
     pipeline = build(QuestionAnsweringPipeline, tokenizer, runner)
-    with pytest.raises(TooLongError, match="30 tokens leaves no room for the context in 32"):
+    said = "30 tokens leaves no room for the context in 32: {} cuts it"
+    with pytest.raises(TooLongError, match=said.format("truncate=True")):
         pipeline.prepare(pipeline.parse(**given))
+    with pytest.raises(TooLongError, match=said.format("a smaller max_question_len")):
+        pipeline.prepare(pipeline.parse(**given, truncate=True))
     pipeline = build(QuestionAnsweringPipeline, tokenizer, runner, max_question_len=8)
     job = pipeline.prepare(pipeline.parse(**given))
     assert job.cut == 1 and job.items[0].length == 8 + 3 + 4

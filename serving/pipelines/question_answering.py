@@ -201,10 +201,12 @@ class QuestionAnsweringPipeline(Pipeline):
             job.cut += 1
         room = self.max_length - self.text.special_tokens(pair=True) - len(question)
         if room < 1:
+            way = f"a smaller {setting('max_question_len', option=True)}"
+            if limit is None:  # `truncate` would have set one
+                way = self._cutting()
             raise TooLongError(
                 f"a question of {len(question)} tokens leaves no room for the context in "
-                f"{self.max_length}: use a larger {setting('sequence_length')} or a smaller "
-                f"{setting('max_question_len', option=True)}"
+                f"{self.max_length}: {way} cuts it{self._more_room()}"
             )
         stride = self.doc_stride
         if stride is None:
