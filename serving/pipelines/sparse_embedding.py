@@ -93,4 +93,7 @@ class SparseEmbeddingPipeline(Pipeline):
         found = np.flatnonzero(weights)
         best = found[np.argsort(-weights[found], kind="stable")][: self.top_k]
         tokens = [self.text.tokenizer.id_to_token(int(i)) or "" for i in best]
-        return SparseVector(indices=best.tolist(), values=weights[best].tolist(), tokens=tokens)
+        values = weights[best]
+        return SparseVector.model_construct(
+            indices=best.tolist(), values=values if self.arrays else values.tolist(), tokens=tokens
+        )
