@@ -234,7 +234,9 @@ def test_the_client_of_openai(server: Server, vectors: Pipeline) -> None:
 
 
 def test_langchain(server: Server, vectors: Pipeline) -> None:
-    module = pytest.importorskip("langchain_openai", reason="needs langchain-openai")
+    module = pytest.importorskip(
+        "langchain_openai", reason="needs langchain-openai: pip install '.[clients]'"
+    )
     client = module.OpenAIEmbeddings(
         base_url=server.url + "/v1", api_key="none", model="vectors",
         check_embedding_ctx_length=False,
@@ -247,7 +249,7 @@ def test_langchain(server: Server, vectors: Pipeline) -> None:
 
 def test_llama_index(server: Server, vectors: Pipeline) -> None:
     module = pytest.importorskip(
-        "llama_index.embeddings.openai", reason="needs llama-index-embeddings-openai"
+        "llama_index.embeddings.openai", reason="needs it: pip install '.[clients]'"
     )
     client = module.OpenAIEmbedding(
         api_base=server.url + "/v1", api_key="none", model_name="vectors"
@@ -261,7 +263,7 @@ def test_llama_index(server: Server, vectors: Pipeline) -> None:
 
 
 def test_haystack(server: Server, vectors: Pipeline) -> None:
-    haystack = pytest.importorskip("haystack", reason="needs haystack-ai")
+    haystack = pytest.importorskip("haystack", reason="needs haystack-ai: pip install '.[clients]'")
     from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
     from haystack.utils import Secret
 
