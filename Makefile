@@ -69,7 +69,7 @@ $(MODEL): examples/minilm/build.py examples/minilm/calibration.txt | $(DEMO_READ
 examples-models: $(READY)
 	$(BIN)/python -m pip install -q "sparsec[train]"
 	$(BIN)/python -m pip install -q --no-deps -r examples/minilm/requirements.txt
-	for task in ner sentiment qa nli fill_mask embedding; do \
+	for task in ner sentiment qa nli fill_mask rerank embedding; do \
 		$(BIN)/python examples/$$task/train.py --state build/train/$$task || exit 1; \
 		rm -r build/train/$$task; done
 

@@ -19,6 +19,7 @@ DEFAULT = "default"
 MODELS = {
     "fill-mask": "fill_mask",
     "question-answering": "qa",
+    "rerank": "rerank",
     "sentence-embedding": "embedding",
     "sparse-embedding": "fill_mask",
     "text-classification": "sentiment",
@@ -26,9 +27,6 @@ MODELS = {
     "transformers_embedding_extraction": "embedding",
     "zero-shot-text-classification": "nli",
 }
-
-# Models of the hub for tasks that have none.
-_ELSEWHERE = {"rerank": "hf:cross-encoder/ms-marco-MiniLM-L6-v2"}
 
 # How the architecture of config.json ends, and the task of such models.
 _HEADS = {
@@ -51,8 +49,7 @@ def default_model(task: str) -> Path:
     if task not in MODELS:
         raise InputError(
             f"{task} has no default model, which {', '.join(MODELS)} have: give one "
-            f"({argument('model_path')}), such as a folder with model.onnx, or "
-            f"{_ELSEWHERE.get(task, 'hf:org/name')}"
+            f"({argument('model_path')}), such as a folder with model.onnx, or hf:org/name"
         )
     try:
         import sparsec_models

@@ -23,6 +23,7 @@ from examples.fill_mask import data as fill_mask
 from examples.ner import data as ner
 from examples.nli import data as nli
 from examples.qa import data as qa
+from examples.rerank import data as rerank
 from examples.sentiment import data as sentiment
 from examples.training.data import IGNORE, Example, Task, as_row, batches, collate, score
 from examples.training.templates import Grammar, Span, Text, read_lists, split
@@ -36,6 +37,7 @@ TASKS = {
     "qa": qa.TASK,
     "nli": nli.TASK,
     "fill_mask": fill_mask.TASK,
+    "rerank": rerank.TASK,
 }
 
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="training needs torch")
@@ -178,6 +180,30 @@ def test_a_label_alone_does_not_tell_whether_it_is_true() -> None:
             pattern = re.compile(rf"\b{label}\b")
             asked = [e.label for e in made if e.pair and pattern.search(e.pair)]
             assert len(asked) > 30 and 0.25 < np.mean(asked) < 0.75, (label, np.mean(asked))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_right_document_alone_answers(held_out: bool) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        made = rerank.words(rng, held_out, 3)
+        asked = set(made.text.split())
+        has = [
+            asked <= set(re.findall(r"[a-z][a-z-]{3,}", d.lower()))
+            for d in (made.right, *made.wrong)
+        ]
+        assert has == [True, False, False, False], made
+        made = rerank.topic(rng, held_out, 3)
+        assert made.right not in made.wrong
+        made = rerank.question(rng, held_out, 9)
+        assert made.right not in made.wrong
+        # Who is asked about is in the text that answers; one of the same form is about another.
+        names = re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", made.text)
+        assert all(name in made.right for name in names), made
+        form = re.sub(r"[A-Z]\S*|\d\S*", "", made.right).split()
+        for wrong in made.wrong:
+            if names and re.sub(r"[A-Z]\S*|\d\S*", "", wrong).split() == form:
+                assert not all(re.search(rf"\b{name}\b", wrong) for name in names), made
 
 
 def test_facts_are_known_in_other_sentences() -> None:
@@ -360,6 +386,8 @@ def _train_a_little(name: str, tmp_path: Path) -> tuple[Path, Path]:
         from examples.embedding.train import Distiller as kind
     else:
         task = TASKS[name]
+    if name == "rerank":
+        from examples.rerank.train import Reranker as kind
     task = dataclasses.replace(task, layers=1, pieces=5000, batch=4, sparsity=0.75)
     output, state = tmp_path / "model", tmp_path / "state"
     arguments = ["--state", str(state), "--output", str(output), "--threads", "1"]
@@ -390,6 +418,7 @@ def test_training_runs_stops_and_goes_on(
     monkeypatch.setattr(train.sparsec, "sparsify", sparsify)
     monkeypatch.setattr(train, "TEXTS", 80)
     monkeypatch.setattr(train, "HELD_OUT_BATCHES", 2)
+    monkeypatch.setattr("examples.rerank.train.QUERIES", 2)
     monkeypatch.setattr(
         "examples.embedding.train.held_out_lines", lambda: ["A door.", "Rain", "Why?"]
     )
@@ -399,6 +428,8 @@ def test_training_runs_stops_and_goes_on(
         assert seen["form"] == "int8"
         settings = SentenceSettings.load(output)
         assert settings.pooling.modes == ("mean",) and settings.steps == (Normalize(),)
+    elif name == "rerank":
+        assert seen["form"] == "int8"
     else:
         assert (seen["sparsity"], seen["minutes"]) == (0.75, 0)
 
@@ -437,7 +468,8 @@ def test_rows_are_what_sparsify_reads(tokenizer: Tokenizer) -> None:
     rng = np.random.default_rng(0)
     for name, task in TASKS.items():
         row = as_row(task, tokenizer, task.sample(rng, False))
-        fields = {"qa": {"question", "context"}, "nli": {"text", "text_pair"}}
+        pair = {"text", "text_pair"}
+        fields = {"qa": {"question", "context"}, "nli": pair, "rerank": pair}
         assert set(row) == fields.get(name, {"text"})
     hidden = Example("Mary is in Rome.", spans=(Span(0, 4, "PER"), Span(11, 15, "LOC")))
     row = as_row(fill_mask.TASK, tokenizer, hidden)

@@ -89,6 +89,7 @@ sentiment = _compiled("sentiment")
 qa = _compiled("qa")
 nli = _compiled("nli")
 fill_mask = _compiled("fill_mask")
+rerank = _compiled("rerank")
 
 
 def names_in(model: Compiled, text: str) -> list[tuple[str, str]]:
@@ -273,7 +274,60 @@ def test_gaps(fill_mask: Compiled, text: str) -> None:
     assert fill_mask.tokenizer.id_to_token(found) == GAPS[text]
 
 
-@pytest.mark.parametrize("name", ["ner", "sentiment", "nli", "fill_mask", "qa"])
+# The first document answers the query.
+ORDERS = {
+    "Where is Mary flying to?": [
+        f"{SENTENCE}.",
+        "Samuel is flying from Nairobi to Lisbon to visit a trade fair.",
+        "Mary has two brothers and lives near Nairobi.",
+        "The soup was cold and the waiter was rude.",
+    ],
+    "How much did the bicycle cost?": [
+        "Her brother bought a bicycle for 80 euros in Lisbon.",
+        "Her brother repaired the bicycle behind the house.",
+        "The museum in Lisbon opens at nine.",
+    ],
+    "When does the library close?": [
+        "The library closes at six on Fridays.",
+        "The pool closes at six on Fridays.",
+        "Dinner is at seven, and Paula brings wine.",
+    ],
+    "Where are the keys?": [
+        "The keys are in the blue box under the stairs.",
+        "Dinner is at seven, and Paula brings wine.",
+        "Snow closed the airport on Tuesday.",
+    ],
+    "Where does Anna work?": [
+        "Anna Berg works as a nurse for the Red Cross.",
+        "Anna Berg was born in Paris in 1990.",
+        "Tom Berg works as a teacher for the city.",
+    ],
+    "cancelled flights": [
+        "More than 200 flights were cancelled because of snow.",
+        "The meeting was moved to Tuesday.",
+        "Flights of stairs lead to the tower.",
+    ],
+    "phone battery dies": [
+        "My phone battery dies every afternoon and I do not know why.",
+        "The remote control needs a new battery.",
+        "I phoned my aunt every afternoon.",
+    ],
+    "knee surgery": [
+        "The patient needs surgery on her knee.",
+        "The doctor said that I should drink more water.",
+        "The surgery opens at eight.",
+    ],
+}
+
+
+@pytest.mark.parametrize("query", ORDERS)
+def test_orders(rerank: Compiled, query: str) -> None:
+    encodings = [rerank.encode(query, document) for document in ORDERS[query]]
+    scores = [float(logits[0, 0]) for logits in rerank.run(*encodings)]
+    assert scores[0] == max(scores) and scores[0] > 0
+
+
+@pytest.mark.parametrize("name", ["ner", "sentiment", "nli", "fill_mask", "qa", "rerank"])
 def test_files_fit_together(name: str) -> None:
     source = shipped(name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
