@@ -393,6 +393,19 @@ def _train_a_little(name: str, tmp_path: Path) -> tuple[Path, Path]:
     arguments = ["--state", str(state), "--output", str(output), "--threads", "1"]
     arguments += ["--steps", "3", "--minutes", "0"]
     assert train.main(task, [*arguments, "--seconds", "0"], kind) == train.AGAIN
+
+    class Killed(kind):
+        def one(self, batch: Any) -> None:
+            if self.step == 2:
+                raise KeyboardInterrupt
+            super().one(batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "SAVE_EVERY", 1)
+        train.main(task, [*arguments, "--seconds", "600"], Killed)
+    import torch
+
+    assert torch.load(state / train.STATE)["step"] == 2
     assert train.main(task, [*arguments, "--seconds", "600"], kind) == 0
     onnx.checker.check_model(str(output / "model.onnx"))
     config = json.loads((output / "config.json").read_text())

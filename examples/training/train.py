@@ -34,6 +34,7 @@ SEED = 1
 CHUNK = 16  # batches that are made at once
 HELD_OUT_BATCHES = 20
 TEXTS = 6000  # that the pruned model learns from
+SAVE_EVERY = 50  # steps
 AGAIN = 3  # exit status: the time was up, run again
 
 STATE = "state.pt"
@@ -137,6 +138,8 @@ class Trainer:
                 self.save()
                 return False
             self.one(batch)
+            if self.step % SAVE_EVERY == 0:
+                self.save()
         self.save()
         return True
 
