@@ -192,7 +192,11 @@ def _course(
     device = best_device()
     model.to(device)
     student = Student(
-        network, _masks(layers, forms), frozen=network.tables, orders=_orders(layers, forms)
+        network,
+        _masks(layers, forms),
+        frozen=network.fixed,
+        orders=_orders(layers, forms),
+        tables=network.tables,
     ).to(device)
     task = tasks.of_model(found)
     kinds = {

@@ -17,7 +17,8 @@ GIB = 2**30
 #: compiler's, and what is made of one of them on the way.
 COPIES = 6
 
-#: Copies of the weights with training: gradients, two moments, a good state, the teacher.
+#: Copies of the weights with training: gradients, two moments, a good state, the teacher.  Tables
+#: have all but the gradient too, of the rows that texts have: at most as much.
 TRAINING_COPIES = 7
 
 #: What Python and its libraries have.

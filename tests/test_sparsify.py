@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import sparsec
 from examples.encoders import EncoderConfig, Export, write_random
@@ -45,6 +45,8 @@ from sparsec.pruning.planner import Plan, Planner  # noqa: E402
 from sparsec.pruning.planning import Planning  # noqa: E402
 from sparsec.pruning.structure import sites  # noqa: E402
 from sparsec.pruning.survey import Surveyed  # noqa: E402
+from sparsec.pruning.training.model import ModelNetwork  # noqa: E402
+from sparsec.pruning.training.rows import RowAdam  # noqa: E402
 from sparsec.pruning.training.trainer import Trainer  # noqa: E402
 from sparsec.pruning.units import SurveyedSite, shapes_of  # noqa: E402
 from sparsec.pruning.waiting import wait_briefly  # noqa: E402
@@ -583,6 +585,97 @@ def test_as_many_steps_give_the_same_bytes(model: Path, tmp_path: Path) -> None:
         assert made.steps == 6
         written.append((tmp_path / name / "model.onnx").read_bytes())
     assert written[0] == written[1]
+
+
+WORDS = "embeddings.word_embeddings.weight"
+
+
+def _tables(folder: Path) -> dict[str, np.ndarray]:
+    proto = onnx.load(folder / "model.onnx")
+    return {
+        t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if "embeddings" in t.name
+    }
+
+
+def _store_words_as_halves(path: Path) -> None:
+    """words (float16) -> Gather -> Cast -> what read the Gather"""
+    proto = onnx.load(path)
+    for tensor in proto.graph.initializer:
+        if tensor.name == WORDS:
+            array = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(array, WORDS))
+    nodes = list(proto.graph.node)
+    (at,) = (i for i, node in enumerate(nodes) if WORDS in node.input)
+    result = nodes[at].output[0]
+    nodes[at].output[0] = "words_half"
+    nodes.insert(at + 1, helper.make_node("Cast", ["words_half"], [result], to=TensorProto.FLOAT))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, path)
+
+
+def _share_words(path: Path) -> None:
+    """words -> Transpose -> the product of the head, whose own matrix is the same"""
+    proto = onnx.load(path)
+    stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    (head,) = (
+        name
+        for name, array in stored.items()
+        if array.shape == stored[WORDS].T.shape and np.array_equal(array, stored[WORDS].T)
+    )
+    for node in proto.graph.node:
+        node.input[:] = ["words_turned" if name == head else name for name in node.input]
+    kept = [t for t in proto.graph.initializer if t.name != head]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    turn = helper.make_node("Transpose", [WORDS], ["words_turned"], perm=[1, 0])
+    proto.graph.node.insert(0, turn)
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize("storage", ["fp32", "fp16"])
+def test_rows_of_tables_that_were_trained_are_written(
+    storage: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those, in the type in which the table is stored, and no others."""
+    folder = tmp_path / "dense"
+    shutil.copytree(model, folder)
+    if storage == "fp16":
+        _store_words_as_halves(folder / "model.onnx")
+    moved: set[int] = set()
+    real = RowAdam.step
+
+    def step(self: RowAdam, rate: float) -> None:
+        grad = self._tables[WORDS].grad
+        assert grad is not None
+        grad = grad.coalesce()
+        moved.update(grad.indices()[0][grad.values().any(1)].tolist())
+        real(self, rate)
+
+    monkeypatch.setattr(RowAdam, "step", step)
+    made = sparsec.sparsify(
+        folder, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, form="channels", steps=4, **ORT
+    )
+    assert made.path is not None
+    old, new = _tables(folder)[WORDS], _tables(made.path)[WORDS]
+    assert new.dtype == old.dtype
+    assert set((new != old).any(1).nonzero()[0].tolist()) == moved
+    assert 0 < len(moved) < len(old)
+
+
+def test_a_table_that_a_head_shares_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "dense"
+    make(folder, "masked-lm")
+    _share_words(folder / "model.onnx")
+    network = ModelNetwork(TorchModel(load_model(folder)))
+    assert network.fixed == (WORDS,) and WORDS not in network.tables and network.tables
+    made = sparsec.sparsify(
+        folder, texts=TEXTS, output=tmp_path / "out", sparsity=0.5, form="channels", steps=2, **ORT
+    )
+    assert made.path is not None
+    old, new = _tables(folder), _tables(made.path)
+    assert np.array_equal(old.pop(WORDS), new.pop(WORDS))
+    assert all((new[name] != old[name]).any() for name in network.tables)
 
 
 @pytest.mark.parametrize("given", [None, "PASSIVE"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,23 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from sparsec.errors import InputError, NonFiniteError  # noqa: E402
 from sparsec.pruning.clock import clock  # noqa: E402
+from sparsec.pruning.engine.table import Table  # noqa: E402
 from sparsec.pruning.least_squares import solve_rows  # noqa: E402
 from sparsec.pruning.ranges import Range  # noqa: E402
-from sparsec.pruning.training import checkpoint, losses, masks, observe, plan, remembered  # noqa: E402
+from sparsec.pruning.training import (  # noqa: E402
+    checkpoint,
+    losses,
+    masks,
+    observe,
+    plan,
+    remembered,
+    rows,
+)
 from sparsec.pruning.training.batches import (  # noqa: E402
     GRAIN,
     Batches,
@@ -67,7 +76,8 @@ class Tiny:
         def linear(name: str, x: Tensor) -> Tensor:
             return functional.linear(see(f"into {name}", x), values[name])
 
-        x = values["table"][inputs["ids"]]
+        table = values["table"]
+        x = functional.embedding(inputs["ids"], table, sparse=isinstance(table, Table))
         states = []
         for i in range(2):
             x = x + linear(f"down.{i}", torch.tanh(linear(f"up.{i}", x)))
@@ -103,12 +113,12 @@ TARGETS = dict.fromkeys(("up.0", "down.0", "up.1", "down.1"), 0.5)
 
 def trainer(
     options: Options, folder: Path | None = None, lines: list[str] | None = None,
-    label: bool = False, teacher: Tiny | None = None,
+    label: bool = False, teacher: Tiny | None = None, frozen: Sequence[str] = (),
 ) -> Trainer:  # fmt: skip
     teacher = teacher or Tiny()
     return Trainer(
         teacher,
-        Student(teacher, frozen=["table"]),
+        Student(teacher, frozen=frozen, tables=["table"]),
         Batches(examples(60, label=label), tokens=64, seed=options.seed),
         Batches(examples(16, seed=2), tokens=64, seed=0),
         KINDS,
@@ -531,6 +541,95 @@ def test_a_last_block_may_be_short() -> None:
     assert masks.kept_blocks(mask).tolist() == [[True, False], [True, True]]
 
 
+# ---- tables by rows ------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_rows_move_as_if_each_had_an_adam_of_its_own(data: st.DataObject) -> None:
+    """Against torch's dense Adam, one a row, that makes a step only where the row is looked up."""
+    looked_up = data.draw(
+        st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=9)
+    )
+    rng = torch.Generator().manual_seed(len(looked_up))
+    start = torch.randn(7, 3, generator=rng)
+    table = Table(start.clone())
+    alone = [nn.Parameter(row.clone()) for row in start]
+    adams = [torch.optim.Adam([row], betas=rows.BETAS, eps=rows.EPSILON) for row in alone]
+    mine = rows.RowAdam({"table": table})
+    for i, numbers in enumerate(looked_up):
+        rate, pull = 0.1 / (i + 1), torch.randn(len(numbers), 3, generator=rng)
+        mine.zero_grad()
+        (functional.embedding(torch.tensor(numbers), table, sparse=True) * pull).sum().backward()
+        mine.step(rate)
+        for row in set(numbers):
+            alone[row].grad = sum(pull[k] for k, n in enumerate(numbers) if n == row)
+            adams[row].param_groups[0]["lr"] = rate
+            adams[row].step()
+    torch.testing.assert_close(table.detach(), torch.stack(alone).detach(), rtol=1e-5, atol=1e-6)
+    seen = {n for numbers in looked_up for n in numbers}
+    assert set(mine.state()["table"]["rows"].tolist()) == seen
+    for row in set(range(7)) - seen:
+        assert torch.equal(table[row], start[row])
+
+
+def test_rows_that_are_all_looked_up_move_as_a_dense_table_does() -> None:
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 4, generator=rng)
+    table, dense = Table(start.clone()), nn.Parameter(start.clone())
+    mine, theirs = rows.RowAdam({"table": table}), torch.optim.Adam([dense], lr=0.01)
+    for _ in range(20):
+        numbers = torch.cat([torch.arange(5), torch.randint(5, (6,), generator=rng)])
+        pull = torch.randn(len(numbers), 4, generator=rng)
+        for one, sparse in ((table, True), (dense, False)):
+            one.grad = None
+            (functional.embedding(numbers, one, sparse=sparse).sin() * pull).sum().backward()
+        mine.step(0.01)
+        theirs.step()
+    torch.testing.assert_close(table, dense, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1e-2, 1e6])
+def test_gradients_of_rows_are_clipped_with_the_others(limit: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    numbers = torch.tensor([1, 4, 1])
+    found = []
+    for sparse in (True, False):
+        kind = Table if sparse else nn.Parameter
+        table, weight = kind(torch.ones(6, 3)), nn.Parameter(torch.arange(3.0))
+        (functional.embedding(numbers, table, sparse=sparse) @ weight).sum().backward()
+        clip = rows.clip if sparse else nn.utils.clip_grad_norm_
+        norm = clip([table, weight, nn.Parameter(torch.randn(2, generator=rng))], limit)
+        grad = table.grad
+        assert grad is not None
+        found.append((norm, grad.to_dense() if sparse else grad, weight.grad))
+    torch.testing.assert_close(*found)
+
+
+def test_rows_that_no_text_has_stay() -> None:
+    """A state has the rows that were looked up, and gives back those that were not."""
+    one = trainer(Options(steps=12, learning_rate=5e-3))
+    start = one.teacher.parameters_by_name()["table"]
+    used = {
+        int(i) for batch in map(one._batches.batch, range(12)) for i in batch.inputs["ids"].flat
+    }
+    begun = one._snapshot()
+    made = one.train().parameters["table"]
+    moved = (made != start).any(1).nonzero().flatten().tolist()
+    assert moved and set(moved) <= used - {0}  # what fills up moves nothing
+    ended = one._snapshot()
+    assert set(ended["rows"]["table"]["rows"].tolist()) == used
+    one._restore(begun)
+    assert torch.equal(one.student.named_values()["table"], start)
+    one._restore(ended)
+    assert torch.equal(one.student.named_values()["table"], made)
+
+
+def test_tables_may_stay_as_they_are() -> None:
+    one = trainer(Options(steps=8), frozen=["table"])
+    assert "table" not in one.train().parameters
+
+
 # ---- the training --------------------------------------------------------------------------------
 
 
@@ -561,7 +660,7 @@ def test_a_training_prunes_rounds_and_learns() -> None:
         zero = made.parameters[name].reshape(-1, 4) == 0
         assert float(zero.all(1).float().mean()) == pytest.approx(0.5, abs=0.02)
         assert torch.equal(made.parameters[name] == 0, ~made.masks[name])
-    assert bool((made.parameters["head"] != 0).all()) and "table" not in made.parameters
+    assert bool((made.parameters["head"] != 0).all())
     assert set(made.roundings) == {layer.place for layer in Tiny.layers}
     sparsity = [p.sparsity for p in made.curve]
     assert sparsity == sorted(sparsity)

@@ -14,7 +14,7 @@ from sparsec.errors import InputError
 
 NAME = "training.pt"
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def write(folder: Path, fingerprint: str, state: Mapping[str, Any]) -> None:

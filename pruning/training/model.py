@@ -1,4 +1,4 @@
-"""A whole model as what is trained: parameters of layers `[N, K]`, places, tables that stay."""
+"""A whole model as what is trained: parameters of layers `[N, K]`, places, tables of rows."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class ModelNetwork:
     Attributes:
         model: as given; its own parameters are the teacher's and do not change.
         layers: its linear layers; those that read the same value have one place.
+        tables: parameters `[V, C]` that rows are looked up in and that nothing else reads.
+        fixed: other parameters that are looked up in, which are not to be trained: a head that
+            shares a table gives all of its rows gradients at each step, and those of tokens that
+            are in no text would drift from the others.
     """
 
     def __init__(self, model: TorchModel) -> None:
@@ -28,18 +32,22 @@ class ModelNetwork:
             name: first.setdefault(layer.uses[0].x, name) for name, layer in found.items()
         }
         self.layers: Sequence[Layer] = tuple(Layer(name, self._place[name]) for name in found)
+        self.tables, self.fixed = self._looked_up()
         self._turned = {name for name, layer in found.items() if layer.transposed}
 
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Parameters that tokens are looked up in, and layers that share them: most of their rows
-        are in no text, and must not drift from those that are."""
-        read = set()
+    def _looked_up(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """See :attr:`tables` and :attr:`fixed`."""
         graph = self.model.opened.graph(self.model.opened.probe)
+        read, otherwise = set(), set(graph.outputs)
         for node in graph.nodes:
-            if node.op.startswith("gather"):
+            gathers = node.op.startswith("gather")
+            if gathers:
                 read.add(node.inputs[0])
-        return tuple(name for name in self.model.weights if name in read)
+            rows = node.op == "gather" and node.attrs["axis"] == 0
+            otherwise.update(node.inputs[1:] if rows else node.inputs)
+        names = [name for name, weight in self.model.weights.items() if name in read]
+        free = [n for n in names if n not in otherwise and self.model.weights[n].dim() == 2]
+        return tuple(free), tuple(name for name in names if name not in free)
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The model's parameters, layers `[N, K]`."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sparsec.pruning.engine.table import Table
 from sparsec.pruning.ranges import Rounding
 from sparsec.pruning.training.losses import Result
 from sparsec.pruning.training.quantizers import Ranges, round_weight
@@ -89,6 +90,8 @@ class Student(nn.Module):
         frozen: parameters that stay as they are.
         orders: int64 `[K]` by parameter: the order in which a layer's inputs lie in blocks; those
             that are left out: as they are.
+        tables: parameters `[V, C]` that are trained by rows: the network only looks rows of them
+            up.
 
     Attributes:
         orders: as given.
@@ -104,13 +107,15 @@ class Student(nn.Module):
         masks: Mapping[str, Tensor] | None = None,
         frozen: Sequence[str] = (),
         orders: Mapping[str, Tensor] | None = None,
+        tables: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.orders = dict(orders or {})
         self._names = [n for n in network.parameters_by_name() if n not in frozen]
         start = network.parameters_by_name()
-        self.values = nn.ParameterList([nn.Parameter(_own(start[name])) for name in self._names])
+        kinds = {name: Table if name in tables else nn.Parameter for name in self._names}
+        self.values = nn.ParameterList([kind(_own(start[n])) for n, kind in kinds.items()])
         self.masks: dict[str, Tensor] = dict(masks or {})
         self._weights = {layer.weight: layer.place for layer in network.layers}
         self.ranges = None
@@ -132,6 +137,14 @@ class Student(nn.Module):
     def named_values(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return dict(zip(self._names, self.values, strict=True))
+
+    def dense(self) -> list[nn.Parameter]:
+        """What is trained as a whole."""
+        return [value for value in self.values if not isinstance(value, Table)]
+
+    def tables(self) -> dict[str, Table]:
+        """What is trained by rows, by name."""
+        return {n: value for n, value in self.named_values().items() if isinstance(value, Table)}
 
     def prune(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Take new masks, and new weights where there are some."""

@@ -34,7 +34,8 @@ from sparsec.pruning.training.losses import Kind, Result
 from sparsec.pruning.training.network import Network, Student
 from sparsec.pruning.training.plan import Cycle
 from sparsec.pruning.training.remembered import Remembered
-from sparsec.pruning.training.state import Point, State, new_optimizer, restore, snapshot
+from sparsec.pruning.training.rows import clip
+from sparsec.pruning.training.state import Optimizer, Point, State, restore, snapshot
 
 OBSERVED = 12
 """Batches whose second moments and ranges are measured when a cycle begins."""
@@ -42,8 +43,8 @@ OBSERVED = 12
 TIMED = 6
 """Steps that are timed to know how many fit; the first is not counted."""
 
-GOOD_EVERY = 20
-"""Steps after which a state is good enough to go back to."""
+GOOD_EVERY = 50
+"""Steps after which a state is kept to go back to: it takes most of the time of a step."""
 
 RETRIES = 4
 """Times that a training goes back before it gives up."""
@@ -160,7 +161,7 @@ class Trainer:
         self._say = say
         self._device = student.values[0].device
         self._products = precision.products(self._device)
-        self._optimizer = new_optimizer(student, options.learning_rate)
+        self._optimizer = Optimizer(student)
         self._state = State()
         self._good: dict[str, Any] = {}
         self._remembered: Remembered | None = None
@@ -314,7 +315,7 @@ class Trainer:
         if cycle.quantized and self.student.ranges is None:
             self.student.begin_rounding(observe.roundings(self.student, seen, self._tensors))
         # Momentum of weights that are gone would bring them back.
-        self._optimizer = new_optimizer(self.student, self._options.learning_rate)
+        self._optimizer = Optimizer(self.student, self._optimizer.rows)
         state.cycle = index
         self._keep_good()
 
@@ -331,7 +332,7 @@ class Trainer:
             if name not in self._targets or name in made:
                 continue
             seen = moments[layer.place]
-            squares = self._optimizer.state.get(named[name], {}).get("exp_avg_sq")
+            squares = self._optimizer.squares(named[name])
             known = None if squares is None else masks.sensitivity(squares, seen)
             weight = named[name].detach()
             before = student.masks.get(name, torch.ones_like(weight, dtype=torch.bool))
@@ -366,10 +367,7 @@ class Trainer:
         """One step; where its numbers are none, back to the last good ones."""
         state, options = self._state, self._options
         rate = state.cycles[state.cycle].learning_rate(within) * state.slower
-        for group, top in zip(
-            self._optimizer.param_groups, (options.learning_rate, options.range_rate), strict=False
-        ):
-            group["lr"] = top * rate
+        self._optimizer.set_rates(options.learning_rate * rate, options.range_rate * rate)
         batch = self._batches.batch(state.step)
         loss = self._gradients(batch, self._told(batch))
         if loss is None:
@@ -394,9 +392,9 @@ class Trainer:
             loss = losses.total_loss(
                 self._kinds, self._options.weights, got, told, mask, targets or None
             )
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), GRADIENT_LIMIT)
+        norm = clip(self.student.parameters(), GRADIENT_LIMIT)
         value = float(loss.detach())
         return value if math.isfinite(value) and bool(norm.isfinite()) else None
 
@@ -481,8 +479,7 @@ class Trainer:
         return snapshot(self.student, self._optimizer, self._state)
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
-        rate = self._options.learning_rate
-        self._optimizer = restore(kept, self.student, self._state, rate)
+        self._optimizer = restore(kept, self.student, self._state)
 
     def _keep_good(self) -> None:
         self._good = self._snapshot()

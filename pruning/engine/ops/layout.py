@@ -6,9 +6,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sparsec.compiler.ir import bind_shape
 from sparsec.pruning.engine.ops.form import Attrs, Form, Results
+from sparsec.pruning.engine.table import Table
 
 
 def _reshape(attrs: Attrs, x: Tensor) -> Results:
@@ -55,6 +57,8 @@ def _inside(indices: Tensor, extent: int) -> Tensor:
 def _gather(attrs: Attrs, x: Tensor, indices: Tensor) -> Results:
     axis = attrs["axis"]
     places = _inside(indices, x.shape[axis])
+    if axis == 0 and isinstance(x, Table):
+        return (functional.embedding(places, x, sparse=True),)
     shape = (*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
     return (x.index_select(axis, places.reshape(-1)).reshape(shape),)
 
