@@ -35,7 +35,8 @@ def packages() -> tuple[list[str], dict[str, str]]:
 
 
 def extensions() -> list[Extension]:
-    """The runtime's engine (Cython over the C thread pool and CPU detection) and its loader."""
+    """The runtime's engine (Cython over the C thread pool and CPU detection), its loader, and sums
+    of rows."""
     from Cython.Build import cythonize
 
     engine = Extension(
@@ -56,7 +57,12 @@ def extensions() -> list[Extension]:
         extra_compile_args=["-O2", "-std=gnu11", "-fvisibility=hidden"],
         libraries=["dl"],
     )
-    return cythonize([engine, loader], language_level=3)
+    rows = Extension(
+        "sparsec.runtime._rows",
+        sources=["runtime/_rows.pyx"],
+        extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
+    )
+    return cythonize([engine, loader, rows], language_level=3)
 
 
 class BuildManPages(Command):

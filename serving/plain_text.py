@@ -7,7 +7,6 @@ that each such word is tokenized once and remembered.
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -61,19 +60,29 @@ class PlainText:
             return None
         return cls(made, bool(normalizer.get("lowercase", True)), marks)
 
-    def form(self, text: str) -> str | None:
-        """The text as the tokenizer takes it; None if it has to go the long way."""
-        if not (text.isascii() and text.isprintable()):
-            return None
-        if any(mark in text for mark in self._marks):
-            return None
-        return text.lower() if self._lower else text
+    def forms(self, texts: Sequence[str]) -> list[str | None]:
+        """Each text as the tokenizer takes it; None if it has to go the long way."""
+        # Most have nothing but what is plain: all are looked at in one go.
+        if self._is_plain("".join(texts)):
+            return [text.lower() for text in texts] if self._lower else list(texts)
+        return [
+            (text.lower() if self._lower else text) if self._is_plain(text) else None
+            for text in texts
+        ]
 
-    def ids(self, forms: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Ids of the tokens of each text, without special ones.
+    def _is_plain(self, text: str) -> bool:
+        return (
+            text.isascii() and text.isprintable() and not any(mark in text for mark in self._marks)
+        )
+
+    def ids(self, forms: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens of texts, without special ones.
 
         Args:
-            forms: texts as :meth:`form` gives them.
+            forms: texts as :meth:`forms` gives them.
+
+        Returns:
+            The ids of all texts, one behind the other, and how many each has.
         """
         rows = [form.split() for form in forms]
         known = self._words
@@ -84,8 +93,7 @@ class PlainText:
             found = _looked_up(known, rows)
         codes = "".join(found).encode("utf-32-le", "surrogatepass")
         flat = np.frombuffer(codes, "<u4").astype(np.int64)
-        ends = itertools.accumulate(map(len, found), initial=0)
-        return [flat[start:end] for start, end in itertools.pairwise(ends)]
+        return flat, np.fromiter(map(len, found), np.int64, len(found))
 
     def _learn(self, known: dict[str, str], new: list[str]) -> None:
         """Add words to those that are remembered."""

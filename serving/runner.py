@@ -9,7 +9,7 @@ import abc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,7 @@ MAX_ROWS = 1 << 14
 _Self = TypeVar("_Self", bound="Runner")
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """One sequence for the model.
 
     Attributes:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sparsec import sentence_files
 from sparsec.errors import InputError, ModelError
+from sparsec.runtime._rows import sum_each
 from sparsec.sentence_files import Module
 
 Vector = NDArray[np.float32]
@@ -76,14 +77,11 @@ class Pooling:
         return pooled
 
 
-# Tokens up to which sums are in single precision, as PyTorch's are: half of the time.
-_FEW = 64
-
-
 def _mean(states: Sequence[NDArray[Any]], power: float, out: Vector) -> None:
     """Sums over tokens, divided by a power of how many they are."""
-    for one, row in zip(states, out, strict=True):
-        np.add.reduce(one, 0, np.float32 if len(one) <= _FEW else np.float64, row)
+    sums = np.empty(out.shape, np.float32)
+    sum_each(list(states), sums)
+    out[:] = sums
     out /= np.array([len(one) ** power for one in states], np.float32)[:, None]
 
 

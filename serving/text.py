@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,29 @@ _TIGHT = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 # Characters of a text from which on it is tokenized as a batch of one: only for batches does the
 # library release the GIL.
 LONG = 4096
+
+
+class Tokens(NamedTuple):
+    """Tokens of texts, special ones left out.
+
+    Attributes:
+        ids: int64, of all texts, one behind the other.
+        lengths: int64 ``[texts]``, how many of them each has.
+    """
+
+    ids: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[NDArray[np.int64]]) -> Tokens:
+        """Of the ids of each text."""
+        ids = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        return cls(ids, np.array([len(row) for row in rows], np.int64))
+
+    def rows(self) -> list[NDArray[np.int64]]:
+        """The ids of each text."""
+        ends = np.cumsum(self.lengths).tolist()
+        return [self.ids[start:end] for start, end in itertools.pairwise([0, *ends])]
 
 
 class Text:
@@ -150,8 +173,8 @@ class Text:
                 "the text is not valid Unicode: it has a surrogate (U+D800 to U+DFFF) of its own"
             ) from None
 
-    def all_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Ids of all tokens of each text, special ones and truncation left out.
+    def all_ids(self, texts: Sequence[str]) -> Tokens:
+        """All tokens of each text, special ones and truncation left out.
 
         Other threads run meanwhile, and several share the work where the tokenizer may use them.
 
@@ -159,11 +182,14 @@ class Text:
             InputError: a text holds half a character.
         """
         if self._plain is None:
-            return self._batch(texts)
-        forms = [self._plain.form(text) for text in texts]
-        plain = iter(self._plain.ids([f for f in forms if f is not None]))
+            return Tokens.of(self._batch(texts))
+        forms = self._plain.forms(texts)
+        found = Tokens(*self._plain.ids([form for form in forms if form is not None]))
+        if len(found.lengths) == len(texts):
+            return found
+        plain = iter(found.rows())
         others = iter(self._batch([t for t, f in zip(texts, forms, strict=True) if f is None]))
-        return [next(others if form is None else plain) for form in forms]
+        return Tokens.of([next(others if form is None else plain) for form in forms])
 
     def _batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         if len(texts) < 2:
@@ -177,33 +203,36 @@ class Text:
             # The one that it is says so.
             return [self.ids(text) for text in texts]
 
-    def singles(self, rows: Sequence[NDArray[np.int64]], max_length: int) -> list[Features]:
+    def singles(self, tokens: Tokens, max_length: int) -> list[Features]:
         """What the model takes of texts, with special tokens, each cut to `max_length` in all.
 
         Args:
-            rows: ids of each text, as :meth:`all_ids` gives them.
+            tokens: of the texts, as :meth:`all_ids` gives them.
 
         Raises:
             InputError: as for :meth:`features`.
         """
         room = max_length - self.special_tokens()
+        if len(tokens.lengths) and tokens.lengths.max() > room:
+            _check_room(room)
+            left = self.side == "left"
+            tokens = Tokens.of([ids[max(len(ids) - room, 0) :] if left else ids[:room]
+                                for ids in tokens.rows()])  # fmt: skip
         before, after, kinds = self._frame
         # All in one array, of which each sequence has a part.
-        parts: list[NDArray[np.int64]] = []
-        ends = [0]
-        for ids in rows:
-            if len(ids) > room:
-                _check_room(room)
-                ids = ids[:room] if self.side == "right" else ids[len(ids) - room :]
-            parts += (before, ids, after)
-            ends.append(ends[-1] + len(before) + len(ids) + len(after))
-        whole = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        ends = np.zeros(len(tokens.lengths) + 1, np.int64)
+        np.cumsum(tokens.lengths + len(before) + len(after), out=ends[1:])
+        whole = np.empty(ends[-1], np.int64)
         types = np.full(len(whole), kinds[1], np.int64)
-        if kinds != (kinds[1],) * 3:
-            for start, end in itertools.pairwise(ends):
-                types[start : start + len(before)] = kinds[0]
-                types[end - len(after) : end] = kinds[2]
-        return self._split(whole, types, ends)
+        own = np.ones(len(whole), np.bool_)
+        rows = ((before, ends[:-1], kinds[0]), (after, ends[1:] - len(after), kinds[2]))
+        for special, starts, kind in rows:
+            for i, token in enumerate(special):
+                whole[starts + i] = token
+                types[starts + i] = kind
+                own[starts + i] = False
+        whole[own] = tokens.ids
+        return self._split(whole, types, ends.tolist())
 
     def join(self, first: Encoding, second: Encoding | None = None) -> Encoding:
         """Put the special tokens around one or two encodings."""

@@ -881,6 +881,7 @@ POISONED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"sequences": ["mary", "bad"], "labels": ["sport", "news"]},
     ),
     "embedding": ("hidden", {}, {"inputs": ["mary", "bad"]}),
+    "sentence-embedding": ("hidden", {}, {"inputs": ["mary", "bad"]}),
     "fill-mask": ("masked-lm", {}, {"inputs": ["[MASK] is mary", "[MASK] is bad"]}),
 }  # fmt: skip
 

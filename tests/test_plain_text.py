@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from sparsec.serving.runner import roles
-from sparsec.serving.text import Text
+from sparsec.serving.text import Text, Tokens
 from tests import pipelines_support
 
 ASCII = st.text(st.characters(min_codepoint=0, max_codepoint=127), max_size=60)
@@ -23,9 +22,9 @@ WORDS = st.lists(
 ).map(" ".join)
 
 
-def _lists(rows: list[Any]) -> list[list[int]]:
-    assert all(row.dtype == np.int64 for row in rows)
-    return [row.tolist() for row in rows]
+def _lists(tokens: Tokens) -> list[list[int]]:
+    assert tokens.ids.dtype == np.int64
+    return [row.tolist() for row in tokens.rows()]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lower", "cased"])
@@ -43,8 +42,9 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_both_ways_give_the_same(tokenizer: Text, texts: list[str]) -> None:
     assert tokenizer._plain is not None
     assert _lists(tokenizer.all_ids(texts)) == [tokenizer.encode(text).ids for text in texts]
-    taken = [text for text in texts if tokenizer._plain.form(text) is not None]
-    assert all(text.isascii() and "[" not in text for text in taken)
+    forms = tokenizer._plain.forms(texts)
+    plain = [text.isascii() and text.isprintable() and not set(text) & {"[", "<"} for text in texts]
+    assert [form is not None for form in forms] == plain
 
 
 def test_words_are_forgotten_when_they_are_many(

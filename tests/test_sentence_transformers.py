@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 import sparsec
-from sparsec import CrossEncoder, InputError, ModelError, Pipeline, SentenceTransformer
+from sparsec import (
+    CrossEncoder,
+    InputError,
+    ModelError,
+    NonFiniteError,
+    Pipeline,
+    SentenceTransformer,
+)
+from sparsec.serving.sentence import Normalize, Pooling, SentenceSettings
 from tests.pipelines_support import TEXTS, make
 from tests.test_pipelines_transformers import reference_model
 
@@ -216,6 +224,39 @@ def test_the_old_task_obeys_the_folder_too(model: Callable[..., Path], encoder: 
         np.testing.assert_allclose(got, theirs(folder).encode(SHORT[:2]), atol=2e-6)
     with Pipeline.create("embedding", encoder, engine_type="onnxruntime") as ours:
         assert len(ours("Mary").embeddings[0]) == 3  # without files, a vector for each token
+
+
+@pytest.mark.parametrize(
+    "modes", ["cls", "max", "mean", "mean_sqrt_len_tokens", ["lasttoken", "mean"]]
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_state_that_is_no_number_goes_unseen(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    modes: Any, value: float,
+) -> None:  # fmt: skip
+    """Wherever it is, and whatever of the vector is kept; sums that are too large are none."""
+    with Pipeline.create("sentence-embedding", encoder, engine_type="onnxruntime") as ours:
+        pooling = Pooling((modes,) if isinstance(modes, str) else tuple(modes))
+        run = ours.runner.infer
+
+        def changed(items: Any) -> Any:
+            outputs = run(items)
+            outputs[1][ours._output][1, 7] = placed  # type: ignore[attr-defined]
+            return outputs
+
+        monkeypatch.setattr(ours.runner, "infer", changed)
+        for steps in ((), (Normalize(),)):
+            ours.settings = SentenceSettings(pooling=pooling, steps=steps)  # type: ignore[attr-defined]
+            for call in ({}, {"dimensions": 5}):
+                placed = value
+                ours.on_nonfinite = "warn"
+                ours(inputs=SHORT[:3], **call)
+                ours.on_nonfinite = "error"
+                with pytest.raises(NonFiniteError, match="in 1 of 3 sequences"):
+                    ours(inputs=SHORT[:3], **call)
+                placed = np.float32(3e38)
+                ours(inputs=SHORT[:3], **call)
+        assert len(caplog.records) == 4
 
 
 def test_without_files_the_mean(encoder: Path) -> None:

@@ -381,11 +381,8 @@ def test_long_texts_do_not_hold_up_others() -> None:
                 assert go.wait(20)
             return Job([item(1)])
 
-        def examine(self, outputs: Any) -> None:
-            return None
-
-        def finish(self, job: Job, outputs: Any) -> Texts:
-            return Texts(inputs="answer")
+        def conclude(self, jobs: Any, outputs: Any, warn: Any) -> list[Texts]:
+            return [Texts(inputs="answer")]
 
     async def body(queue: ModelQueue, runner: FakeRunner, watcher: Watcher) -> None:
         task: Any = Task()

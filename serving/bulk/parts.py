@@ -6,7 +6,7 @@ import abc
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -21,6 +21,9 @@ from sparsec.serving.bulk.rows import Columns, Origin, Records, Rows, as_table
 
 # Bytes of its files that a part has at most, or a row more.
 PART_BYTES = 1 << 26
+
+# What a column that has to be texts, or lists, may have.
+_READABLE = (str, list, type(None))
 
 # Rows of Parquet that are read at once.
 _BATCH = 4096
@@ -271,19 +274,14 @@ class _Seen:
         """
         rows = [record for record in records if not isinstance(record, Broken)]
         if self._typed:
-            schema = as_table([row for row in rows if self._readable(row)]).schema
+            for name in self._texts:
+                rows = [row for row in rows if isinstance(row.get(name), _READABLE)]
+            schema = as_table(rows).schema
             if schema not in self._schemas:
                 self._schemas.append(schema)
         else:
             for row in rows:
                 self._names.update(dict.fromkeys(row))
-
-    def _readable(self, row: Mapping[str, Any]) -> bool:
-        for name in self._texts:
-            value = row.get(name)
-            if not isinstance(value, (str, list)) and value is not None:
-                return False
-        return True
 
     def columns(self, sources: Sequence[Source]) -> pa.Schema:
         """All columns that there are."""

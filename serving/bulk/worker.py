@@ -4,7 +4,8 @@ thread, as many at once as there are cores."""
 from __future__ import annotations
 
 import contextlib
-import logging
+import itertools
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,6 @@ from sparsec.errors import InputError, NonFiniteError
 from sparsec.serving.bulk.fields import Answers, Fields, Row, joined, ordered
 from sparsec.serving.bulk.rows import Rows
 from sparsec.serving.pipelines import Pipeline
-
-logger = logging.getLogger("sparsec")
 
 # Characters, and rows, of a batch: enough for full blocks of rows, and little memory.
 BATCH_CHARACTERS = 1 << 14
@@ -99,8 +98,9 @@ class Worker:
         names = list(values)
         lengths = [0] * len(rows)
         for column in values.values():
-            lengths = [n + _length(value) for n, value in zip(lengths, column, strict=True)]
-        order = sorted((i for i in range(len(rows)) if i not in broken), key=lambda i: -lengths[i])
+            lengths = list(map(operator.add, lengths, map(_length, column)))
+        whole = (i for i in range(len(rows)) if i not in broken)
+        order = sorted(whole, key=lengths.__getitem__, reverse=True)
         self._done(len(bad))
         futures = []
         for batch in _batches(order, lengths):
@@ -134,27 +134,23 @@ class Worker:
 
     def _answer_all(self, indices: Sequence[int], rows: Sequence[Row]) -> _Batch:
         pipeline, fields = self._pipeline, self._fields
-        for row in rows:
-            self._check(row)
+        self._check(rows)
         groups = [rows] if self._together else [[row] for row in rows]
         jobs = [pipeline.prepare(pipeline.validate(fields.request(group))) for group in groups]
         items = [item for job in jobs for item in job.items]
         with self._running:
             outputs = pipeline.runner.infer(items)
-        if wrong := pipeline.examine(outputs):
-            if pipeline.on_nonfinite == "error":
-                raise wrong
-            logger.warning("%s", wrong)
-        found: list[Answers] = []
-        start = 0
-        for job, group in zip(jobs, groups, strict=True):
-            end = start + len(job.items)
-            found.append(fields.answers(pipeline, pipeline.finish(job, outputs[start:end]), group))
-            start = end
+        predictions = pipeline.conclude(jobs, outputs)
+        found = [
+            fields.answers(pipeline, prediction, group)
+            for prediction, group in zip(predictions, groups, strict=True)
+        ]
         return _Batch(indices, _all(found), (), sum(job.cut for job in jobs))
 
-    def _check(self, row: Row) -> None:
-        for name, value in row.items():
+    def _check(self, rows: Sequence[Row]) -> None:
+        if all(type(value) is str for row in rows for value in row.values()):
+            return
+        for name, value in itertools.chain.from_iterable(row.items() for row in rows):
             if value is None and name in self._fields.needed:
                 raise InputError(f"{self._columns[name]} is empty")
             if self._fields.texts and not isinstance(value, (str, list)):

@@ -93,6 +93,11 @@ _GONE = {
 }
 
 
+def log_nonfinite(wrong: NonFiniteError) -> None:
+    """Log what is wrong with a model's outputs."""
+    logger.warning("%s", wrong)
+
+
 @dataclass
 class Job:
     """Inputs that are ready to run, and whatever the task needs afterwards (in subclasses).
@@ -456,11 +461,11 @@ class Pipeline(abc.ABC):
             TooLongError: as for :meth:`fit`.
         """
         special = self.text.special_tokens()
-        rows = self.text.all_ids(texts) if texts else []
-        for i, ids in enumerate(rows):
-            if len(ids) + special > self.max_length:
-                self.admit(job, len(ids) + special, f"{where}.{i}")
-        job.items += self.text.singles(rows, self.max_length)
+        tokens = self.text.all_ids(texts)
+        lengths = tokens.lengths + special
+        for i in np.flatnonzero(lengths > self.max_length).tolist():
+            self.admit(job, int(lengths[i]), f"{where}.{i}")
+        job.items += self.text.singles(tokens, self.max_length)
 
     def pair(
         self,
@@ -515,6 +520,37 @@ class Pipeline(abc.ABC):
             outputs: from the runner, one for each of ``job.items``.
         """
 
+    def conclude(
+        self,
+        jobs: Sequence[Job],
+        outputs: list[Outputs],
+        warn: Callable[[NonFiniteError], None] = log_nonfinite,
+    ) -> list[BaseModel]:
+        """The predictions of jobs whose items have run together, each an `output_schema`.
+
+        Args:
+            jobs: from `prepare`.
+            outputs: from the runner, one for each item of the jobs, in order.
+            warn: told what is wrong where the outputs hold NaN or infinity, and that is neither an
+                error nor ignored.
+
+        Raises:
+            NonFiniteError: they do, and `on_nonfinite` is ``error``.
+        """
+        if wrong := self.examine(outputs):
+            if self.on_nonfinite == "error":
+                raise wrong
+            warn(wrong)
+        return self._finished(jobs, outputs)
+
+    def _finished(self, jobs: Sequence[Job], outputs: list[Outputs]) -> list[BaseModel]:
+        results, start = [], 0
+        for job in jobs:
+            end = start + len(job.items)
+            results.append(self.finish(job, outputs[start:end]))
+            start = end
+        return results
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Predict; returns an `output_schema`.  Arguments are those of :meth:`parse`.
 
@@ -524,12 +560,8 @@ class Pipeline(abc.ABC):
                 ``error``.
         """
         job = self.prepare(self.parse(*args, **kwargs))
-        outputs = self.runner.infer(job.items)
-        if wrong := self.examine(outputs):
-            if self.on_nonfinite == "error":
-                raise wrong
-            logger.warning("%s", wrong)
-        return self.finish(job, outputs)
+        (prediction,) = self.conclude([job], self.runner.infer(job.items))
+        return prediction
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
         """The same as a call, for ``await``: other tasks of the event loop go on meanwhile.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer
 
-from sparsec.errors import InputError
+from sparsec.errors import InputError, NonFiniteError
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.pipelines.base import Job, Pipeline, Truncate
+from sparsec.serving.pipelines.base import Job, Pipeline, Truncate, log_nonfinite
 from sparsec.serving.pipelines.embedding_extraction import at_layer, choose, gives
 from sparsec.serving.pipelines.hub import HubForm
 from sparsec.serving.runner import Features, Outputs, Runner
-from sparsec.serving.sentence import truncated, unit
+from sparsec.serving.sentence import Normalize, truncated, unit
 from sparsec.serving.text import Text
 
 # What an exporter calls the output that is pooled already.
@@ -198,6 +198,33 @@ class SentenceEmbeddingPipeline(Pipeline):
         """Tokens of a sequence that are the prompt's: special ones before it are, too."""
         joined = self.text.join(self.text.encode(self._case(prompt)))
         return len(joined) - int(joined.special_tokens_mask[-1])
+
+    def conclude(
+        self,
+        jobs: Sequence[Job],
+        outputs: list[Outputs],
+        warn: Callable[[NonFiniteError], None] = log_nonfinite,
+    ) -> list[BaseModel]:
+        if self.on_nonfinite == "ignore" or not all(map(self._shows_all, jobs)):
+            return super().conclude(jobs, outputs, warn)
+        with np.errstate(over="ignore", invalid="ignore"):
+            results = self._finished(jobs, outputs)
+        vectors = [one.embeddings for one in results if isinstance(one, SentenceEmbeddingOutput)]
+        if all(np.isfinite(x).all() for x in vectors):
+            return results
+        return super().conclude(jobs, outputs, warn)
+
+    def _shows_all(self, job: Job) -> bool:
+        """Whether vectors that are numbers say that all states are: then nobody has to look at
+        those, which takes as long as to add them up."""
+        assert isinstance(job, SentenceEmbeddingJob)
+        settings = self.settings
+        return (
+            not job.prompt
+            and job.dimensions is None
+            and any(mode.startswith("mean") for mode in settings.pooling.modes)
+            and all(isinstance(step, Normalize) for step in settings.steps)
+        )
 
     def finish(self, job: Job, outputs: list[Outputs]) -> SentenceEmbeddingOutput:
         assert isinstance(job, SentenceEmbeddingJob)

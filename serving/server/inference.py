@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from sparsec.errors import NonFiniteError
 from sparsec.serving.pipelines.base import Job, Pipeline
 from sparsec.serving.runner import Features, Outputs
 from sparsec.serving.server.batching import QueueFullError, Timing
@@ -126,18 +127,16 @@ async def predict(
         outputs = await _run(endpoint, items)
 
         def finish() -> list[BaseModel]:
-            if wrong := pipeline.examine(outputs):
+            try:
+                return pipeline.conclude(jobs, outputs, warn)
+            except NonFiniteError:
                 endpoint.metrics.nonfinite()
-                if pipeline.on_nonfinite == "error":
-                    raise wrong
-                fields = {"request_id": request_id, "endpoint": endpoint.name}
-                logger.warning("%s", wrong, extra={"fields": fields})
-            results, start = [], 0
-            for job in jobs:
-                end = start + len(job.items)
-                results.append(pipeline.finish(job, outputs[start:end]))
-                start = end
-            return results
+                raise
+
+        def warn(wrong: NonFiniteError) -> None:
+            endpoint.metrics.nonfinite()
+            fields = {"request_id": request_id, "endpoint": endpoint.name}
+            logger.warning("%s", wrong, extra={"fields": fields})
 
         tokens = sum(item.length for item in items)
         results = await _away(finish, tokens > INLINE_TOKENS)
