@@ -507,21 +507,29 @@ def test_functions_of_a_byte_are_tables(
     np.testing.assert_array_equal(have, want)
 
 
+@pytest.mark.parametrize("computed", [True, False], ids=["computed", "loaded"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_layernorm(tmp_path: Path, target: str) -> None:
+def test_layernorm(tmp_path: Path, target: str, computed: bool) -> None:
+    """Of what is computed first, and of what a layer has left in lanes."""
     for channels in (1, 2, 7, 64):
         e = Editor(name="norm", length=3)
         x = e.input("x", np.float32, (BATCH, 3, channels))
         rng = np.random.default_rng(channels)
         gamma = e.constant(rng.standard_normal(channels).astype(np.float32))
         beta = e.constant(rng.standard_normal(channels).astype(np.float32))
-        before = e.emit("add", [x, gamma])
+        if computed:
+            before = e.emit("add", [x, gamma])
+        else:
+            weights = (rng.standard_normal((channels, channels)) / 100).astype(np.float32)
+            before = e.emit("linear", [x, e.constant(weights + np.eye(channels, dtype="f4"))])
         y = e.emit("layernorm", [before, gamma, beta], eps=1e-5)
         e.outputs += [y, before, e.emit("add", [y, before])]
         quantized = [y, e.constant(np.float32(0.05)), e.constant(np.uint8(99))]
         e.outputs.append(e.emit("quantize", quantized))
         graph = e.finish()
         library = compile_graph(tmp_path / str(channels), graph, target)
+        source = (tmp_path / str(channels) / "bucket_3" / "bucket.c").read_text()
+        assert ("vf_store(tmp" in source) == computed
         # A mean far from zero: what cancellation would spoil.
         x_value = (rng.standard_normal((7, 3, channels)) + 100).astype(np.float32)
         expected = interpret(graph, [x_value])

@@ -23,6 +23,7 @@ def map_kernel(body: Body) -> LaneKernel:
         root = body.choice.root(norm.inputs[0])
         before = body.program({})
         context |= {"normalized": before.demand(norm.inputs[0]), "before": before.lines}
+        context["computed"] = len(before.lines) > 1 or bool(body.fields)
         args.number(float(norm.attrs["eps"]), "eps")
         after = body.program({})
         gamma = after.constant(graph.constants[norm.inputs[1]], "gamma")
@@ -46,7 +47,7 @@ def map_kernel(body: Body) -> LaneKernel:
     context |= {"ordered": ordered, "epilogue": after.lines}
     base = f"map_{'layernorm_' if norm is not None else ''}{group.channels}"
     name, text = named(base, "lanes/map.c.j2", args, context)
-    scratch = 4 * 16 * body.padded if norm is not None else 0
+    scratch = 4 * 16 * body.padded if context.get("computed") else 0
     return LaneKernel(name, text, args, scratch, title, shape=str(group.channels))
 
 
