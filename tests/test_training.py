@@ -573,9 +573,10 @@ def test_rows_move_as_if_each_had_an_adam_of_its_own(data: st.DataObject) -> Non
         assert torch.equal(table[row], start[row])
 
 
-def test_rows_that_are_all_looked_up_move_as_a_dense_table_does() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_that_are_all_looked_up_move_as_a_dense_table_does(dtype: torch.dtype) -> None:
     rng = torch.Generator().manual_seed(0)
-    start = torch.randn(5, 4, generator=rng)
+    start = torch.randn(5, 4, generator=rng, dtype=dtype)
     table, dense = Table(start.clone()), nn.Parameter(start.clone())
     mine, theirs = rows.RowAdam({"table": table}), torch.optim.Adam([dense], lr=0.01)
     for _ in range(20):

@@ -110,7 +110,7 @@ class _Moments:
     @classmethod
     def none(cls, table: Tensor) -> _Moments:
         """Those of a table of which no row was looked up."""
-        empty = torch.zeros(0, table.shape[1], device=table.device)
+        empty = table.detach().new_zeros(0, table.shape[1])
         none = torch.zeros(0, dtype=torch.int64, device=table.device)
         return cls(len(table), none, empty, empty.clone(), none.clone())
 
