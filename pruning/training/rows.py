@@ -1,10 +1,10 @@
 """Tables that tokens are looked up in, trained by rows: Adam of what a batch has looked up.
 
 A batch of 512 tokens looks up one row in a hundred of a table that is as large as half of the
-layers.  Its gradient is sparse, and each row has an Adam of its own (Kingma and Ba, 2015): its
-moments are kept from when it is first looked up on, and they and the count of its steps stand still
-while it is not, so that a rare row begins as any parameter does.  A row that is never looked up
-stays as it is.
+layers.  Its gradient is sparse.  Adam (Kingma and Ba, 2015) without momentum does nothing to a row
+that has no gradient but let its second moment fade, and that can be made up for when the row is
+looked up again: what comes out is what steps of the whole table would give, at the cost of those
+rows.  A rare row makes the larger steps for it.  A row that is never looked up stays as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""As torch's Adam has them."""
+BETA, EPSILON = 0.99, 1e-8
+"""Of second moments: a row that is looked up for the first time in long moves by at most ten times
+the learning rate."""
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
@@ -42,7 +43,7 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 class RowAdam:
-    """Adam over the rows of tables, each with its own moments and its own count of steps.
+    """Adam without momentum over tables, of which it touches the rows that have gradients.
 
     Args:
         tables: float `[V, C]`, by name; their gradients are sparse, with rows as indices.
@@ -63,7 +64,7 @@ class RowAdam:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """A step of all rows that have gradients.
+        """A step of all tables that have gradients.
 
         Args:
             rate: the learning rate.
@@ -76,8 +77,8 @@ class RowAdam:
             table.index_add_(0, rows, self._moments[name].steps(rows, grad.values()), alpha=-rate)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Rows, their values and their moments, of each table: `rows` int64 `[R]`, `values`,
-        `first` and `second` float `[R, C]`, `counts` int64 `[R]`; copies."""
+        """Rows, their values and their moments, of each table: `rows` int64 `[R]`, `values` and
+        `second` float `[R, C]`, `last` int64 `[R]` and `count` int64 `[]`; copies."""
         return {
             name: {"values": self._tables[name].detach()[moments.rows], **moments.state()}
             for name, moments in self._moments.items()
@@ -98,30 +99,38 @@ class RowAdam:
 
 
 class _Moments:
-    """Moments of the rows of a table that were looked up, in the order in which they were."""
+    """Second moments of the rows of a table that were looked up, in the order in which they were.
+
+    Args:
+        extent: of the table, rows.
+        rows: int64 `[R]`.
+        second: float `[R, C]`, as they were when each row was looked up last.
+        last: int64 `[R]`, the step at which that was, 1 the first.
+        count: int64 `[]`, steps that the table has made.
+    """
 
     def __init__(
-        self, extent: int, rows: Tensor, first: Tensor, second: Tensor, counts: Tensor
+        self, extent: int, rows: Tensor, second: Tensor, last: Tensor, count: Tensor
     ) -> None:
-        self.rows, self._first, self._second, self._counts = rows, first, second, counts
+        self.rows, self._second, self._last, self._count = rows, second, last, count
         self._slots = torch.full((extent,), -1, dtype=torch.int64, device=rows.device)
         self._slots[rows] = torch.arange(len(rows), device=rows.device)
 
     @classmethod
     def none(cls, table: Tensor) -> _Moments:
         """Those of a table of which no row was looked up."""
-        empty = table.detach().new_zeros(0, table.shape[1])
         none = torch.zeros(0, dtype=torch.int64, device=table.device)
-        return cls(len(table), none, empty, empty.clone(), none.clone())
+        empty = table.detach().new_zeros(0, table.shape[1])
+        return cls(len(table), none, empty, none.clone(), none.new_zeros(()))
 
     def state(self) -> dict[str, Tensor]:
         """What makes it again; copies, without the room that is left."""
         known = len(self.rows)
         return {
             "rows": self.rows.clone(),
-            "first": self._first[:known].clone(),
             "second": self._second[:known].clone(),
-            "counts": self._counts[:known].clone(),
+            "last": self._last[:known].clone(),
+            "count": self._count.clone(),
         }
 
     def steps(self, rows: Tensor, grad: Tensor) -> Tensor:
@@ -134,12 +143,14 @@ class _Moments:
         """
         self._admit(rows[self._slots[rows] < 0])
         slots = self._slots[rows]
-        count = self._counts[slots] + 1
-        first = self._first[slots].lerp_(grad, 1 - BETAS[0])
-        second = self._second[slots].mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
-        self._counts[slots], self._first[slots], self._second[slots] = count, first, second
-        shrunk = [(1 - beta**count).to(grad.dtype)[:, None] for beta in BETAS]
-        return (first / shrunk[0]) / ((second / shrunk[1]).sqrt_() + EPSILON)
+        self._count += 1
+        # In doubles: the second is the difference of nearly equal numbers.
+        faded = (BETA ** (self._count - self._last[slots]).double()).to(grad.dtype)
+        so_far = (1 - BETA ** self._count.double()).to(grad.dtype)
+        second = self._second[slots].mul_(faded[:, None])
+        second.addcmul_(grad, grad, value=1 - BETA)
+        self._second[slots], self._last[slots] = second, self._count
+        return grad / ((second / so_far).sqrt_() + EPSILON)
 
     def _admit(self, new: Tensor) -> None:
         """Room for rows that are looked up for the first time: twice as much as is needed."""
@@ -148,8 +159,8 @@ class _Moments:
         known = len(self.rows)
         self._slots[new] = torch.arange(known, known + len(new), device=new.device)
         self.rows = torch.cat([self.rows, new])
-        if len(self.rows) > len(self._counts):
-            self._first, self._second, self._counts = (
+        if len(self.rows) > len(self._last):
+            self._second, self._last = (
                 torch.cat([old, old.new_zeros(2 * len(self.rows) - len(old), *old.shape[1:])])
-                for old in (self._first, self._second, self._counts)
+                for old in (self._second, self._last)
             )
