@@ -75,10 +75,12 @@ class Case:
     Attributes:
         build: adds the nodes, returns the results.
         near: how far these may be off, relative to the largest of each.
+        tokens: fewest with which the kernel is chosen.
     """
 
     build: Callable[[Builder], str]
     near: float = 0.0
+    tokens: int = 1
 
 
 def _bytes(keep: float, block: int = 4, largest: int = 127, times: float = 1) -> Case:
@@ -120,7 +122,8 @@ def _attention(
 ) -> Case:
     """Scores get a mask; `rounded`: they are bytes before the softmax; `lanes`: in rows.
 
-    With `tiles`, heads are so wide that tiles multiply them fastest, which few tokens need.
+    With `tiles`, heads are so wide that tiles multiply them fastest, which few tokens need; of
+    floats, which are cut in parts first, that takes more tokens.
     """
 
     def build(b: Builder) -> str:
@@ -157,7 +160,7 @@ def _attention(
             p_zp=0,
         )
 
-    return Case(build, near)
+    return Case(build, near, 512 if tiles and (qk, pv) == (np.float32, np.float32) else 1)
 
 
 def _map(b: Builder) -> str:
@@ -200,6 +203,7 @@ IN_LANES: dict[str, Case] = {
     "attention_i8_i8_tiles_bytes": _attention(
         np.uint8, np.uint8, rounded=True, near=0.02, tiles=True
     ),
+    "attention_f32_f32_tiles": _attention(np.float32, np.float32, near=1e-5, tiles=True),
     "attention_i8_i8_tiles": _attention(np.uint8, np.uint8, near=0.02, tiles=True),
     "attention_bf16_bf16": _attention(np.float32, np.float32, near=0.02),
     "attention_bf16_bf16_tiles": _attention(np.float32, np.float32, near=0.02, tiles=True),

@@ -100,7 +100,6 @@ def render(plan: Plan, target: Target, context: Mapping[str, Any], profile: bool
         line=LINE_NS,
         matrix=target.matrix is not None,
         bf16=target.precision == "bf16",
-        attention_pieces=attention.PIECES,
         buffers=buffers,
         sites=plan.sites,
         profile=len(plan.calls) if profile else 0,
@@ -237,6 +236,7 @@ class _Text:
             name=name,
             operands=[self._operand(argument.value) for argument in call.arguments],
             most=attention.PACKED_QUERIES if call.matrix else attention.QUERIES,
+            pieces=attention.PACKED_PIECES if call.matrix else attention.PIECES,
             profile=self.counters.get(call.function),
         )
 

@@ -25,7 +25,11 @@ from sparsec.compiler.codegen.general.convolution import emit_conv, emit_conv_in
 from sparsec.compiler.codegen.general.render import Call
 from sparsec.compiler.codegen.general.tokens import emit_lengths
 from sparsec.compiler.codegen.lanes import byte_scores
-from sparsec.compiler.codegen.lanes.attention import attention_kernel, packed_kernel
+from sparsec.compiler.codegen.lanes.attention import (
+    attention_kernel,
+    floats_kernel,
+    packed_kernel,
+)
 from sparsec.compiler.codegen.lanes.body import Body, LaneKernel
 from sparsec.compiler.codegen.lanes.linear import linear_kernel
 from sparsec.compiler.codegen.lanes.map import map_kernel, unpack_kernel
@@ -262,7 +266,8 @@ def _linear(
 def _attention(
     qk: str, pv: str, *, on_bytes: bool = False, matrix: bool = False, pairs: bool = False
 ) -> InLanes:
-    packed = matrix or "bf16" in (qk, pv)
+    split = matrix and (qk, pv) == ("f32", "f32")
+    packed = not split and (matrix or "bf16" in (qk, pv))
 
     def why_not(request: Request) -> str:
         have = request.shape
@@ -277,6 +282,8 @@ def _attention(
 
     def emit(request: Request) -> LaneKernel:
         of = (request.body, request.target, request.shape)
+        if split:
+            return floats_kernel(*of)
         if packed:
             return packed_kernel(*of, matrix, request.byte_scores)
         return attention_kernel(*of, request.byte_scores)
@@ -287,9 +294,9 @@ def _attention(
         return floats and added and (not matrix or target.matrix is not None)
 
     on_vectors = "attention_words" if pairs else "attention_bytes" if on_bytes else "attention"
-    own = "attention_packed" if packed else on_vectors
+    own = "attention_floats" if split else "attention_packed" if packed else on_vectors
     unit = "_tiles" if matrix else "_pairs" if pairs else ""
-    around = ("lanes/attention.c.j2",) if on_bytes else ()
+    around = ("lanes/attention.c.j2",) if on_bytes or split else ()
     return InLanes(
         name=f"attention_{qk}_{pv}{unit}{'_bytes' if on_bytes else ''}",
         family="attention",
@@ -433,6 +440,7 @@ IN_LANES: tuple[InLanes, ...] = (
     _attention("i8", "i8", on_bytes=True, pairs=True),
     *(_attention(qk, pv) for qk in ("i8", "f32") for pv in ("i8", "f32")),
     _attention("i8", "i8", matrix=True),
+    _attention("f32", "f32", matrix=True),
     *(
         _attention(qk, pv, matrix=matrix)
         for qk, pv in (("bf16", "bf16"), ("i8", "bf16"), ("bf16", "i8"))

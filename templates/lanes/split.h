@@ -17,6 +17,16 @@ SPARSEC_INLINE void v_split(char *to, int64_t apart, vf even, vf odd)
     }
 }
 
+/* Whether the lanes lo <= lane < hi of sizes (the bits of floats without their signs) are less than a limit (the bits
+ * of it). */
+SPARSEC_INLINE int split_lanes(vi sizes, int32_t limit, int32_t lo, int32_t hi)
+{
+    int can = 1;
+    for (int i = lo; i < hi; i++)
+        can &= sizes[i] < limit;
+    return can;
+}
+
 /* Whether the channels of a block of 16 rows, float lanes, are less than a limit (the bits of it) in its rows (`flat`:
  * of each its number, -1 for padding): if they are finite they have parts. */
 SPARSEC_INLINE int split_can(const float *from, int32_t channels, const int32_t *flat, int32_t limit)

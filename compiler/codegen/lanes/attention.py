@@ -13,6 +13,7 @@ from sparsec.compiler.codegen.lanes.body import Body, LaneKernel, named
 from sparsec.compiler.codegen.lanes.byte_scores import ByteScores
 from sparsec.compiler.codegen.lanes.program import Accumulator, Program
 from sparsec.compiler.ir import Dim, Graph, Node
+from sparsec.compiler.lowering import tile_packing
 from sparsec.compiler.lowering.attention import Shape
 from sparsec.compiler.lowering.elements import BYTES, F32, S8, U8
 from sparsec.compiler.lowering.tiling import PACK
@@ -20,6 +21,10 @@ from sparsec.interface import ELEMENTS
 from sparsec.targets import Target, Tiles
 
 Context = dict[str, Any]
+
+#: Bits of 2^56: where queries and keys, or exponentials and values, are all smaller no sum of their
+#: products leaves a float.
+SPLIT_LIMIT = 0x5B800000
 
 #: Bytes of a run of keys: where it begins and ends.
 _RUN = 8
@@ -172,6 +177,32 @@ def packed_kernel(
     )
 
 
+def floats_kernel(body: Body, target: Target, shape: Shape) -> LaneKernel:
+    """The same for products of floats in parts on tiles.
+
+    Args:
+        body, target: as above.
+        shape: of the anchor, with products of float32.
+    """
+    form = _Form.of(body, shape)
+    context, extras = _context(form, body, target)
+    memory, size = _floats_memory(shape, body)
+    context |= {
+        "kernel": "@NAME@_any",
+        "key_mask": _key_mask(form, body, extras),
+        "memory": memory,
+        "pieces": _pieces(form, target.tiles),
+        "products": tile_packing.PRODUCTS,
+        "steps": -(-form.dim // tile_packing.INPUTS["f32"]),
+        "v_tiles": _key_steps(shape),
+        "c_tiles": shape.c_tiles,
+        "limit": SPLIT_LIMIT,
+    }
+    return _kernel(
+        form, body, "lanes/attention_floats.c.j2", context, size, loops=True, matrix=True
+    )
+
+
 def _context(form: _Form, body: Body, target: Target) -> tuple[Context, list[_Extra]]:
     """What all templates of attention need, and the tensors that scores meet."""
     args = body.args
@@ -207,7 +238,7 @@ def _kernel(
     """The kernel that a template makes, with `scratch` bytes of memory."""
     unit = " on tiles" if matrix else ""
     title = f"attention{unit}, {form.heads} heads of {form.dim}, scores {form.qk}, output {form.pv}"
-    suffix = ("_tiles" if matrix else "") + ("" if context["kernel"] == "@NAME@" else "_bytes")
+    suffix = ("_tiles" if matrix else "") + ("_bytes" if "byte_scores" in context else "")
     base = f"attention_{form.qk}_{form.pv}_{form.heads}x{form.dim}{suffix}"
     name, text = named(base, template, body.args, {**context, "title": title})
     packs = sum(-(-form.dim // PACK[kind]) for kind in (form.qk, form.pv))
@@ -233,8 +264,12 @@ def _lists(body: Body) -> int:
 
 def _scratch(body: Body) -> int:
     """Bytes that the kernels need whose keys and values are not packed."""
-    runs = 2 * _RUN * ((body.graph.tokens + 3) // 4 * 4 // 8 + 1)
-    return -(-(_lists(body) + runs) // 64) * 64
+    return -(-(_lists(body) + 2 * _runs(body)) // 64) * 64
+
+
+def _runs(body: Body) -> int:
+    """Bytes of the most runs of keys that a sequence can have."""
+    return _RUN * ((body.graph.tokens + 3) // 4 // 2 + 1)
 
 
 def _widened(form: _Form, body: Body) -> int:
@@ -257,6 +292,38 @@ def _memory(shape: Shape, matrix: bool) -> tuple[dict[str, int], int]:
         "keep": blocks * 16,
         "block": blocks * 2,
     }
+    return _places(sizes)
+
+
+def _key_steps(shape: Shape) -> int:
+    """Tiles of 32 keys."""
+    return -(-shape.tokens // tile_packing.INPUTS["f32"])
+
+
+def _floats_memory(shape: Shape, body: Body) -> tuple[dict[str, int], int]:
+    """Where what ``attention_floats.c.j2`` keeps begins in its scratch memory, and bytes of all."""
+    keys = _key_steps(shape)
+    channels = -(-shape.dim // tile_packing.INPUTS["f32"])
+    step = tile_packing.PARTS * tile_packing.BYTES
+    return _places(
+        {
+            "K": 2 * keys * channels * step,
+            "V": shape.c_tiles * keys * step,
+            "Q": 2 * channels * step,
+            "P": 2 * keys * step,
+            "S": 2 * keys * 2048,
+            "E": 2 * keys * 2048,
+            "sums": 2 * shape.c_tiles * 1024,
+            "block": 2 * (2 * keys + 2),
+            "where": 2 * 2 * keys,
+            "kept": _runs(body),
+            "vectors": _scratch(body),
+        }
+    )
+
+
+def _places(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Where pieces of memory of these bytes begin, one after the other, and bytes of all."""
     places, total = {}, 0
     for name, size in sizes.items():
         places[name] = total
@@ -425,6 +492,7 @@ def _byte_scores(
     args.vector(byte_scores.decay_table(scores.decay, target.vectors), "decay")
     return {
         "kernel": "@NAME@_any",
+        "byte_scores": True,
         "mask": None if scores.mask is None else extras[scores.mask].row,
         "pair": target.tiles.keys,
     }
