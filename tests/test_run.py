@@ -335,6 +335,29 @@ def onnx_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 ORT: dict[str, Any] = {"engine_type": "onnxruntime"}
 
 
+def test_the_process_is_as_before(text_models: TextModels, tmp_path: Path) -> None:
+    """However it ends: how threads take turns, and who has memory."""
+
+    def settings() -> tuple[Any, ...]:
+        pool = pa.default_memory_pool().backend_name
+        return sys.getswitchinterval(), pool, os.environ.get("TOKENIZERS_PARALLELISM")
+
+    during = []
+    before = settings()
+    model = text_models["text-classification"].parent
+    for text in ("good", 7):
+        path = write_lines(tmp_path / f"{text}.jsonl", [{"text": text}])
+        try:
+            sparsec.run(
+                path, tmp_path / f"{text}.csv", task="text-classification", model=model,
+                progress=lambda _: during.append(settings()), **ORT,
+            )  # fmt: skip
+        except InputError:
+            assert text == 7
+        assert settings() == before
+    assert during and during[0] != before and during[0][0] < before[0]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_tasks(task: str, onnx_models: Callable[[str], Path], tmp_path: Path) -> None:
     """Each row's answer is what the pipeline says of it alone, in both typed and untyped files."""

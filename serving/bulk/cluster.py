@@ -7,6 +7,7 @@ by another: parts are numbered, and are written whole by whoever has them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import pickle
@@ -25,7 +26,7 @@ from sparsec.serving.bulk.output import Output
 from sparsec.serving.bulk.parts import Part, Plan, Reader
 from sparsec.serving.bulk.progress import Meter
 from sparsec.serving.bulk.work import Work
-from sparsec.serving.bulk.worker import Worker, serial_tokenizers
+from sparsec.serving.bulk.worker import Worker, quick_switches, serial_tokenizers
 from sparsec.serving.pipelines import Pipeline
 
 # CPUs of a node that its actor leaves to the tasks that read: without, none would ever run.
@@ -200,8 +201,9 @@ class _Actor:
 
         speak(speech)
         self._work, self._store = work, store
-        self._serial = serial_tokenizers()
-        self._serial.__enter__()
+        self._settings = contextlib.ExitStack()
+        self._settings.enter_context(serial_tokenizers())
+        self._settings.enter_context(quick_switches())
         self._wrong: SparsecError | None = None
         try:
             pipeline = ray.get(packed).make(1)

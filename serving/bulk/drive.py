@@ -24,7 +24,14 @@ from sparsec.serving.bulk.output import Output, describe
 from sparsec.serving.bulk.parts import Part, Plan, Reader
 from sparsec.serving.bulk.progress import Meter, Progress, duration, speed
 from sparsec.serving.bulk.work import Work
-from sparsec.serving.bulk.worker import Pending, Worker, serial_tokenizers, settle, system_memory
+from sparsec.serving.bulk.worker import (
+    Pending,
+    Worker,
+    quick_switches,
+    serial_tokenizers,
+    settle,
+    system_memory,
+)
 from sparsec.serving.defaults import guess_task
 from sparsec.serving.models import ModelFiles
 from sparsec.serving.pipelines import Pipeline
@@ -142,6 +149,7 @@ def run(
     options = {"batch_size": BATCH, **options}
     with (
         serial_tokenizers(),
+        quick_switches(),
         system_memory(),
         Pipeline.create(task, model, num_cores=1, **options) as pipeline,
     ):

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import operator
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -253,6 +254,18 @@ def serial_tokenizers() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextlib.contextmanager
+def quick_switches() -> Iterator[None]:
+    """Let a thread that waits for Python's lock have it soon: one that comes back from the model
+    would keep its core idle for the usual 5 ms while another one tokenizes."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, 0.0005))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextlib.contextmanager
