@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import sparsec
+from sparsec import stopping
 from sparsec.compiler.toolchain import Runner
 from tests.shipped_models import shipped
 
@@ -128,6 +129,50 @@ def test_a_signal_that_is_ignored_stays_ignored(micro_model: Path, tmp_path: Pat
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 130
+
+
+# Its main thread waits for ever while a signal goes to another thread, as the kernel may send it.
+WAITER = """
+import signal, sys, threading
+from sparsec.stopping import unwinding
+number = int(sys.argv[1])
+def take():
+    signal.pthread_kill(threading.get_ident(), number)
+with unwinding():
+    threading.Timer(0.2, take).start()
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
+def test_a_signal_that_another_thread_takes_is_heeded(number: int, code: int) -> None:
+    """Else Ctrl-C would be heeded when all the work is done: Python wakes the main thread only
+    where it is the one that the kernel interrupts."""
+    done = subprocess.run(
+        [sys.executable, "-c", WAITER, str(number)],
+        stderr=subprocess.DEVNULL, timeout=PATIENCE, preexec_fn=heed_signals,
+    )  # fmt: skip
+    assert done.returncode == code
+
+
+def test_signals_are_as_before_afterwards() -> None:
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    threads = threading.active_count()
+    for _ in range(3):
+        with stopping.unwinding():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt), stopping.unwinding():
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(PATIENCE)
+        with pytest.raises(SystemExit, match="143"), stopping.unwinding():
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(PATIENCE)
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert threading.active_count() == threads
 
 
 def test_serve_ends_with_its_compilers(tmp_path: Path) -> None:

@@ -8,16 +8,14 @@ pages can be made before anything is installed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import io
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 
-from sparsec import __version__, console
+from sparsec import __version__, console, stopping
 from sparsec.arguments import speaking
 from sparsec.cli import (
     benchmark,
@@ -39,7 +37,6 @@ COMMANDS = (compile, inspect, benchmark, sparsify, evaluate, buckets, run, serve
 
 INTERRUPTED = 128 + signal.SIGINT
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def all_parsers() -> list[argparse.ArgumentParser]:
@@ -86,13 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A model's or a file's name may have characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
-    before = _unwind_on_signals()
-    try:
-        with speaking("flags"):
-            return _run(argv)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with stopping.unwinding(), speaking("flags"):
+        return _run(argv)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -127,30 +119,3 @@ def _run(argv: Sequence[str] | None) -> int:
             sys.stdout.flush()  # what --help printed
         except OSError:
             console.give_up(sys.stdout)
-
-
-def _unwind_on_signals() -> dict[int, signal._HANDLER]:
-    """Make SIGINT, SIGTERM and SIGHUP clean up: no compilers, no half-written folders stay.
-
-    Returns:
-        The handlers before; those of signals that the process was told to ignore stay.
-    """
-
-    stopping = False
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        # Cleaning up takes a moment, in which people press Ctrl-C again.
-        if stopping:
-            return
-        stopping = True
-        if signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + signum)
-
-    before: dict[int, signal._HANDLER] = {}
-    with contextlib.suppress(ValueError):  # not the main thread
-        for number in STOPPING:
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, stop)
-    return before
