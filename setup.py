@@ -35,8 +35,8 @@ def packages() -> tuple[list[str], dict[str, str]]:
 
 
 def extensions() -> list[Extension]:
-    """The runtime's engine (Cython over the C thread pool and CPU detection), its loader, and sums
-    of rows."""
+    """The runtime's engine (Cython over the C thread pool and CPU detection), its loader, sums of
+    rows, and tokens of words."""
     from Cython.Build import cythonize
 
     engine = Extension(
@@ -62,7 +62,12 @@ def extensions() -> list[Extension]:
         sources=["runtime/_rows.pyx"],
         extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
     )
-    return cythonize([engine, loader, rows], language_level=3)
+    words = Extension(
+        "sparsec.serving._words",
+        sources=["serving/_words.pyx"],
+        extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
+    )
+    return cythonize([engine, loader, rows, words], language_level=3)
 
 
 class BuildManPages(Command):
@@ -136,6 +141,7 @@ setup(
         "sparsec": ["py.typed"],
         "sparsec.templates": ["**/*.j2", "**/*.h"],
         "sparsec.runtime": ["*.pyi", "py.typed"],
+        "sparsec.serving": ["*.pyi"],
         "sparsec.pruning": ["*.j2"],
         "sparsec.pruning.evaluation": ["*.j2"],
     },

@@ -8,7 +8,6 @@ that each such word is tokenized once and remembered.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-# Characters of the words that are remembered, where a word counts for some more: 30 MB or so.
+from sparsec.serving._words import Words
+
+# Characters of the words that are remembered, where a word counts for some more: 10 MB or so.
 ROOM = 1 << 21
 _WORD = 16
 
@@ -35,8 +36,7 @@ class PlainText:
         self.tokenizer = tokenizer
         self._lower = lower
         self._marks = marks
-        # Of each word its tokens, an id a character: all of them are in one place of memory.
-        self._words: dict[str, str] = {}
+        self._words = Words(lower, marks)
         self._room = ROOM
 
     @classmethod
@@ -56,59 +56,30 @@ class PlainText:
         if kinds != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or not safe or " " in marks:
             return None
         made = Tokenizer.from_str(json.dumps({**whole, "normalizer": None}))
-        if max(made.get_vocab().values(), default=0) > sys.maxunicode:
-            return None
         return cls(made, bool(normalizer.get("lowercase", True)), marks)
 
-    def forms(self, texts: Sequence[str]) -> list[str | None]:
-        """Each text as the tokenizer takes it; None if it has to go the long way."""
-        # Most have nothing but what is plain: all are looked at in one go.
-        if self._is_plain("".join(texts)):
-            return [text.lower() for text in texts] if self._lower else list(texts)
-        return [
-            (text.lower() if self._lower else text) if self._is_plain(text) else None
-            for text in texts
-        ]
-
-    def _is_plain(self, text: str) -> bool:
-        return (
-            text.isascii() and text.isprintable() and not any(mark in text for mark in self._marks)
-        )
-
-    def ids(self, forms: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The tokens of texts, without special ones.
-
-        Args:
-            forms: texts as :meth:`forms` gives them.
+    def ids(
+        self, texts: Sequence[str]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """The tokens of those texts that need not go the long way, without special ones.
 
         Returns:
-            The ids of all texts, one behind the other, and how many each has.
+            The ids of all of them, one behind the other; how many each has; and which of `texts`
+            they are, bool ``[len(texts)]``.
         """
-        rows = [form.split() for form in forms]
-        known = self._words
-        try:
-            found = _looked_up(known, rows)
-        except KeyError:
-            self._learn(known, list({word for row in rows for word in row if word not in known}))
-            found = _looked_up(known, rows)
-        codes = "".join(found).encode("utf-32-le", "surrogatepass")
-        flat = np.frombuffer(codes, "<u4").astype(np.int64)
-        return flat, np.fromiter(map(len, found), np.int64, len(found))
+        texts, known = list(texts), self._words
+        ids, lengths, plain, missing = known.look_up(texts)
+        if missing:
+            self._learn(known, list(dict.fromkeys(missing)))
+            ids, lengths, plain, missing = known.look_up(texts)
+            assert not missing
+        return ids, lengths, plain
 
-    def _learn(self, known: dict[str, str], new: list[str]) -> None:
+    def _learn(self, known: Words, new: list[str]) -> None:
         """Add words to those that are remembered."""
         found = self.tokenizer.encode_batch(new, add_special_tokens=False)
-        codes = ("".join(map(chr, one.ids)) for one in found)
-        known.update(zip(new, codes, strict=True))
+        known.add(new, [one.ids for one in found])
         self._room -= sum(map(len, new)) + _WORD * len(new)
         if self._room < 0:
             # Whoever is at it goes on with the one that there is.
-            self._words, self._room = {}, ROOM
-
-
-def _looked_up(known: Mapping[str, str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """
-    Raises:
-        KeyError: a word is not among those that are remembered.
-    """
-    return ["".join(map(known.__getitem__, row)) for row in rows]
+            self._words, self._room = Words(self._lower, self._marks), ROOM

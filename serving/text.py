@@ -183,13 +183,13 @@ class Text:
         """
         if self._plain is None:
             return Tokens.of(self._batch(texts))
-        forms = self._plain.forms(texts)
-        found = Tokens(*self._plain.ids([form for form in forms if form is not None]))
-        if len(found.lengths) == len(texts):
+        ids, lengths, is_plain = self._plain.ids(texts)
+        found = Tokens(ids, lengths)
+        if len(lengths) == len(texts):
             return found
         plain = iter(found.rows())
-        others = iter(self._batch([t for t, f in zip(texts, forms, strict=True) if f is None]))
-        return Tokens.of([next(others if form is None else plain) for form in forms])
+        others = iter(self._batch([t for t, own in zip(texts, is_plain, strict=True) if not own]))
+        return Tokens.of([next(plain if own else others) for own in is_plain])
 
     def _batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         if len(texts) < 2:

@@ -106,7 +106,7 @@ def test_sdist_holds_all_sources(sdist: Path) -> None:
     built = [
         name
         for name in names
-        if name.endswith((".so", ".pyc", "/_engine.c", "/_loader.c", "/_rows.c"))
+        if name.endswith((".so", ".pyc", "/_engine.c", "/_loader.c", "/_rows.c", "/_words.c"))
     ]
     assert built == []
 
@@ -364,7 +364,9 @@ def test_wheel_for_any_linux(wheel: Path, tiny_artifact: Path, tmp_path: Path) -
     assert (2, 2, 5) in needed and max(needed) <= (2, 17)
     with zipfile.ZipFile(wheel) as archive:
         objects = [name for name in archive.namelist() if name.endswith(".so")]
-    assert {Path(name).name.split(".")[0] for name in objects} == {"_engine", "_loader", "_rows"}
+    assert {Path(name).name.split(".")[0] for name in objects} == {
+        "_engine", "_loader", "_rows", "_words",
+    }  # fmt: skip
     assert wheel.stat().st_size < 3_000_000
 
     python, env, site = environment(tmp_path / "env")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from sparsec.serving._words import Words
 from sparsec.serving.runner import roles
 from sparsec.serving.text import Text, Tokens
 from tests import pipelines_support
@@ -42,9 +43,8 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_both_ways_give_the_same(tokenizer: Text, texts: list[str]) -> None:
     assert tokenizer._plain is not None
     assert _lists(tokenizer.all_ids(texts)) == [tokenizer.encode(text).ids for text in texts]
-    forms = tokenizer._plain.forms(texts)
     plain = [text.isascii() and text.isprintable() and not set(text) & {"[", "<"} for text in texts]
-    assert [form is not None for form in forms] == plain
+    assert tokenizer._plain.ids(texts)[2].tolist() == plain
 
 
 def test_words_are_forgotten_when_they_are_many(
@@ -100,3 +100,58 @@ def test_ids_of_any_size_are_remembered() -> None:
     ids = [1, 255, 256, 0xD7FF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0xFFFF, 0x10000, 69_999]
     words = " ".join(f"w{i}" for i in ids)
     assert _lists(text.all_ids([words, "", "w7", words])) == [ids, [], [7], ids]
+
+
+@given(
+    st.lists(st.text(st.characters(max_codepoint=0x7F)) | st.text(max_size=9), max_size=9),
+    st.booleans(),
+    st.sampled_from(["", "[", "<[~"]),
+)
+def test_words_are_looked_up_as_a_dictionary_would(
+    texts: list[str], lower: bool, marks: str
+) -> None:
+    """Tokens of any number, none included, in the order of the words."""
+    words = Words(lower, marks)
+    known: dict[str, list[int]] = {}
+    plain = [t.isascii() and (not t or t.isprintable()) and not set(t) & set(marks) for t in texts]
+    split = [
+        (t.lower() if lower else t).split() for t, own in zip(texts, plain, strict=True) if own
+    ]
+    missing = words.look_up(texts)[3]
+    assert missing == [word for row in split for word in row]
+    for i, word in enumerate(missing):
+        known.setdefault(word, [2**32 - 1 - i, *range(i)][: i % 4])
+    words.add(list(known), list(known.values()))
+    words.add(list(known), [[7]] * len(known))  # what is known stays
+    ids, lengths, found, missing = words.look_up(texts)
+    rows = [[token for word in row for token in known[word]] for row in split]
+    assert missing == []
+    assert found.tolist() == plain
+    assert lengths.tolist() == list(map(len, rows))
+    assert ids.tolist() == [token for row in rows for token in row]
+    assert (ids.dtype, lengths.dtype, len(words)) == (np.int64, np.int64, len(known))
+
+
+def test_many_words_are_looked_up() -> None:
+    words = Words(True, "")
+    names = [f"w{i * 7919:x}" * (1 + i % 5) for i in range(20_000)]
+    words.add(names, [[i] * (i % 3) for i in range(len(names))])
+    for _ in range(2):
+        ids, lengths, _, missing = words.look_up([" ".join(names), "", " W0  w0 ", *names[:9]])
+        assert missing == []
+        assert lengths.tolist()[:3] == [sum(i % 3 for i in range(len(names))), 0, 0]
+        assert ids[: lengths[0]].tolist() == [i for i in range(len(names)) for _ in range(i % 3)]
+
+
+@pytest.mark.parametrize(
+    ("word", "row", "error"),
+    [("", [1], ValueError), ("a b", [1], ValueError), ("é", [1], UnicodeEncodeError),
+     ("a", [2**32], OverflowError), ("a", [-1], OverflowError), ("a", ["1"], TypeError)],
+)  # fmt: skip
+def test_what_is_no_word_is_refused(word: str, row: list[int], error: type[Exception]) -> None:
+    words = Words(False, "")
+    with pytest.raises(error):
+        words.add([word], [row])
+    assert len(words) == 0
+    with pytest.raises(TypeError):
+        words.look_up([b"a"])  # type: ignore[list-item]

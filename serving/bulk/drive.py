@@ -28,6 +28,7 @@ from sparsec.serving.bulk.worker import (
     Pending,
     Worker,
     quick_switches,
+    rare_collections,
     serial_tokenizers,
     settle,
     system_memory,
@@ -150,6 +151,7 @@ def run(
     with (
         serial_tokenizers(),
         quick_switches(),
+        rare_collections(),
         system_memory(),
         Pipeline.create(task, model, num_cores=1, **options) as pipeline,
     ):
