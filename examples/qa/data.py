@@ -91,7 +91,8 @@ TASK = Task(
     pieces=5_000,
     words=ALL_NAMES,
     sample=sample,
-    steps=300,
+    steps=900,
+    minutes=20.0,
     sparsity=0.5,
     batch=16,
 )
