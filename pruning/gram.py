@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-#: Rows that are multiplied in float32 before they are added to the sums in float64.
-ROWS = 8192
+#: Rows that are multiplied in float32 before they are added to the sums in float64: fewer take
+#: longer than their products, more lose digits.
+FEWEST, ROWS = 2048, 8192
 
 
 class Moments:
@@ -24,23 +25,19 @@ class Moments:
 
     Attributes:
         count: [F], total weight of each fold.
-        x, y: [F, K], [F, M], sums of rows.
-        xx: [F, K, K]; yx: [F, M, K]; yy: [F, M, M], or [F, M] where only the diagonal is kept.
     """
 
     def __init__(
         self,
         inputs: int,
-        targets: int,
+        targets: int | None = None,
         *,
         folds: int = 2,
-        full: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         """Args:
-        inputs, targets: K and M.
+        inputs, targets: K and M; targets absent: they are the inputs.
         folds: how many.
-        full: keep all products of targets, which :meth:`through` needs.
         device: where the sums are.
         """
 
@@ -48,74 +45,106 @@ class Moments:
             return torch.zeros(folds, *shape, dtype=torch.float64, device=device)
 
         self.count = zeros()
-        self.x, self.y = zeros(inputs), zeros(targets)
-        self.xx, self.yx = zeros(inputs, inputs), zeros(targets, inputs)
-        self.yy = zeros(targets, targets) if full else zeros(targets)
+        # [F, K], [F, K, K]; [F, M], [F, M, K], and squares of targets, [F, M].
+        self._x, self._xx = zeros(inputs), zeros(inputs, inputs)
+        self._same = targets is None
+        if targets is None:
+            self._y, self._yx = self._x, self._xx
+        else:
+            self._y, self._yx, self._yy = zeros(targets), zeros(targets, inputs), zeros(targets)
         self._calls = 0
         self._shift: tuple[Tensor, Tensor] | None = None
+        # Rows, with roots of their weights, that are not in the sums yet.
+        self._waiting: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(folds)]
 
     @torch.no_grad()
-    def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+    def add(self, x: Tensor, y: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Take in a batch, into the next fold.
 
         Args:
             x: [..., K], inputs.
-            y: [..., M], targets of the same rows.
+            y: [..., M], targets of the same rows; absent where they are the inputs.
             weight: [...], what each row counts (an attention mask); absent: 1.  Rows of weight 0
                 may hold anything.
+
+        Raises:
+            ValueError: targets are missing, or given where they are the inputs.
         """
-        x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        root = None
+        if (y is None) != self._same:
+            raise ValueError("these moments are of inputs and other targets, or of inputs alone")
+        x = x.reshape(-1, x.shape[-1])
+        y = x if y is None else y.reshape(-1, y.shape[-1])
+        root = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
         if weight is not None:
             kept = weight.reshape(-1) > 0
-            x, y = x[kept], y[kept]
+            x, y = x[kept], x[kept] if y is x else y[kept]
             root = weight.reshape(-1)[kept].to(x.dtype).sqrt()[:, None]
         fold = self._calls % len(self.count)
         self._calls += 1
+        self.count[fold] += root.double().square().sum()
+        self._waiting[fold].append((x, y, root))
+        if sum(len(rows) for rows, _, _ in self._waiting[fold]) >= FEWEST:
+            self._settle(fold)
+
+    def _settle(self, fold: int) -> None:
+        """Add to a fold's sums what waits."""
+        waiting = self._waiting[fold]
+        self._waiting[fold] = []
+        if not waiting:
+            return
+        xs, ys, roots = zip(*waiting, strict=True)
+        x, root = torch.cat(xs), torch.cat(roots)
+        y = x if self._same else torch.cat(ys)
         for first in range(0, len(x), ROWS):
             part = slice(first, first + ROWS)
-            self._add(fold, x[part], y[part], None if root is None else root[part])
+            self._add(fold, x[part], None if self._same else y[part], root[part])
 
-    def _add(self, fold: int, x: Tensor, y: Tensor, root: Tensor | None) -> None:
+    def _add(self, fold: int, x: Tensor, y: Tensor | None, root: Tensor) -> None:
+        if not len(x):
+            return
         if self._shift is None:
             # Far from zero, float32 products of differences would be lost in their mean.
-            self._shift = x.mean(0), y.mean(0)
-        x, y = x - self._shift[0], y - self._shift[1]
-        if root is None:
-            root = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
-        x, y = x * root, y * root
-        self.count[fold] += root.double().square().sum()
-        self.x[fold] += (x * root).sum(0, dtype=torch.float64)
-        self.y[fold] += (y * root).sum(0, dtype=torch.float64)
-        self.xx[fold] += x.T @ x
-        self.yx[fold] += y.T @ x
-        self.yy[fold] += y.T @ y if self.yy.ndim == 3 else y.square().sum(0, dtype=torch.float64)
+            means = x.mean(0)
+            self._shift = means, means if y is None else y.mean(0)
+        x = (x - self._shift[0]) * root
+        self._x[fold] += (x * root).sum(0, dtype=torch.float64)
+        self._xx[fold] += x.T @ x
+        if y is not None:
+            y = (y - self._shift[1]) * root
+            self._y[fold] += (y * root).sum(0, dtype=torch.float64)
+            self._yx[fold] += y.T @ x
+            self._yy[fold] += y.square().sum(0, dtype=torch.float64)
 
     def through(self, weight: Tensor, bias: Tensor | None = None) -> Moments:
-        """The moments with targets y W^T + b in the place of y.
+        """The moments of the same inputs with targets x W^T + b.
 
-        With the dense model's inputs of a layer as y, that is its outputs; layers that read the
-        same inputs share one accumulation.
+        With the dense model's inputs of a layer, that is its outputs; layers that read the same
+        inputs share one accumulation.
 
         Args:
-            weight: [N, M].
+            weight: [N, K].
             bias: [N], or None.
 
         Raises:
-            ValueError: only the diagonal of the targets' products was kept.
+            ValueError: targets are other than the inputs.
         """
-        if self.yy.ndim != 3:
-            raise ValueError("these moments were not accumulated with full=True")
-        w = weight.to(self.yy)
-        made = Moments(self.x.shape[1], len(w), folds=len(self.count), device=self.x.device)
-        made.count, made.x, made.xx = self.count, self.x, self.xx
-        made.y, made.yx = self.y @ w.T, w @ self.yx
-        made.yy = ((w @ self.yy) * w).sum(-1)
+        if not self._same:
+            raise ValueError("these moments have targets of their own")
+        self._settle_all()
+        w = weight.to(self._xx)
+        made = Moments(self._x.shape[1], len(w), folds=len(self.count), device=self._x.device)
+        made.count, made._x, made._xx = self.count, self._x, self._xx
+        made._y, made._yx = self._x @ w.T, w @ self._xx
+        made._yy = (made._yx * w).sum(-1)
         made._calls = self._calls
         if self._shift is not None:
             offset = self._shift[1].to(w) @ w.T
             made._shift = self._shift[0], offset if bias is None else offset + bias.to(w)
         return made
+
+    def _settle_all(self) -> None:
+        for fold in range(len(self._waiting)):
+            self._settle(fold)
 
     def centered(self, folds: Sequence[int] | None = None) -> Centered:
         """Means and covariances over some folds; absent: all.
@@ -123,20 +152,22 @@ class Moments:
         Raises:
             ValueError: no row was added to them.
         """
+        self._settle_all()
         which = list(range(len(self.count)) if folds is None else folds)
         count = self.count[which].sum()
         if self._shift is None or not count > 0:
             raise ValueError("no row was added to these moments")
-        x, y = self.x[which].sum(0) / count, self.y[which].sum(0) / count
-        yy = self.yy[which].sum(0) / count
-        variance = (yy.diagonal() if yy.ndim == 2 else yy) - y.square()
+        x, y = self._x[which].sum(0) / count, self._y[which].sum(0) / count
+        xx = self._xx[which].sum(0) / count
+        yx = xx if self._same else self._yx[which].sum(0) / count
+        yy = xx.diagonal() if self._same else self._yy[which].sum(0) / count
         return Centered(
             count=float(count),
             x_mean=x + self._shift[0],
             y_mean=y + self._shift[1],
-            xx=self.xx[which].sum(0) / count - torch.outer(x, x),
-            yx=self.yx[which].sum(0) / count - torch.outer(y, x),
-            variance=variance.clamp_min(0),
+            xx=xx - torch.outer(x, x),
+            yx=yx - torch.outer(y, x),
+            variance=(yy - y.square()).clamp_min(0),
         )
 
 

@@ -146,12 +146,12 @@ def _moments(
     nodes: Sequence[int],
     values: Sequence[str],
 ) -> Moments:
-    """Of the inputs that a layer has in the dense model, as inputs and as targets."""
-    moments = Moments(layer.inputs, layer.inputs, folds=1, full=True)
+    """Of the inputs that a layer has in the dense model."""
+    moments = Moments(layer.inputs, folds=1)
     for batch, walk, node, value in zip(batches, walks, nodes, values, strict=True):
         walk.until(node)
         x = walk.value(value)
-        moments.add(x, x, batch.rows(x))
+        moments.add(x, weight=batch.rows(x))
     return moments
 
 

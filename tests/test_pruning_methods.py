@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # small matrices: threads would only wait for each other
 
 from sparsec.errors import InputError  # noqa: E402
-from sparsec.pruning import blocks, channels, masks, removal  # noqa: E402
+from sparsec.pruning import blocks, channels, gram, masks, removal  # noqa: E402
 from sparsec.pruning.allocation import Choice, fastest, least_error  # noqa: E402
 from sparsec.pruning.gram import Moments  # noqa: E402
 from sparsec.pruning.least_squares import (  # noqa: E402
@@ -98,19 +98,41 @@ def test_moments_are_those_of_the_weighted_rows(seed: int, calls: int, weighted:
 
 def test_targets_through_a_layer_are_its_outputs() -> None:
     x, _, w = random_rows(3, 4, 6)
-    dense = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double()
     bias = torch.arange(4.0)
-    shared, direct = Moments(6, 6, full=True), Moments(6, 4)
+    shared, same, direct = Moments(6), Moments(6, 6), Moments(6, 4)
     for part in (slice(0, 120), slice(120, 200)):
-        shared.add(x[part], dense[part])
-        direct.add(x[part], dense[part] @ w.T + bias)
-    got, wanted = shared.through(w, bias).centered(), direct.centered()
-    for name in ("count", "x_mean", "y_mean", "xx", "yx", "variance"):
-        assert np.allclose(getattr(got, name), getattr(wanted, name)), name
-    with pytest.raises(ValueError, match="full=True"):
+        shared.add(x[part])
+        same.add(x[part], x[part])
+        direct.add(x[part], x[part] @ w.T + bias)
+    pairs = [(shared.through(w, bias), direct), (shared, same)]
+    for got, wanted in [(one.centered(), two.centered()) for one, two in pairs]:
+        for name in ("count", "x_mean", "y_mean", "xx", "yx", "variance"):
+            assert np.allclose(getattr(got, name), getattr(wanted, name)), name
+    with pytest.raises(ValueError, match="of their own"):
         direct.through(w)
+    with pytest.raises(ValueError, match="inputs alone"):
+        direct.add(x)
+    with pytest.raises(ValueError, match="inputs alone"):
+        shared.add(x, x)
     with pytest.raises(ValueError, match="no row"):
         Moments(3, 3).centered()
+
+
+def test_moments_are_the_same_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows wait until they are many, in the fold that they belong to."""
+    x, y, _ = random_rows(5, 3, 6, 400)
+    found = []
+    for fewest, rows in ((1, 4096), (64, 48), (10_000, 150)):
+        monkeypatch.setattr(gram, "FEWEST", fewest)
+        monkeypatch.setattr(gram, "ROWS", rows)
+        moments = Moments(6, 3)
+        for part in np.array_split(np.arange(400), 11):
+            moments.add(x[part], y[part])
+        found.append([moments.centered(folds) for folds in ([0], [1], None)])
+    for made in found[1:]:
+        for got, wanted in zip(made, found[0], strict=True):
+            for name in ("count", "x_mean", "y_mean", "xx", "yx", "variance"):
+                assert np.allclose(getattr(got, name), getattr(wanted, name)), name
 
 
 def test_the_dense_problem_is_solved_exactly() -> None:
