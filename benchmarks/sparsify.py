@@ -158,7 +158,9 @@ class Results:
         part.replace(self.path)
 
 
-def one(subject_name: str, subject: Subject, run: Run, minutes: float) -> dict[str, Any]:
+def one(
+    subject_name: str, subject: Subject, run: Run, minutes: float, target: str
+) -> dict[str, Any]:
     """Sparsify, and judge by texts that were never seen."""
     import sparsec
 
@@ -169,6 +171,7 @@ def one(subject_name: str, subject: Subject, run: Run, minutes: float) -> dict[s
         texts=subject.texts,
         output=output,
         minutes=minutes if run.trained else 0,
+        target=target,
         force=True,
         progress=lambda line: print(f"  {line}", flush=True),
         **run.options,
@@ -177,6 +180,7 @@ def one(subject_name: str, subject: Subject, run: Run, minutes: float) -> dict[s
         "method": run.method,
         "sparsity": made.sparsity,
         "speedup": made.speedup,
+        "target": target,
         "minutes": (time.monotonic() - began) / 60,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "curve": [[point.minutes, point.sparsity, point.agreement] for point in made.curve],
@@ -329,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("subjects", nargs="*", choices=[*SUBJECTS, "bert-base", []], help="default: all")
     add("--runs", help="only rows whose name has this in it")
     add("--minutes", type=float, default=120.0, help="of training, where there is any")
+    add("--target", default="auto", help="ISA target whose costs decide")
     add("--plots", action="store_true", help="draw what is there, and do nothing else")
     add("--results", type=Path, default=WORK / "results.json")
     args = parser.parse_args(argv)
@@ -361,7 +366,7 @@ def _all(args: argparse.Namespace, results: Results) -> None:
         for run in missing:
             key = f"{name}: {run.name}"
             print(key, flush=True)
-            results.put(key, one(name, subject, run, args.minutes))
+            results.put(key, one(name, subject, run, args.minutes, args.target))
 
 
 if __name__ == "__main__":

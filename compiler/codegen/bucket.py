@@ -264,7 +264,9 @@ class _Text:
             lines=self._shared_lines(stage),
             matrix=stage.matrix,
             cleared=self._cleared(stage),
-            zeroed=[{"buffer": self._number(b), "bytes": b.size.batch} for b in flat],
+            zeroed=[
+                {"buffer": self._number(b), "row": b.size.batch // self.plan.tokens} for b in flat
+            ],
             slab=SLAB_QUADS,
         )
 
