@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from sparsec.serving._words import Words
 
@@ -77,9 +77,17 @@ class PlainText:
 
     def _learn(self, known: Words, new: list[str]) -> None:
         """Add words to those that are remembered."""
-        found = self.tokenizer.encode_batch(new, add_special_tokens=False)
+        found = encode_batch(self.tokenizer, new)
         known.add(new, [one.ids for one in found])
         self._room -= sum(map(len, new)) + _WORD * len(new)
         if self._room < 0:
             # Whoever is at it goes on with the one that there is.
             self._words, self._room = Words(self._lower, self._marks), ROOM
+
+
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
+    """The tokens of texts, without special ones, and perhaps without where they are in the text:
+    the newer of the library's functions leaves that out."""
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    found: list[Encoding] = encode(texts, add_special_tokens=False)
+    return found

@@ -22,7 +22,7 @@ from sparsec.errors import InputError, ModelError
 from sparsec.positions import Positions
 from sparsec.serving import tokenizer_files
 from sparsec.serving.models import ModelFiles
-from sparsec.serving.plain_text import PlainText
+from sparsec.serving.plain_text import PlainText, encode_batch
 from sparsec.serving.runner import Features, Role, roles
 
 # What tokens have for a space.
@@ -194,11 +194,8 @@ class Text:
     def _batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         if len(texts) < 2:
             return [self.ids(text) for text in texts]
-        # The newer one leaves out what ids do not need: where tokens are in the text.
-        encode = getattr(self._bare, "encode_batch_fast", self._bare.encode_batch)
         try:
-            found = encode(texts, add_special_tokens=False)
-            return [np.array(one.ids, np.int64) for one in found]
+            return [np.array(one.ids, np.int64) for one in encode_batch(self._bare, texts)]
         except TypeError:
             # The one that it is says so.
             return [self.ids(text) for text in texts]
