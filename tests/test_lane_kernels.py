@@ -862,7 +862,7 @@ def test_vector_math_error_bounds(tmp_path: Path, target: str) -> None:
     headers = ("sparsec.h", "rt.h", "lanes/vec.h", f"lanes/{isa.vectors.header}")
     for name in headers:
         (tmp_path / Path(name).name).write_text(read_template(name))
-    vmath = environment().get_template("lanes/vmath.h.j2").render(**gelu.literals())
+    vmath = environment().get_template("lanes/vmath.h.j2").render(phi=gelu.literals())
     (tmp_path / "vmath.h").write_text(vmath)
     functions = "".join(
         f"void each_{f}(float *x, long n) {{ for (long i = 0; i < n; i += VL) "

@@ -132,7 +132,7 @@ def headers_of(target: Target) -> dict[str, str]:
         **headers(),
         "vec_isa.h": read_template(f"lanes/{target.vectors.header}"),
         "vec.h": read_template("lanes/vec.h"),
-        "vmath.h": tidy(_fill("lanes/vmath.h.j2", **gelu.literals())),
+        "vmath.h": tidy(_fill("lanes/vmath.h.j2", phi=gelu.literals())),
         "lanes.h": tidy(_fill("lanes/lanes.h.j2")),
         "dense.h": tidy(_fill("lanes/dense.h.j2", lanes=target.lanes, kinds=_products(target))),
     }
