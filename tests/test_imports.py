@@ -24,7 +24,7 @@ FOLDERS = {
 
 BASE = {
     *("errors", "paths", "arguments", "console", "scratch", "positions", "interface", "_start"),
-    *("targets", "microarchitectures", "tile_registers"),
+    *("stopping", "targets", "microarchitectures", "tile_registers"),
     *("sentence_files", "hub", "progress"),
 }
 ABOVE_COMPILER = BASE | {"compiler", "runtime"}
@@ -131,6 +131,7 @@ def _part(module: str, depth: int = 1) -> str:
 
 def test_all_files_are_read() -> None:
     assert {f"sparsec.runtime.{name}" for name in ("_engine", "_loader", "_rows")} <= set(IMPORTS)
+    assert "sparsec.serving._words" in IMPORTS
     assert "sparsec.runtime.artifact" in IMPORTS["sparsec.runtime._engine"]
     assert {_part(module) for module in IMPORTS} <= set(ALLOWED)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -158,7 +158,18 @@ def test_a_signal_that_another_thread_takes_is_heeded(number: int, code: int) ->
     assert done.returncode == code
 
 
-def test_signals_are_as_before_afterwards() -> None:
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Signals as they are in a terminal, whatever whoever started the tests has said of them."""
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    heed_signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in zip(stopping.SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_signals_are_as_before_afterwards(heeded: None) -> None:
     before = [signal.getsignal(number) for number in stopping.SIGNALS]
     threads = threading.active_count()
     for _ in range(3):
