@@ -319,8 +319,6 @@ def cases() -> dict[str, list[Case]]:
                 lambda a, b, imm=imm: shuffled_quarters(a, b, imm))
     add("_mm512_permutexvar_ps", "ps", "si ps",
         lambda k, a: np.take_along_axis(a, (k & 15).astype(int), 1), "u4")
-    add("_mm512_permutex2var_ps", "ps", "ps si ps",
-        lambda a, k, b: np.take_along_axis(np.hstack([a, b]), (k & 31).astype(int), 1), "u4")
     add("_mm512_permutexvar_epi16", "si", "si si",
         lambda k, a: np.take_along_axis(a, (k & 31).astype(int), 1), "u2")
 

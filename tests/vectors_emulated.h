@@ -312,14 +312,6 @@ EMULATED __m512 v512_permutexvar_ps(__m512i which, __m512 a)
         r.f32[i] = x.f32[k.u32[i] & 15];
     return r.ps;
 }
-EMULATED __m512 v512_permutex2var_ps(__m512 a, __m512i which, __m512 b)
-{
-    const v512 k = {.si = which}, x = {.ps = a}, y = {.ps = b};
-    v512 r;
-    for (int i = 0; i < 16; i++)
-        r.f32[i] = (k.u32[i] & 16 ? y : x).f32[k.u32[i] & 15];
-    return r.ps;
-}
 EMULATED __m512i v512_permutexvar_epi16(__m512i which, __m512i a)
 {
     const v512 k = {.si = which}, x = {.si = a};
@@ -473,8 +465,6 @@ EMULATED __m512 v512_dpbf16_ps(__m512 acc, __m512bh a, __m512bh b)
 #define _mm512_packs_epi32 v512_packs_epi32
 #undef _mm512_packus_epi16
 #define _mm512_packus_epi16 v512_packus_epi16
-#undef _mm512_permutex2var_ps
-#define _mm512_permutex2var_ps v512_permutex2var_ps
 #undef _mm512_permutexvar_epi16
 #define _mm512_permutexvar_epi16 v512_permutexvar_epi16
 #undef _mm512_permutexvar_ps

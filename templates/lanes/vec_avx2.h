@@ -153,12 +153,22 @@ SPARSEC_INLINE vi vi_lookup(vi x, const uint8_t *table)
     const vi_raw less = _mm256_blendv_epi8(of64[0], of64[1], bit6);
     return (vi)_mm256_blendv_epi8(less, _mm256_blendv_epi8(of64[2], of64[3], bit6), (vi_raw)x);
 }
-/* table[i % 8]. */
-#define vf_lookup8(table, i) _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (vi_raw)(i))
 /* e^(-x d) for the low byte d of each lane: tables of e^(-32 x i), e^(-4 x i) and e^(-x (i % 4)), i in
  * [0, 8). */
+SPARSEC_INLINE vf vf_lookup8(const float *table, vi i)
+{
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (vi_raw)i);
+}
 SPARSEC_INLINE vf vf_decay(const float *table, vi d)
 {
     return vf_lookup8(table, (vi)_mm256_srli_epi32((vi_raw)d, 5))
         * (vf_lookup8(table + 8, (vi)_mm256_srli_epi32((vi_raw)d, 2)) * vf_lookup8(table + 16, d));
 }
+/* table[i modulo 16]. */
+SPARSEC_INLINE vf vf_lookup16(const float *table, vi i)
+{
+    const vf low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (vi_raw)i);
+    const vf high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (vi_raw)i);
+    return _mm256_blendv_ps(low, high, (vf)(i << 28));
+}
+#define vf_lookup16 vf_lookup16 /* vmath.h asks */

@@ -91,10 +91,8 @@ SPARSEC_INLINE vf_sixteen vf_load16(const void *p) { return vf_load(p); }
 #define vf_spread(v, i) _mm512_shuffle_ps(v, v, (i) * 0x55)
 /* x * 2^n for whole n. */
 #define vf_scale2(x, n) _mm512_scalef_ps(x, n)
-/* table[i % 16], table[i % 32]. */
+/* table[i % 16]. */
 #define vf_lookup16(table, i) _mm512_permutexvar_ps((vi_raw)(i), _mm512_loadu_ps(table))
-#define vf_lookup32(table, i) \
-    _mm512_permutex2var_ps(_mm512_loadu_ps(table), (vi_raw)(i), _mm512_loadu_ps((table) + 16))
 /* 16 x 16 dwords: what is a row in steps of `from_step` dwords becomes a column. */
 SPARSEC_INLINE void v_transpose(const void *from, int64_t from_step, void *to, int64_t to_step)
 {
