@@ -55,7 +55,8 @@ class Moments:
         self._calls = 0
         self._shift: tuple[Tensor, Tensor] | None = None
         # Rows, with roots of their weights, that are not in the sums yet.
-        self._waiting: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(folds)]
+        self._waiting: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(folds)]
+        self._targets: list[list[Tensor]] = [[] for _ in range(folds)]
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor | None = None, weight: Tensor | None = None) -> None:
@@ -73,31 +74,32 @@ class Moments:
         if (y is None) != self._same:
             raise ValueError("these moments are of inputs and other targets, or of inputs alone")
         x = x.reshape(-1, x.shape[-1])
-        y = x if y is None else y.reshape(-1, y.shape[-1])
+        y = None if y is None else y.reshape(-1, y.shape[-1])
         root = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
         if weight is not None:
             kept = weight.reshape(-1) > 0
-            x, y = x[kept], x[kept] if y is x else y[kept]
+            x, y = x[kept], None if y is None else y[kept]
             root = weight.reshape(-1)[kept].to(x.dtype).sqrt()[:, None]
         fold = self._calls % len(self.count)
         self._calls += 1
         self.count[fold] += root.double().square().sum()
-        self._waiting[fold].append((x, y, root))
-        if sum(len(rows) for rows, _, _ in self._waiting[fold]) >= FEWEST:
+        self._waiting[fold].append((x, root))
+        if y is not None:
+            self._targets[fold].append(y)
+        if sum(len(rows) for rows, _ in self._waiting[fold]) >= FEWEST:
             self._settle(fold)
 
     def _settle(self, fold: int) -> None:
         """Add to a fold's sums what waits."""
-        waiting = self._waiting[fold]
-        self._waiting[fold] = []
+        waiting, targets = self._waiting[fold], self._targets[fold]
+        self._waiting[fold], self._targets[fold] = [], []
         if not waiting:
             return
-        xs, ys, roots = zip(*waiting, strict=True)
-        x, root = torch.cat(xs), torch.cat(roots)
-        y = x if self._same else torch.cat(ys)
+        x, root = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+        y = None if self._same else torch.cat(targets)
         for first in range(0, len(x), ROWS):
             part = slice(first, first + ROWS)
-            self._add(fold, x[part], None if self._same else y[part], root[part])
+            self._add(fold, x[part], None if y is None else y[part], root[part])
 
     def _add(self, fold: int, x: Tensor, y: Tensor | None, root: Tensor) -> None:
         if not len(x):

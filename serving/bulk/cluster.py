@@ -26,7 +26,12 @@ from sparsec.serving.bulk.output import Output
 from sparsec.serving.bulk.parts import Part, Plan, Reader
 from sparsec.serving.bulk.progress import Meter
 from sparsec.serving.bulk.work import Work
-from sparsec.serving.bulk.worker import Worker, quick_switches, serial_tokenizers
+from sparsec.serving.bulk.worker import (
+    Worker,
+    quick_switches,
+    rare_collections,
+    serial_tokenizers,
+)
 from sparsec.serving.pipelines import Pipeline
 
 # CPUs of a node that its actor leaves to the tasks that read: without, none would ever run.
@@ -204,6 +209,7 @@ class _Actor:
         self._settings = contextlib.ExitStack()
         self._settings.enter_context(serial_tokenizers())
         self._settings.enter_context(quick_switches())
+        self._settings.enter_context(rare_collections())
         self._wrong: SparsecError | None = None
         try:
             pipeline = ray.get(packed).make(1)
